@@ -1,0 +1,68 @@
+# Hookpost. `make` alone lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench sim lint format types layers lock venv venv-dev clean
+
+ARGS ?=
+SEEDS ?= 20
+SEED ?=
+# Two, because every test with a database starts a PostgreSQL of its own; more than the cores only makes them slower.
+PYTEST_WORKERS ?= 2
+
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  ARGS="…" is passed on to demo, test and bench; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
+
+demo: venv ## a server, a receiver and a producer on this machine (ARGS="--events 10000 --exit")
+	@$(BIN)/hookpost demo $(ARGS)
+
+test: venv-dev ## the tests (ARGS="tests/app -k config", ARGS="-n 0" for one process)
+	@$(BIN)/pytest $(if $(filter -n% --numprocesses% -p%,$(ARGS)),,-n $(PYTEST_WORKERS)) $(ARGS)
+
+check: lint types layers test ## all that has to pass before a change is merged
+
+bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
+	@$(BIN)/hookpost bench $(ARGS)
+
+sim: venv-dev ## the simulator: SEEDS=20 worlds, or the one world SEED=n
+	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+lint: venv-dev ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: venv-dev ## let ruff put things in order
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: venv-dev ## mypy, strict
+	@$(BIN)/mypy
+
+layers: venv-dev ## import-linter: dependencies point down
+	@$(BIN)/lint-imports
+
+# The lock files hold for every supported Python on Linux, with hashes, and name no package index.
+UV_VERSION := 0.13.9
+COMPILE = $(BIN)/uv pip compile --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command 'make lock' $(ARGS)
+lock: venv-dev ## renew the lock files (ARGS="--upgrade" for newer versions)
+	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	@$(COMPILE) pyproject.toml --output-file requirements.lock >/dev/null
+	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock >/dev/null
+	@printf 'editables>=0.5\nhatchling>=1.27\n' | $(COMPILE) - --output-file requirements-build.lock >/dev/null
+
+venv:
+	@scripts/bootstrap run
+
+venv-dev:
+	@scripts/bootstrap dev
+
+clean: ## remove the virtual environment and all caches (no data)
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
