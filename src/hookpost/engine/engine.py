@@ -1,0 +1,847 @@
+"""The engine of one worker: shards in, sends and settles out.
+
+Relies on: journal rows contiguous per shard, configuration before deliveries, one owner per shard (the fence).
+Promises: an entry leaves `open` only with its outcome, its backlog row or its dead letter in the same settle; a cap is
+never exceeded; nothing is sent twice while one owner lives; what a settle says is true when it commits.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import assert_never
+from uuid import UUID
+
+from hookpost.engine.lanes import FROM_START, NEVER, EndpointState, Lane, TenantState, Turns
+from hookpost.engine.progress import ShardProgress
+from hookpost.engine.work import (
+    Attempt,
+    BacklogChange,
+    BacklogRow,
+    DeadLetter,
+    Entry,
+    Fetch,
+    Gone,
+    Hold,
+    JournalRow,
+    Kind,
+    Settle,
+    ShardSettle,
+    Takeover,
+    Work,
+)
+from hookpost.model import Dead, DeadReason, Delivered, Endpoint, Outcome, Retry, Tenant, WaitReason
+from hookpost.policy.classify import classify
+from hookpost.policy.gate import Wait, endpoint_gate, parks
+from hookpost.policy.retry import decide, retry_after_s
+from hookpost.policy.routing import cap_share
+
+# Backlog rows of one lane that are brought into memory at once; small, as each brings its payload along.
+FETCH_MAX = 64
+# Lanes whose backlog is being read at the same time; bounds memory and the load of a mass recovery on the store.
+FETCHES_MAX = 8
+# A hold is worth a write when it reaches this much further than the one already written.
+HOLD_STEP_S = 1.0
+# When memory is full it is emptied down to this part, so that one spill serves many reads.
+ROOM_LEFT = 0.75
+# Two backlog rows of one lane are never due at the same instant as a fetch's boundary: this is PostgreSQL's resolution.
+TICK_S = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one worker. ``buffer_*``: fresh deliveries waiting in memory; ``in_flight_*``: requests under way."""
+
+    in_flight: int = 1000
+    in_flight_bytes: int = 128 * 1024 * 1024
+    buffer: int = 20_000
+    buffer_bytes: int = 64 * 1024 * 1024
+
+
+class _Shard:
+    """One owned shard: its progress and what happened since the last settle."""
+
+    __slots__ = (
+        "attempts", "clean", "dead", "deletes", "draining", "dropped_lanes", "fence", "in_flight", "lanes", "number",
+        "possible_duplicates_before", "progress", "revived", "settle_no", "touched", "upserts",
+    )  # fmt: skip
+
+    def __init__(self, takeover: Takeover, now: float) -> None:
+        self.number = takeover.shard
+        self.fence = takeover.fence
+        self.settle_no = takeover.settle_no
+        self.progress = ShardProgress(takeover.read_to, takeover.read_day)
+        self.lanes: dict[UUID, Lane] = {}
+        self.possible_duplicates_before = 0.0 if takeover.clean else now
+        self.in_flight = 0
+        self.draining = False
+        self.clean = takeover.clean
+        self.touched = False
+        self.attempts: list[Attempt] = []
+        self.upserts: dict[tuple[UUID, int], BacklogChange] = {}
+        self.deletes: list[tuple[UUID, int]] = []
+        self.dead: list[DeadLetter] = []
+        self.revived: list[tuple[UUID, UUID]] = []
+        self.dropped_lanes: list[UUID] = []
+
+    def take(self) -> ShardSettle:
+        """Close the books of this shard up to now and open new ones."""
+        self.settle_no += 1
+        part = ShardSettle(
+            shard=self.number,
+            fence=self.fence,
+            settle_no=self.settle_no,
+            progress=self.progress.snapshot(),
+            attempts=self.attempts,
+            upserts=self.upserts,
+            deletes=self.deletes,
+            dead=self.dead,
+            revived=self.revived,
+            dropped_lanes=self.dropped_lanes,
+            clean=self.draining and self.in_flight == 0,
+        )
+        self.attempts, self.upserts, self.deletes = [], {}, []
+        self.dead, self.revived, self.dropped_lanes = [], [], []
+        self.touched = False
+        self.clean = part.clean
+        return part
+
+
+class Engine:
+    """All decisions of one worker. Every method takes `now`, which must never go back."""
+
+    def __init__(self, *, worker: str, limits: Limits, rng: Random) -> None:
+        self._worker = worker
+        self._limits = limits
+        self._rng = rng
+        self._shards: dict[int, _Shard] = {}
+        self._tenants: dict[UUID, TenantState] = {}
+        self._endpoints: dict[UUID, EndpointState] = {}
+        self._turns = Turns()
+        self._timers: list[tuple[float, int, Lane]] = []
+        self._timer_no = 0
+        self._wanted: deque[Lane] = deque()
+        self._fetching = 0
+        self._missing: dict[UUID, UUID] = {}
+        self._holds: dict[UUID, Hold] = {}
+        self._gone: dict[UUID, Gone] = {}
+        self._touched: list[_Shard] = []
+        self._released: list[tuple[Lane, int]] = []
+        self._due_lanes: list[Lane] = []
+        self.in_flight = 0
+        self.in_flight_bytes = 0
+        self.buffered = 0
+        self.buffered_bytes = 0
+        self.pending_attempts = 0
+
+    # ---- shards -------------------------------------------------------------------------------------------------
+
+    @property
+    def shards(self) -> Collection[int]:
+        """The shards this worker owns."""
+        return self._shards.keys()
+
+    def open_shard(self, takeover: Takeover, *, now: float) -> None:
+        """Become the owner: exactly the open entries and what lies past ``read_to`` is to be done."""
+        assert takeover.shard not in self._shards
+        shard = self._shards[takeover.shard] = _Shard(takeover, now)
+        self._share_caps()
+        for summary in takeover.lanes:
+            lane = self._lane(shard, summary.endpoint_id, summary.tenant_id)
+            lane.stored = summary.count
+            lane.next_due = summary.next_due
+            lane.next_deadline = summary.next_deadline
+            self._consider(lane, now)
+        for row in takeover.rows:
+            done = takeover.done.get(row.seq, ())
+            owed = [endpoint_id for endpoint_id in row.owed if endpoint_id not in done]
+            self._accept(shard, row, owed, done, possible_duplicate=not takeover.clean, reopened=True, now=now)
+
+    def drain_shard(self, number: int) -> None:
+        """Start nothing more for this shard; what is in flight may end."""
+        shard = self._shards[number]
+        shard.draining = True
+        self._touch(shard)
+
+    def touch(self, number: int) -> None:
+        """Have this shard's progress written with the next settle, though nothing happened."""
+        self._touch(self._shards[number])
+
+    def in_flight_of(self, number: int) -> int:
+        """Requests under way for this shard."""
+        shard = self._shards.get(number)
+        return 0 if shard is None else shard.in_flight
+
+    def close_shard(self, number: int) -> None:
+        """Forget the shard, as it was released or lost: outcomes that still come in are dropped."""
+        shard = self._shards.pop(number, None)
+        if shard is None:
+            return
+        if shard in self._touched:
+            self._touched.remove(shard)
+        self.pending_attempts -= len(shard.attempts)
+        for lane in shard.lanes.values():
+            lane.open = False
+            for work in lane.queue:
+                self._unbuffer(work)
+            lane.queue.clear()
+            endpoint = lane.endpoint
+            del endpoint.lanes[number]
+            if lane.blocked:
+                endpoint.waiting.remove(lane)
+            self._forget_idle(endpoint)
+        self._share_caps()
+
+    def _forget_idle(self, endpoint: EndpointState) -> None:
+        if not endpoint.lanes and endpoint.in_flight == 0:
+            self._endpoints.pop(endpoint.endpoint_id, None)
+            self._missing.pop(endpoint.endpoint_id, None)
+
+    def _share_caps(self) -> None:
+        for tenant in self._tenants.values():
+            self._share_tenant(tenant)
+        for endpoint in self._endpoints.values():
+            self._share_endpoint(endpoint)
+
+    def _share_tenant(self, tenant: TenantState) -> None:
+        if tenant.config is not None:
+            tenant.cap = cap_share(tenant.config.max_in_flight, tenant.config.home_shards, self._shards)
+            self._turns.resume(tenant)
+
+    def _share_endpoint(self, endpoint: EndpointState) -> None:
+        tenant = endpoint.tenant.config
+        if endpoint.config is not None and tenant is not None:
+            endpoint.cap = cap_share(endpoint.config.max_in_flight, tenant.home_shards, self._shards)
+            self._wake_waiting(endpoint, everyone=True)
+
+    # ---- configuration ------------------------------------------------------------------------------------------
+
+    @property
+    def missing(self) -> dict[UUID, UUID]:
+        """Endpoints (and their tenants) that deliveries wait for and that were not configured yet."""
+        return self._missing
+
+    @property
+    def known_tenants(self) -> Collection[UUID]:
+        """The tenants whose configuration this engine holds."""
+        return self._tenants.keys()
+
+    def endpoints_of(self, tenants: Collection[UUID]) -> list[UUID]:
+        """The endpoints of these tenants that the engine knows."""
+        return [e.endpoint_id for e in self._endpoints.values() if e.tenant.tenant_id in tenants]
+
+    def configure(self, tenants: Iterable[Tenant], endpoints: Iterable[Endpoint], *, now: float) -> None:
+        """Take over loaded or changed configuration; lanes open and close as it says."""
+        for tenant in tenants:
+            state = self._tenant(tenant.tenant_id)
+            state.config = tenant
+            self._share_tenant(state)
+        for config in endpoints:
+            self._missing.pop(config.endpoint_id, None)
+            endpoint = self._endpoints.get(config.endpoint_id)
+            if endpoint is None:
+                continue
+            endpoint.config = config
+            endpoint.hold_until = max(endpoint.hold_until, config.hold_until)
+            self._share_endpoint(endpoint)
+            for lane in list(endpoint.lanes.values()):
+                if config.deleted:
+                    self._cancel_lane(lane)
+                elif lane.queue:
+                    self._turns.enter(lane)
+                self._consider(lane, now)
+
+    def _tenant(self, tenant_id: UUID) -> TenantState:
+        state = self._tenants.get(tenant_id)
+        if state is None:
+            state = self._tenants[tenant_id] = TenantState(tenant_id)
+        return state
+
+    def _lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID) -> Lane:
+        lane = shard.lanes.get(endpoint_id)
+        if lane is not None:
+            return lane
+        endpoint = self._endpoints.get(endpoint_id)
+        if endpoint is None:
+            endpoint = self._endpoints[endpoint_id] = EndpointState(endpoint_id, self._tenant(tenant_id))
+        if endpoint.config is None:
+            self._missing[endpoint_id] = tenant_id
+        lane = shard.lanes[endpoint_id] = endpoint.lanes[shard.number] = Lane(shard.number, endpoint)
+        return lane
+
+    # ---- the journal --------------------------------------------------------------------------------------------
+
+    def read_to(self, number: int) -> tuple[int, int]:
+        """(seq, day) of the last journal row read: the reader goes on behind it."""
+        progress = self._shards[number].progress
+        return progress.read_to, progress.read_day
+
+    def room(self) -> tuple[int, int]:
+        """How many rows and payload bytes the reader may bring: 0 when memory is full of work that can start."""
+        limits = self._limits
+        if self.buffered >= limits.buffer or self.buffered_bytes >= limits.buffer_bytes:
+            return 0, 0
+        return limits.buffer - self.buffered, limits.buffer_bytes - self.buffered_bytes
+
+    def on_rows(self, number: int, rows: Sequence[JournalRow], *, now: float) -> None:
+        """Journal rows of one shard, contiguous; raises GapError (and takes none further) when they are not."""
+        shard = self._shards[number]
+        for row in rows:
+            shard.progress.advance(row.seq, row.day)
+            if row.kind == Kind.REPLAY:
+                shard.revived.extend((row.event_id, endpoint_id) for endpoint_id in row.owed)
+            if row.owed and row.kind != Kind.CONTROL:
+                self._accept(shard, row, row.owed, (), possible_duplicate=False, reopened=False, now=now)
+        if rows:
+            self._touch(shard)
+
+    def _accept(
+        self,
+        shard: _Shard,
+        row: JournalRow,
+        owed: Sequence[UUID],
+        done: Sequence[UUID],
+        *,
+        possible_duplicate: bool,
+        reopened: bool,
+        now: float,
+    ) -> None:
+        entry = Entry(
+            shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, row.payload, row.generation,
+            row.created_at, len(owed),
+        )  # fmt: skip
+        entry.done.extend(done)
+        shard.progress.reopen(entry)
+        for endpoint_id in owed:
+            lane = self._lane(shard, endpoint_id, row.tenant_id)
+            work = Work(entry, lane, row.created_at, possible_duplicate=possible_duplicate)
+            self._buffer(work)
+            self._enqueue(lane, work, now)
+
+    def _enqueue(self, lane: Lane, work: Work, now: float) -> None:
+        config = lane.endpoint.config
+        if config is None:
+            lane.queue.append(work)
+            return
+        if config.deleted:
+            self._unbuffer(work)
+            self._finish(work)
+            return
+        wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
+        if wait is not None and parks(wait, now=now):
+            self._put_away(work, wait.reason, now)
+            return
+        lane.queue.append(work)
+        self._turns.enter(lane)
+
+    # ---- sending ------------------------------------------------------------------------------------------------
+
+    def take_sends(self, limit: int, *, now: float) -> list[Work]:
+        """Up to ``limit`` deliveries that start now, in fair turns; each must end in one ``on_outcome``."""
+        sends: list[Work] = []
+        limits = self._limits
+        while len(sends) < limit and self.in_flight < limits.in_flight:
+            if self.in_flight_bytes >= limits.in_flight_bytes:
+                break
+            lane = self._turns.next()
+            if lane is None:
+                self._make_room(now)
+                break
+            work = self._next_of(lane, now)
+            if work is not None:
+                self._start(work)
+                sends.append(work)
+        return sends
+
+    def _next_of(self, lane: Lane, now: float) -> Work | None:
+        """The head of the lane if every gate lets it through; else the lane waits for what can open them."""
+        endpoint = lane.endpoint
+        if not lane.open or not lane.queue or self._shards[lane.shard].draining:
+            self._wake_waiting(endpoint)
+            return None
+        wait = self._admit(endpoint, lane.queue[0], now)
+        if wait is not None:
+            self._hold_back(lane, wait, now)
+            return None
+        work = lane.queue.popleft()
+        if lane.queue:
+            self._turns.enter(lane)
+        elif lane.stored > len(lane.busy):
+            self._consider(lane, now)
+        if work.entry.payload is None:
+            self._unbuffer(work)
+            self._bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
+            return None
+        return work
+
+    def _admit(self, endpoint: EndpointState, work: Work, now: float) -> Wait | None:
+        config = endpoint.config
+        if config is None:
+            return Wait(WaitReason.PAUSED)
+        wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
+        if wait is not None:
+            return wait
+        if endpoint.in_flight >= endpoint.cap:
+            return Wait(WaitReason.IN_FLIGHT_CAP)
+        for gate in endpoint.gates:
+            wait = gate.admit(first_attempt=work.retry_count == 0, now=now)
+            if wait is not None:
+                return wait
+        return None
+
+    def _hold_back(self, lane: Lane, wait: Wait, now: float) -> None:
+        endpoint = lane.endpoint
+        if wait.reason is WaitReason.IN_FLIGHT_CAP:
+            lane.blocked = True
+            endpoint.waiting.append(lane)
+        elif endpoint.config is None:
+            return
+        elif parks(wait, now=now):
+            self._park(lane, wait.reason, now)
+        if wait.until is not None:
+            self._wake_at(lane, wait.until)
+
+    def _start(self, work: Work) -> None:
+        self._unbuffer(work)
+        size = work.entry.size
+        lane = work.lane
+        lane.endpoint.in_flight += 1
+        lane.endpoint.tenant.in_flight += 1
+        self._shards[lane.shard].in_flight += 1
+        self.in_flight += 1
+        self.in_flight_bytes += size
+
+    def _wake_waiting(self, endpoint: EndpointState, *, everyone: bool = False) -> None:
+        """A place of the endpoint is free: the lane that waited longest gets its turn."""
+        while endpoint.waiting:
+            lane = endpoint.waiting.popleft()
+            lane.blocked = False
+            if lane.queue:
+                self._turns.enter(lane)
+                if not everyone:
+                    return
+
+    def _buffer(self, work: Work) -> None:
+        entry = work.entry
+        if entry.queued == 0:
+            self.buffered_bytes += entry.size
+        entry.queued += 1
+        self.buffered += 1
+
+    def _unbuffer(self, work: Work) -> None:
+        """Out of the memory of waiting ones. A fan-out's payload counts until the last of them leaves."""
+        entry = work.entry
+        entry.queued -= 1
+        if entry.queued == 0:
+            self.buffered_bytes -= entry.size
+        self.buffered -= 1
+
+    # ---- outcomes -----------------------------------------------------------------------------------------------
+
+    def on_outcome(self, work: Work, outcome: Outcome, *, now: float) -> None:
+        """An attempt ended: record it, decide, and let the next one of its endpoint go."""
+        lane = work.lane
+        endpoint = lane.endpoint
+        self._end(work, lane, endpoint)
+        if not lane.open:
+            return
+        shard = self._shards[lane.shard]
+        config = endpoint.config
+        assert config is not None
+        if not work.deadline:
+            work.deadline = work.entry.created_at + config.retry.deadline_s
+        for gate in endpoint.gates:
+            gate.observe(outcome, now=now)
+        decision = decide(
+            outcome,
+            retry_count=work.retry_count,
+            deadline=work.deadline,
+            policy=config.retry,
+            now=now,
+            rng=self._rng,
+        )
+        match decision:
+            case Delivered():
+                self._record(shard, work, outcome, "delivered")
+                self._finish(work)
+            case Retry(due_at=due_at):
+                self._record(shard, work, outcome, "retry")
+                self._note_hold(endpoint, outcome, now)
+                if config.deleted:
+                    self._finish(work)
+                else:
+                    self._store(work, WaitReason.RETRY, due_at, work.retry_count + 1, outcome, now)
+            case Dead(reason=reason):
+                self._record(shard, work, outcome, "dead")
+                self._note_hold(endpoint, outcome, now)
+                if outcome.status == 410:
+                    self._gone[endpoint.endpoint_id] = Gone(config.tenant_id, endpoint.endpoint_id)
+                self._bury(work, reason, outcome, attempts=work.retry_count + 1, now=now)
+            case _:
+                assert_never(decision)
+
+    def _end(self, work: Work, lane: Lane, endpoint: EndpointState) -> None:
+        tenant = endpoint.tenant
+        endpoint.in_flight -= 1
+        tenant.in_flight -= 1
+        self.in_flight -= 1
+        self.in_flight_bytes -= work.entry.size
+        if lane.open:
+            self._shards[lane.shard].in_flight -= 1
+        else:
+            self._forget_idle(endpoint)
+        if endpoint.waiting:
+            self._wake_waiting(endpoint)
+        if tenant.lanes and not tenant.turning:
+            self._turns.resume(tenant)
+
+    def _record(self, shard: _Shard, work: Work, outcome: Outcome, verdict: str) -> None:
+        entry = work.entry
+        assert work.attempt_id is not None
+        latency_ms = round((outcome.finished_at - outcome.started_at) * 1000)
+        shard.attempts.append((
+            work.attempt_id, shard.number, shard.settle_no + 1, entry.seq, entry.event_id,
+            work.lane.endpoint.endpoint_id, entry.tenant_id, entry.generation, work.due_at, outcome.started_at,
+            outcome.finished_at, outcome.status, outcome.error_code, work.retry_count, latency_ms, outcome.dns_ms,
+            outcome.connect_ms, outcome.tls_ms, outcome.first_byte_ms, outcome.response_hash, outcome.response_head,
+            outcome.request_bytes, outcome.response_bytes, self._worker, verdict, work.possible_duplicate,
+            outcome.address, outcome.protocol,
+        ))  # fmt: skip
+        self.pending_attempts += 1
+        if not shard.touched:
+            self._touch(shard)
+
+    def _note_hold(self, endpoint: EndpointState, outcome: Outcome, now: float) -> None:
+        """Retry-After holds the endpoint, not only the delivery that was answered with it."""
+        until = now + retry_after_s(outcome, now=now)
+        if until > endpoint.hold_until + HOLD_STEP_S and until > now:
+            self._holds[endpoint.endpoint_id] = Hold(endpoint.endpoint_id, until)
+        endpoint.hold_until = max(endpoint.hold_until, until if until > now else 0.0)
+
+    def _bury(self, work: Work, reason: DeadReason, outcome: Outcome | None, *, attempts: int, now: float) -> None:
+        entry = work.entry
+        shard = self._shards[work.lane.shard]
+        shard.dead.append(
+            DeadLetter(
+                endpoint_id=work.lane.endpoint.endpoint_id,
+                position=entry.seq,
+                day=entry.day,
+                tenant_id=entry.tenant_id,
+                event_id=entry.event_id,
+                generation=entry.generation,
+                type=entry.type,
+                reason=reason,
+                died_at=now,
+                attempt_count=attempts,
+                last_http_status=None if outcome is None else outcome.status,
+                last_error_code=None if outcome is None else outcome.error_code,
+            )
+        )
+        self._finish(work)
+
+    def _finish(self, work: Work) -> None:
+        """Nothing more is owed: out of the journal's open entries, or out of the backlog."""
+        lane = work.lane
+        shard = self._shards[lane.shard]
+        self._touch(shard)
+        if work.stored:
+            lane.stored -= 1
+            shard.deletes.append((lane.endpoint.endpoint_id, work.entry.seq))
+            self._released.append((lane, work.entry.seq))
+        else:
+            shard.progress.finish(work.entry, lane.endpoint.endpoint_id)
+
+    def _store(
+        self, work: Work, reason: WaitReason, due_at: float, retry_count: int, outcome: Outcome | None, now: float
+    ) -> None:
+        """Write the delivery to the backlog, or write its row anew."""
+        lane = work.lane
+        entry = work.entry
+        config = lane.endpoint.config
+        assert config is not None
+        shard = self._shards[lane.shard]
+        # A row must lie behind all that was fetched, or no fetch would find it again.
+        due_at = max(due_at, now, lane.after[0] + TICK_S)
+        deadline = work.deadline or entry.created_at + config.retry.deadline_s
+        key = (lane.endpoint.endpoint_id, entry.seq)
+        shard.upserts[key] = BacklogChange(
+            endpoint_id=key[0],
+            position=entry.seq,
+            day=entry.day,
+            tenant_id=entry.tenant_id,
+            event_id=entry.event_id,
+            generation=entry.generation,
+            reason=reason,
+            due_at=due_at,
+            retry_count=retry_count,
+            deadline=deadline,
+            created_at=entry.created_at,
+            last_http_status=None if outcome is None else outcome.status,
+            last_error_code=None if outcome is None else outcome.error_code,
+        )
+        self._touch(shard)
+        if not work.stored:
+            shard.progress.finish(entry, key[0])
+            lane.stored += 1
+            lane.busy.add(entry.seq)
+        self._released.append((lane, entry.seq))
+        if lane.due_building == NEVER:
+            self._due_lanes.append(lane)
+        lane.due_building = min(lane.due_building, due_at)
+        lane.next_deadline = min(lane.next_deadline, deadline)
+        if due_at < lane.next_due:
+            lane.next_due = due_at
+            self._wake_at(lane, due_at)
+
+    # ---- memory full, gates closed --------------------------------------------------------------------------------
+
+    def _make_room(self, now: float) -> None:
+        """Nothing can start and memory is full: the longest lanes go to the backlog, so that reading goes on."""
+        limits = self._limits
+        if self.buffered < limits.buffer and self.buffered_bytes < limits.buffer_bytes:
+            return
+        lanes = [lane for shard in self._shards.values() for lane in shard.lanes.values() if lane.queue]
+        lanes.sort(key=lambda lane: len(lane.queue), reverse=True)
+        for lane in lanes:
+            if self.buffered <= limits.buffer * ROOM_LEFT and self.buffered_bytes <= limits.buffer_bytes * ROOM_LEFT:
+                return
+            config = lane.endpoint.config
+            if config is not None:
+                wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
+                self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
+
+    def _park(self, lane: Lane, reason: WaitReason, now: float) -> None:
+        queue, lane.queue = lane.queue, type(lane.queue)()
+        for work in queue:
+            self._put_away(work, reason, now)
+
+    def _put_away(self, work: Work, reason: WaitReason, now: float) -> None:
+        """Out of memory: a fresh delivery becomes a backlog row, a fetched one is one already."""
+        lane = work.lane
+        self._unbuffer(work)
+        if not work.stored:
+            self._store(work, reason, now, work.retry_count, None, now)
+            return
+        lane.busy.discard(work.entry.seq)
+        lane.after = FROM_START
+        lane.rescan = lane.fetching
+        lane.next_deadline = min(lane.next_deadline, work.deadline)
+        if work.due_at < lane.next_due:
+            lane.next_due = work.due_at
+            self._wake_at(lane, max(work.due_at, lane.endpoint.hold_until))
+
+    def _cancel_lane(self, lane: Lane) -> None:
+        """The endpoint was deleted: what is owed to it is cancelled, also in the backlog."""
+        shard = self._shards[lane.shard]
+        for work in lane.queue:
+            self._unbuffer(work)
+            if not work.stored:
+                self._finish(work)
+        lane.queue.clear()
+        shard.dropped_lanes.append(lane.endpoint.endpoint_id)
+        for key in [key for key in shard.upserts if key[0] == lane.endpoint.endpoint_id]:
+            del shard.upserts[key]
+        lane.stored = 0
+        lane.next_due = lane.next_deadline = NEVER
+        self._touch(shard)
+
+    # ---- the backlog ----------------------------------------------------------------------------------------------
+
+    def _wake_at(self, lane: Lane, moment: float) -> None:
+        if moment >= lane.alarm:
+            return
+        lane.alarm = moment
+        self._timer_no += 1
+        heapq.heappush(self._timers, (moment, self._timer_no, lane))
+
+    def tick(self, *, now: float) -> None:
+        """Time went on: look again at the lanes that waited for it."""
+        while self._timers and self._timers[0][0] <= now:
+            moment, _, lane = heapq.heappop(self._timers)
+            if lane.open and moment >= lane.alarm:
+                lane.alarm = NEVER
+                if lane.queue:
+                    self._turns.enter(lane)
+                self._consider(lane, now)
+
+    def next_wakeup(self) -> float | None:
+        """When `tick` has something to do, as a Unix time."""
+        return self._timers[0][0] if self._timers else None
+
+    def _consider(self, lane: Lane, now: float) -> None:
+        """Does this lane want rows of its backlog, or when will it?"""
+        config = lane.endpoint.config
+        if config is None or config.deleted or lane.fetching or lane.wanted or lane.stored <= 0:
+            return
+        wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
+        if wait is None:
+            self._consider_due(lane, now)
+        elif wait.until is not None:
+            self._wake_at(lane, wait.until)
+        elif lane.next_deadline > now:
+            self._wake_at(lane, lane.next_deadline)
+        elif lane.due_building == lane.due_settling == NEVER:
+            self._want(lane)
+
+    def _consider_due(self, lane: Lane, now: float) -> None:
+        if lane.next_due > now:
+            if lane.next_due < NEVER:
+                self._wake_at(lane, lane.next_due)
+        elif len(lane.queue) < FETCH_MAX // 2 and min(lane.due_building, lane.due_settling) > lane.next_due:
+            self._want(lane)
+
+    def _want(self, lane: Lane) -> None:
+        lane.wanted = True
+        self._wanted.append(lane)
+
+    def take_fetches(self, *, now: float) -> list[Fetch]:
+        """Backlog reads to start now; each must end in ``on_backlog`` or ``on_fetch_failed``."""
+        fetches: list[Fetch] = []
+        while self._wanted and self._fetching < FETCHES_MAX:
+            if self.in_flight and self.room() == (0, 0):
+                break
+            lane = self._wanted.popleft()
+            lane.wanted = False
+            config = lane.endpoint.config
+            if not lane.open or config is None or lane.stored <= 0 or self._shards[lane.shard].draining:
+                continue
+            expired = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now) is not None
+            uncommitted = min(lane.due_building, lane.due_settling)
+            until = now if expired else min(now, uncommitted - TICK_S)
+            lane.fetching = True
+            lane.rescan = False
+            if expired:
+                lane.next_deadline = NEVER
+            else:
+                lane.next_due = NEVER
+            self._fetching += 1
+            fetches.append(
+                Fetch(lane, lane.shard, lane.endpoint.endpoint_id, lane.after, until, FETCH_MAX, expired=expired)
+            )
+        return fetches
+
+    def on_fetch_failed(self, fetch: Fetch, *, now: float, again_s: float) -> None:
+        """The store did not answer: nothing was learnt, ask again later."""
+        self._fetched(fetch)
+        if fetch.expired:
+            fetch.lane.next_deadline = min(fetch.lane.next_deadline, now + again_s)
+        else:
+            fetch.lane.next_due = min(fetch.lane.next_due, now + again_s)
+        if fetch.lane.open:
+            self._wake_at(fetch.lane, now + again_s)
+
+    def on_backlog(
+        self, fetch: Fetch, rows: Sequence[BacklogRow], *, more: bool, behind: float, now: float
+    ) -> None:
+        """The rows asked for; ``more`` says that not all fitted; ``behind`` is the least due time (of an expired fetch:
+        the least deadline) behind ``fetch.until``, infinite when there is none."""
+        lane = fetch.lane
+        busy = lane.busy.copy()
+        self._fetched(fetch)
+        config = lane.endpoint.config
+        if not lane.open or config is None or config.deleted:
+            return
+        if fetch.expired:
+            lane.next_deadline = min(lane.next_deadline, now if more else behind)
+            for row in rows:
+                if row.position not in busy:
+                    self._expire(lane, row, now)
+        else:
+            if not lane.rescan and rows:
+                lane.after = (rows[-1].due_at, rows[-1].position)
+            lane.next_due = min(lane.next_due, rows[-1].due_at if more else behind)
+            for row in rows:
+                if row.position not in busy:
+                    self._load(lane, row)
+        if lane.queue:
+            self._turns.enter(lane)
+        self._consider(lane, now)
+
+    def _fetched(self, fetch: Fetch) -> None:
+        lane = fetch.lane
+        self._fetching -= 1
+        lane.fetching = False
+        lane.busy.difference_update(lane.released)
+        lane.released.clear()
+
+    def _entry_of(self, lane: Lane, row: BacklogRow) -> Entry:
+        return Entry(
+            lane.shard, row.position, row.day, row.event_id, lane.endpoint.tenant.tenant_id, row.type, row.payload,
+            row.generation, row.created_at, 0,
+        )  # fmt: skip
+
+    def _load(self, lane: Lane, row: BacklogRow) -> None:
+        entry = self._entry_of(lane, row)
+        before = self._shards[lane.shard].possible_duplicates_before
+        work = Work(
+            entry,
+            lane,
+            row.due_at,
+            retry_count=row.retry_count,
+            deadline=row.deadline,
+            stored=True,
+            possible_duplicate=row.due_at <= before,
+        )
+        lane.busy.add(row.position)
+        lane.queue.append(work)
+        self._buffer(work)
+
+    def _expire(self, lane: Lane, row: BacklogRow, now: float) -> None:
+        """Held by its tenant's own gate until its deadline: dead, without an attempt."""
+        work = Work(self._entry_of(lane, row), lane, row.due_at, retry_count=row.retry_count, stored=True)
+        lane.busy.add(row.position)
+        self._bury(work, DeadReason.DEADLINE, None, attempts=row.retry_count, now=now)
+
+    # ---- settling -------------------------------------------------------------------------------------------------
+
+    def _touch(self, shard: _Shard) -> None:
+        if not shard.touched:
+            shard.touched = True
+            self._touched.append(shard)
+
+    @property
+    def unsettled(self) -> bool:
+        """Is there anything to settle?"""
+        return bool(self._touched)
+
+    def take_settle(self) -> Settle | None:
+        """All that happened since the last one; None when nothing did. Must be committed before the next is taken."""
+        if not self._touched:
+            return None
+        touched, self._touched = self._touched, []
+        released, self._released = self._released, []
+        lanes, self._due_lanes = self._due_lanes, []
+        for lane in lanes:
+            lane.due_settling, lane.due_building = lane.due_building, NEVER
+        self.pending_attempts = 0
+        return Settle([shard.take() for shard in touched], released, lanes)
+
+    def on_settled(self, settle: Settle, *, now: float) -> None:
+        """It is committed: rows it wrote may be fetched, rows it dealt with are gone."""
+        for lane, position in settle.released:
+            if lane.fetching:
+                lane.released.append(position)
+            else:
+                lane.busy.discard(position)
+        for lane in settle.lanes:
+            lane.due_settling = NEVER
+            if lane.open:
+                self._consider(lane, now)
+
+    def take_holds(self) -> list[Hold]:
+        """Retry-After holds to be shared with the other workers."""
+        holds, self._holds = list(self._holds.values()), {}
+        return holds
+
+    def take_gone(self) -> list[Gone]:
+        """Endpoints that answered 410 and are to be disabled."""
+        gone, self._gone = list(self._gone.values()), {}
+        return gone
+
+
+def charged(outcome: Outcome) -> bool:
+    """Does this outcome count as a health failure of the endpoint?"""
+    return outcome.error_code is not None and classify(outcome.error_code, outcome.status).charged

@@ -1,0 +1,127 @@
+"""Lanes: all deliveries of one endpoint inside one shard, and whose turn it is.
+
+A lane keeps a short queue in memory and, of what waits in the backlog, only a count and the next due time: a million
+waiting deliveries cost no memory. Turns go round tenants first, then round the lanes of a tenant.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from uuid import UUID
+
+from hookpost.engine.work import Ready, Work
+from hookpost.model import Endpoint, Tenant
+from hookpost.policy.gate import Gate
+
+NEVER = float("inf")
+# Sorts before every backlog row: rescan the lane from its beginning.
+FROM_START = (0.0, -1)
+
+
+class TenantState:
+    """One tenant's share of this worker."""
+
+    __slots__ = ("cap", "config", "in_flight", "lanes", "tenant_id", "turning")
+
+    def __init__(self, tenant_id: UUID) -> None:
+        self.tenant_id = tenant_id
+        self.config: Tenant | None = None
+        self.in_flight = 0
+        self.cap = 0
+        self.lanes: Ready = deque()
+        self.turning = False
+
+
+class EndpointState:
+    """One endpoint's share of this worker; ``config`` is None until it was loaded."""
+
+    __slots__ = ("cap", "config", "endpoint_id", "gates", "hold_until", "in_flight", "lanes", "tenant", "waiting")
+
+    def __init__(self, endpoint_id: UUID, tenant: TenantState) -> None:
+        self.endpoint_id = endpoint_id
+        self.tenant = tenant
+        self.config: Endpoint | None = None
+        self.gates: tuple[Gate, ...] = ()
+        self.in_flight = 0
+        self.cap = 0
+        self.hold_until = 0.0
+        self.lanes: dict[int, Lane] = {}
+        self.waiting: deque[Lane] = deque()
+
+
+class Lane:
+    """The deliveries of one endpoint in one shard.
+
+    Of the backlog: ``stored`` rows in all, the next of those not in memory due at ``next_due``; ``busy`` are the positions
+    in memory or settled but not yet committed, which a fetch must not bring back; every other row lies behind ``after``.
+    ``due_building`` and ``due_settling`` are the least due times of rows not yet committed: no fetch may reach them.
+    ``ready`` says that the lane is in the round of turns, ``blocked`` that it waits for a place of its endpoint,
+    ``alarm`` is the earliest time it will be looked at again.
+    """
+
+    __slots__ = (
+        "after", "alarm", "blocked", "busy", "due_building", "due_settling", "endpoint", "fetching", "next_deadline",
+        "next_due", "open", "queue", "ready", "released", "rescan", "shard", "stored", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, shard: int, endpoint: EndpointState) -> None:
+        self.shard = shard
+        self.endpoint = endpoint
+        self.queue: deque[Work] = deque()
+        self.open = True
+        self.ready = False
+        self.blocked = False
+        self.wanted = False
+        self.alarm = NEVER
+        self.stored = 0
+        self.next_due = NEVER
+        self.next_deadline = NEVER
+        self.after = FROM_START
+        self.busy: set[int] = set()
+        self.fetching = False
+        self.rescan = False
+        self.released: list[int] = []
+        self.due_building = NEVER
+        self.due_settling = NEVER
+
+
+class Turns:
+    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes."""
+
+    __slots__ = ("_tenants",)
+
+    def __init__(self) -> None:
+        self._tenants: deque[TenantState] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def enter(self, lane: Lane) -> None:
+        """The lane has something that may start."""
+        if lane.ready or lane.blocked:
+            return
+        lane.ready = True
+        tenant = lane.endpoint.tenant
+        tenant.lanes.append(lane)
+        self.resume(tenant)
+
+    def resume(self, tenant: TenantState) -> None:
+        """The tenant has a place free again, if it has a ready lane."""
+        if not tenant.turning and tenant.lanes and tenant.in_flight < tenant.cap:
+            tenant.turning = True
+            self._tenants.append(tenant)
+
+    def next(self) -> Lane | None:
+        """The lane whose turn it is, taken out of the round; None when nobody may go."""
+        while self._tenants:
+            tenant = self._tenants.popleft()
+            tenant.turning = False
+            if tenant.in_flight >= tenant.cap or not tenant.lanes:
+                continue
+            lane = tenant.lanes.popleft()
+            lane.ready = False
+            if tenant.lanes:
+                tenant.turning = True
+                self._tenants.append(tenant)
+            return lane
+        return None

@@ -1,0 +1,283 @@
+"""What goes into the engine and what comes out of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from hookpost.model import DeadReason, WaitReason
+
+if TYPE_CHECKING:
+    from hookpost.engine.lanes import Lane
+
+
+class Kind(IntEnum):
+    """What a journal row asks for."""
+
+    DELIVER = 0
+    REPLAY = 1
+    CONTROL = 2
+
+
+CANCEL = "hookpost.cancel"
+RETRY_NOW = "hookpost.retry_now"
+
+
+@dataclass(slots=True)
+class JournalRow:
+    """One row of the journal: an event and whom it is owed to, a replay of one, or a control entry."""
+
+    shard: int
+    seq: int
+    day: int
+    kind: int
+    event_id: UUID
+    tenant_id: UUID
+    type: str
+    payload: bytes | None
+    owed: list[UUID]
+    generation: int
+    created_at: float
+
+
+@dataclass(slots=True)
+class BacklogRow:
+    """One delivery that waits in the backlog, with its event."""
+
+    position: int
+    day: int
+    event_id: UUID
+    type: str
+    payload: bytes | None
+    generation: int
+    reason: str
+    due_at: float
+    retry_count: int
+    deadline: float
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSummary:
+    """What is known of a lane's backlog without reading its rows."""
+
+    endpoint_id: UUID
+    tenant_id: UUID
+    count: int
+    next_due: float
+    next_deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """All a new owner of a shard needs: where the last settle left it and what was open then.
+
+    ``rows`` are the journal rows of the open entries, ``done`` the endpoints already done of a partly settled fan-out.
+    ``clean`` says that the last owner released it with nothing in flight: then no attempt can be a duplicate.
+    """
+
+    shard: int
+    fence: int
+    settle_no: int = 0
+    read_to: int = 0
+    read_day: int = 0
+    rows: tuple[JournalRow, ...] = ()
+    done: dict[int, tuple[UUID, ...]] = field(default_factory=dict)
+    lanes: tuple[LaneSummary, ...] = ()
+    clean: bool = True
+
+
+class Entry:
+    """One journal row in memory, shared by the deliveries it is owed to.
+
+    ``remaining`` of them are not done, ``queued`` wait in lanes.
+    """
+
+    __slots__ = (
+        "created_at", "day", "done", "event_id", "generation", "payload", "queued", "remaining", "seq", "shard", "size",
+        "tenant_id", "type",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        shard: int,
+        seq: int,
+        day: int,
+        event_id: UUID,
+        tenant_id: UUID,
+        type_: str,
+        payload: bytes | None,
+        generation: int,
+        created_at: float,
+        remaining: int,
+    ) -> None:
+        self.shard = shard
+        self.seq = seq
+        self.day = day
+        self.event_id = event_id
+        self.tenant_id = tenant_id
+        self.type = type_
+        self.payload = payload
+        self.generation = generation
+        self.created_at = created_at
+        self.remaining = remaining
+        self.done: list[UUID] = []
+        self.queued = 0
+        self.size = 0 if payload is None else len(payload)
+
+
+class Work:
+    """One delivery in memory: an entry and the lane it waits in.
+
+    ``stored`` says that a backlog row exists for it. ``attempt_id`` is set by the worker before the request is sent.
+    """
+
+    __slots__ = (
+        "attempt_id", "deadline", "due_at", "entry", "lane", "possible_duplicate", "retry_count", "stored",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        entry: Entry,
+        lane: Lane,
+        due_at: float,
+        *,
+        retry_count: int = 0,
+        deadline: float = 0.0,
+        stored: bool = False,
+        possible_duplicate: bool = False,
+    ) -> None:
+        self.entry = entry
+        self.lane = lane
+        self.due_at = due_at
+        self.retry_count = retry_count
+        self.deadline = deadline
+        self.stored = stored
+        self.possible_duplicate = possible_duplicate
+        self.attempt_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read backlog rows of one lane: due at or before ``until``, behind ``after``, in the order of (due_at, position).
+
+    With ``expired`` the rows whose deadline is at or before ``until``, in the order of position.
+    """
+
+    lane: Lane
+    shard: int
+    endpoint_id: UUID
+    after: tuple[float, int]
+    until: float
+    limit: int
+    expired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a shard is: all up to ``cursor`` is done or in the backlog, all up to ``read_to`` was read.
+
+    ``open`` are the ranges [from, to) of seqs between them not done; ``partial`` names, for a fan-out that is done in
+    part, the endpoints that are done.
+    """
+
+    cursor: int
+    read_to: int
+    read_day: int
+    open: tuple[tuple[int, int], ...]
+    partial: tuple[tuple[int, tuple[UUID, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BacklogChange:
+    """A backlog row to write, new or changed."""
+
+    endpoint_id: UUID
+    position: int
+    day: int
+    tenant_id: UUID
+    event_id: UUID
+    generation: int
+    reason: WaitReason
+    due_at: float
+    retry_count: int
+    deadline: float
+    created_at: float
+    last_http_status: int | None = None
+    last_error_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A delivery that gave up."""
+
+    endpoint_id: UUID
+    position: int
+    day: int
+    tenant_id: UUID
+    event_id: UUID
+    generation: int
+    type: str
+    reason: DeadReason
+    died_at: float
+    attempt_count: int
+    last_http_status: int | None = None
+    last_error_code: str | None = None
+
+
+# The columns of an attempt in the order of its tuple; the database adds the day. A tuple, as there are a billion a day.
+ATTEMPT_COLUMNS = (
+    "attempt_id", "shard", "settle_no", "position", "event_id", "endpoint_id", "tenant_id", "generation", "scheduled_at",
+    "started_at", "finished_at", "http_status", "error_code", "retry_count", "latency_ms", "dns_ms", "connect_ms",
+    "tls_ms", "first_byte_ms", "response_hash", "response_head", "request_bytes", "response_bytes", "worker", "outcome",
+    "possible_duplicate", "address", "protocol",
+)  # fmt: skip
+Attempt = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class ShardSettle:
+    """What happened in one shard since its last settle."""
+
+    shard: int
+    fence: int
+    settle_no: int
+    progress: Progress
+    attempts: list[Attempt]
+    upserts: dict[tuple[UUID, int], BacklogChange]
+    deletes: list[tuple[UUID, int]]
+    dead: list[DeadLetter]
+    revived: list[tuple[UUID, UUID]]
+    dropped_lanes: list[UUID]
+    clean: bool = False
+
+
+@dataclass(slots=True)
+class Settle:
+    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed."""
+
+    shards: list[ShardSettle]
+    released: list[tuple[Lane, int]]
+    lanes: list[Lane]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The receiver asked to be left alone until then (Retry-After)."""
+
+    endpoint_id: UUID
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The receiver answered 410: disable it."""
+
+    tenant_id: UUID
+    endpoint_id: UUID
+
+
+Ready = deque["Lane"]

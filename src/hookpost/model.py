@@ -1,0 +1,223 @@
+"""The nouns of Hookpost: what an endpoint is, what is sent, what came back and what was decided.
+
+Nothing here reads a clock, opens a socket or knows a database. Times are Unix seconds (float, microsecond exact),
+durations are seconds (``_s``) or milliseconds (``_ms``), days are days since 2000-01-01 as the database counts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+from uuid import UUID
+
+__all__ = [
+    "Dead",
+    "DeadReason",
+    "Decision",
+    "Delivered",
+    "Endpoint",
+    "EndpointStatus",
+    "ErrorCode",
+    "IdError",
+    "Outcome",
+    "Request",
+    "Retry",
+    "RetryPolicy",
+    "Secret",
+    "Tenant",
+    "Timeouts",
+    "WaitReason",
+    "parse_id",
+    "show_id",
+]
+
+
+class IdError(ValueError):
+    """An id that is not of the form ``prefix_`` + UUID."""
+
+
+def show_id(prefix: str, value: UUID) -> str:
+    """An id as the public API shows it: ``evt_`` + 32 hex digits of the UUIDv7."""
+    return f"{prefix}_{value.hex}"
+
+
+def parse_id(prefix: str, text: str) -> UUID:
+    """Read an id that carries ``prefix``; raises IdError for anything else."""
+    if not text.startswith(prefix + "_"):
+        raise IdError(f"an id that starts with {prefix}_ is expected")
+    try:
+        return UUID(text[len(prefix) + 1 :])
+    except ValueError as error:
+        raise IdError(f"an id is {prefix}_ followed by a UUID") from error
+
+
+class EndpointStatus(StrEnum):
+    """May deliveries to this endpoint start?"""
+
+    ENABLED = "enabled"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+
+
+class WaitReason(StrEnum):
+    """Why a delivery waits (api.md, `reason` of a waiting delivery)."""
+
+    RETRY = "retry"
+    RATE_LIMITED = "rate_limited"
+    IN_FLIGHT_CAP = "in_flight_cap"
+    BREAKER_OPEN = "breaker_open"
+    RETRY_BUDGET = "retry_budget"
+    ORDERED = "ordered"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+    EGRESS_DOWN = "egress_down"
+
+
+class DeadReason(StrEnum):
+    """Why a delivery gave up (api.md, `reason` of a dead one)."""
+
+    HTTP_4XX = "http_4xx"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    DEADLINE = "deadline"
+    RETRY_AFTER_BEYOND_DEADLINE = "retry_after_beyond_deadline"
+    PAYLOAD_MISSING = "payload_missing"
+    INTERNAL_ERROR = "internal_error"
+
+
+class ErrorCode(StrEnum):
+    """What went wrong in one attempt (api.md, error codes of an attempt)."""
+
+    DNS_FAILURE = "dns_failure"
+    CONNECT_REFUSED = "connect_refused"
+    CONNECT_TIMEOUT = "connect_timeout"
+    NETWORK_UNREACHABLE = "network_unreachable"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    TOTAL_TIMEOUT = "total_timeout"
+    TLS_FAILURE = "tls_failure"
+    TLS_UNTRUSTED = "tls_untrusted"
+    CONNECTION_RESET = "connection_reset"
+    ADDRESS_FORBIDDEN = "address_forbidden"
+    INVALID_URL = "invalid_url"
+    PROTOCOL_ERROR = "protocol_error"
+    EGRESS_PROXY_ERROR = "egress_proxy_error"
+    HTTP_3XX = "http_3xx"
+    HTTP_4XX = "http_4xx"
+    HTTP_410 = "http_410"
+    HTTP_429 = "http_429"
+    HTTP_5XX = "http_5xx"
+    BAD_ACK = "bad_ack"
+    INTERNAL_ERROR = "internal_error"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed delivery is tried again, and when it is given up."""
+
+    base_s: float = 5.0
+    cap_s: float = 3 * 3600.0
+    max_attempts: int = 50
+    deadline_s: float = 72 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Tiers, each counted from the start of the attempt: connect < first byte < total <= 30 s."""
+
+    connect_s: float = 5.0
+    first_byte_s: float = 10.0
+    total_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A signing key and until when it signs (None: for ever)."""
+
+    key: bytes = field(repr=False)
+    created_at: float
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A receiver as the engine and the transport need it."""
+
+    endpoint_id: UUID
+    tenant_id: UUID
+    url: str
+    status: EndpointStatus = EndpointStatus.ENABLED
+    deleted: bool = False
+    secrets: tuple[Secret, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    retry: RetryPolicy = RetryPolicy()
+    timeouts: Timeouts = Timeouts()
+    max_in_flight: int = 64
+    hold_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A tenant as the engine needs it: its cap and over how many shards its traffic is spread."""
+
+    tenant_id: UUID
+    home_shards: tuple[int, ...]
+    max_in_flight: int = 512
+
+
+@dataclass(slots=True)
+class Request:
+    """One HTTP request to make. ``headers`` are complete lines, ``Name: value``, in the order they are sent."""
+
+    url: str
+    headers: list[str]
+    body: bytes
+    timeouts: Timeouts
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one request came to. ``error_code`` is None for a 2xx only; ``status`` is None until headers are complete.
+
+    ``response_head`` holds the status line, the headers and the beginning of the body as received: bytes, never text.
+    """
+
+    error_code: ErrorCode | None
+    status: int | None = None
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    retry_after: bytes | None = None
+    response_head: bytes = b""
+    response_hash: bytes | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    body_cut: bool = False
+    dns_ms: int = 0
+    connect_ms: int = 0
+    tls_ms: int = 0
+    first_byte_ms: int = 0
+    total_ms: int = 0
+    address: str = ""
+    protocol: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The receiver has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again, not before ``due_at``."""
+
+    due_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """Given up."""
+
+    reason: DeadReason
+
+
+Decision: TypeAlias = Delivered | Retry | Dead

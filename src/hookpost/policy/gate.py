@@ -1,0 +1,56 @@
+"""Gates: may a delivery to this endpoint start now, and if not, why and until when.
+
+A gate is a pure policy object that the engine asks before each send and tells of each outcome. The endpoint's own
+state and its in-flight caps are counted by the engine itself; rate limit, circuit breaker, retry budget and order
+come as objects of this protocol, so that a policy is added without a new branch in the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hookpost.model import Endpoint, EndpointStatus, Outcome, WaitReason
+
+# A lane that stays closed longer than this is written to the backlog at once instead of filling memory.
+PARK_AFTER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Not now. ``until`` is a Unix time, or None when only an event (a change, an outcome) can open the gate."""
+
+    reason: WaitReason
+    until: float | None = None
+
+
+class Gate(Protocol):
+    """One policy in front of one endpoint's deliveries."""
+
+    def admit(self, *, first_attempt: bool, now: float) -> Wait | None:
+        """None: start now, and the gate has counted it. A Wait: do not start; the gate has counted nothing."""
+
+    def observe(self, outcome: Outcome, *, now: float) -> None:
+        """Learn from the outcome of an attempt that this gate admitted."""
+
+
+_PAUSED = Wait(WaitReason.PAUSED)
+_DISABLED = Wait(WaitReason.DISABLED)
+
+
+def endpoint_gate(endpoint: Endpoint, *, hold_until: float, now: float) -> Wait | None:
+    """The endpoint's own state: paused, disabled, or held because it answered with a Retry-After."""
+    if endpoint.status is EndpointStatus.PAUSED:
+        return _PAUSED
+    if endpoint.status is EndpointStatus.DISABLED:
+        return _DISABLED
+    if hold_until > now:
+        return Wait(WaitReason.RATE_LIMITED, hold_until)
+    return None
+
+
+def parks(wait: Wait, *, now: float) -> bool:
+    """Should what waits here be written down with its reason rather than be kept in memory?"""
+    if wait.reason is WaitReason.IN_FLIGHT_CAP:
+        return False
+    return wait.until is None or wait.until - now > PARK_AFTER_S

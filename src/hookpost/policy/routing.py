@@ -1,0 +1,89 @@
+"""Which endpoints an event is owed to, which shard takes it, and what part of a cap a shard holds.
+
+Pure. The tenant's home shards are stored on the tenant, not computed, so that adding shards moves nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from uuid import UUID
+
+# Operational events of the platform itself; a filter must name them, `*` leaves them out.
+RESERVED_PREFIX = "hookpost."
+# Distinct event types whose answer one matcher remembers; beyond it the memory starts anew.
+MATCHES_REMEMBERED = 10_000
+
+
+class Matcher:
+    """Answers for one tenant's endpoints: to whom is an event of this type owed?
+
+    A filter is an exact name, ``prefix.*`` (any depth below the prefix) or ``*`` (everything but ``hookpost.*``).
+    """
+
+    __slots__ = ("_everything", "_exact", "_order", "_prefix", "_remembered")
+
+    def __init__(self, filters: Iterable[tuple[UUID, Sequence[str]]]) -> None:
+        self._order: dict[UUID, int] = {}
+        self._exact: dict[str, set[UUID]] = {}
+        self._prefix: dict[str, set[UUID]] = {}
+        self._everything: set[UUID] = set()
+        self._remembered: dict[str, tuple[UUID, ...]] = {}
+        for endpoint_id, patterns in filters:
+            self._order[endpoint_id] = len(self._order)
+            for pattern in patterns:
+                self._add(endpoint_id, pattern)
+
+    def _add(self, endpoint_id: UUID, pattern: str) -> None:
+        if pattern == "*":
+            self._everything.add(endpoint_id)
+        elif pattern.endswith(".*"):
+            self._prefix.setdefault(pattern[:-1], set()).add(endpoint_id)
+        else:
+            self._exact.setdefault(pattern, set()).add(endpoint_id)
+
+    def match(self, event_type: str) -> tuple[UUID, ...]:
+        """The endpoints an event of this type is owed to, in the order they were created."""
+        found = self._remembered.get(event_type)
+        if found is None:
+            if len(self._remembered) >= MATCHES_REMEMBERED:
+                self._remembered.clear()
+            found = self._remembered[event_type] = self._search(event_type)
+        return found
+
+    def _search(self, event_type: str) -> tuple[UUID, ...]:
+        found = set(self._exact.get(event_type, ()))
+        if not event_type.startswith(RESERVED_PREFIX):
+            found |= self._everything
+        dot = event_type.find(".")
+        while dot != -1:
+            found |= self._prefix.get(event_type[: dot + 1], set())
+            dot = event_type.find(".", dot + 1)
+        return tuple(sorted(found, key=self._order.__getitem__))
+
+
+def shard_for(event_id: UUID, home_shards: Sequence[int], *, pinned: bool) -> int:
+    """The shard an event is appended to: the first home shard if any endpoint it is owed to is pinned, else spread."""
+    if pinned or len(home_shards) == 1:
+        return home_shards[0]
+    # The low 64 bits of a UUIDv7 are random.
+    return home_shards[(event_id.int & 0xFFFFFFFFFFFFFFFF) % len(home_shards)]
+
+
+def is_pinned(cap: int, home_shards: Sequence[int]) -> bool:
+    """A cap smaller than the spread cannot be divided among its shards: the whole of it lives in the first."""
+    return cap < len(home_shards)
+
+
+def cap_share(cap: int, home_shards: Sequence[int], owned: Collection[int]) -> int:
+    """The part of an in-flight cap that belongs to a worker which owns the given shards.
+
+    The parts of all owners add up to the cap exactly. A worker that still holds work in a shard which is no longer
+    a home of the tenant gets one place for it, so that it can drain.
+    """
+    spread = len(home_shards)
+    if is_pinned(cap, home_shards):
+        return cap if home_shards[0] in owned else 1
+    share = sum(
+        cap * (index + 1) // spread - cap * index // spread for index, shard in enumerate(home_shards) if shard in owned
+    )
+    return max(1, share)
