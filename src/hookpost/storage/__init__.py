@@ -1,0 +1,1 @@
+"""Where everything is kept: the contract that all drivers fulfil, and the drivers."""

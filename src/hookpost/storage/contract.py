@@ -1,0 +1,366 @@
+"""What the actors ask of a store. Ingest, workers, maintenance and the web meet here and nowhere else.
+
+Relies on nothing of a driver. Promises of every driver: what is acknowledged is durable; numbers of a shard are
+gapless and visible in their order; a settle is one transaction behind the fence; a cursor of a list never skips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Takeover
+from hookpost.model import Endpoint, Tenant
+
+
+class StoreUnavailable(Exception):
+    """The store cannot be reached or does not answer in time; nothing is known to be stored. Try again later."""
+
+
+class CommitUnknown(StoreUnavailable):
+    """The connection was lost while committing: it may or may not be stored."""
+
+
+class DataRejected(Exception):
+    """The store refuses a value (its type, its range, a constraint). Trying the same again is of no use."""
+
+
+class FenceLost(Exception):
+    """Another worker owns these shards by now: nothing of the call was written."""
+
+    def __init__(self, shards: Sequence[int]) -> None:
+        super().__init__(f"shards {list(shards)} have another owner")
+        self.shards = tuple(shards)
+
+
+class NotFound(Exception):
+    """There is no such thing, or it belongs to another tenant; the two look alike on purpose."""
+
+
+class Conflict(Exception):
+    """The change collides with what is stored; the text tells the user what to do."""
+
+
+# ---- ingest ---------------------------------------------------------------------------------------------------------
+
+
+class Verdict(IntEnum):
+    """What became of one event of an append."""
+
+    NEW = 0
+    DUPLICATE = 1
+    CONFLICT = 2
+
+
+@dataclass(slots=True)
+class NewEvent:
+    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones."""
+
+    event_id: UUID
+    tenant_id: UUID
+    type: str
+    payload: bytes
+    owed: tuple[UUID, ...]
+    key: str | None = None
+    request_hash: bytes | None = None
+    trace_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The answer for one event: its id (of the first one, for a duplicate) and to how many endpoints it is owed."""
+
+    verdict: Verdict
+    event_id: UUID
+    delivery_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Nothing was appended: these tenants' configuration is newer than the one the events were matched with."""
+
+    tenants: frozenset[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFilter:
+    """What ingest must know of an endpoint: its filter and its cap (a small cap pins it to one shard)."""
+
+    endpoint_id: UUID
+    events: tuple[str, ...]
+    max_in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRoutes:
+    """A tenant as ingest needs it, at one config version."""
+
+    tenant_id: UUID
+    config_version: int
+    home_shards: tuple[int, ...]
+    max_in_flight: int
+    endpoints: tuple[EndpointFilter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A stored key: only the hash of its secret part."""
+
+    key_id: str
+    tenant_id: UUID | None
+    key_hash: bytes
+    scopes: frozenset[str]
+    expires_at: float | None
+    revoked: bool
+
+
+class IngestStore(Protocol):
+    """What the ingest path asks of the store."""
+
+    async def append(
+        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+    ) -> list[Appended] | Stale:
+        """Append to one shard in one transaction; answered only when it is durable. One poisoned event fails the call
+        with DataRejected and nothing is appended: append its neighbours without it."""
+
+    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+        """The tenant's routes as committed now; None when there is no such tenant."""
+
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        """The stored API key of that key id."""
+
+    async def ring(self) -> None:
+        """Wake sleeping workers: something was appended. Best effort; they look by themselves a little later."""
+
+
+# ---- workers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A shard that was just taken and its fence."""
+
+    shard: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Who is alive and who owns what, in one pool."""
+
+    nodes: tuple[UUID, ...]
+    owners: Mapping[int, UUID | None]
+    now: float
+
+
+class WorkerStore(Protocol):
+    """What a worker asks of the store."""
+
+    async def register(self, node_id: UUID, *, pool: str, name: str, lease_s: float) -> float:
+        """Enter the worker with a fresh lease; returns the database's time."""
+
+    async def renew(self, node_id: UUID, *, lease_s: float) -> float | None:
+        """Prolong the lease from now on; the database's time, or None when the lease had been removed."""
+
+    async def survey(self, pool: str) -> Survey:
+        """The living nodes and the owners of all shards of the pool (None: free, or its owner's lease has expired)."""
+
+    async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
+        """Take up to ``limit`` free shards. After the store was restarted, shards of silent owners stay theirs for a lease."""
+
+    async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
+        """Give shards (number → fence) back; those lost meanwhile are left alone."""
+
+    async def leave(self, node_id: UUID) -> None:
+        """Remove the worker's lease and free whatever it still owns."""
+
+    async def takeover(self, shard: int, fence: int) -> Takeover:
+        """What a new owner starts from."""
+
+    async def read(
+        self, positions: Mapping[int, tuple[int, int]], *, rows_max: int, bytes_max: int
+    ) -> dict[int, list[JournalRow]]:
+        """Journal rows behind (seq, day) of each shard, in order; at most ``rows_max`` and ``bytes_max`` a shard, but one
+        row always fits."""
+
+    async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
+        """Backlog rows of a lane; whether there are more; the least due time (or deadline) behind those."""
+
+    async def settle(self, parts: Sequence[ShardSettle]) -> None:
+        """Write it all in one transaction. Raises FenceLost, CommitUnknown, StoreUnavailable or DataRejected."""
+
+    async def settle_by_row(self, parts: Sequence[ShardSettle]) -> int:
+        """Like settle, after DataRejected: every row on its own, one that is refused is stored without what is refused.
+        Returns how many were cut so."""
+
+    async def settled(self, part: ShardSettle) -> bool:
+        """Was this part committed? Asked after CommitUnknown."""
+
+    async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
+        """Endpoints as the engine needs them, deleted ones too."""
+
+    async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
+        """Tenants as the engine needs them."""
+
+    async def changed_tenants(self, since: float) -> tuple[list[UUID], float]:
+        """Tenants whose configuration changed after ``since`` (with an overlap), and the database's time now."""
+
+    async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
+        """Tell all workers that a receiver asked to be left alone until then."""
+
+    async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> None:
+        """Disable an endpoint; what is owed to it waits."""
+
+    async def wait_for_ring(self, timeout_s: float) -> bool:
+        """Sleep until rung or the time is over; True when rung."""
+
+
+# ---- maintenance ----------------------------------------------------------------------------------------------------
+
+
+class MaintenanceStore(Protocol):
+    """What keeps the store in shape."""
+
+    async def make_partitions(self, *, days_ahead: int) -> int:
+        """Have the partitions of today and the coming days; returns how many were made."""
+
+    async def expire_idempotency_keys(self, *, limit: int) -> int:
+        """Delete up to ``limit`` keys whose time is over; returns how many."""
+
+    async def prune_progress(self) -> int:
+        """Drop progress of past days that a later row of the same shard has replaced; returns how many partitions."""
+
+
+# ---- the API --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: rows, and the sort key of the last one when there are more."""
+
+    rows: list[dict[str, Any]]
+    next_key: tuple[Any, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """An event with the current state of each of its deliveries."""
+
+    event: dict[str, Any]
+    deliveries: list[dict[str, Any]] = field(default_factory=list)
+
+
+class AdminStore(Protocol):
+    """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
+
+    async def ping(self) -> float:
+        """The database's time; raises StoreUnavailable."""
+
+    async def unowned_shards(self) -> int:
+        """Shards that no living worker owns."""
+
+    async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A new tenant; without ``home_shards`` it gets the shard with the fewest tenants."""
+
+    async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
+        """Raises NotFound."""
+
+    async def list_tenants(self, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """Newest first."""
+
+    async def update_tenant(self, tenant_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises NotFound."""
+
+    async def delete_tenant(self, tenant_id: UUID) -> None:
+        """Tombstone: its keys stop working, its endpoints are deleted. Raises NotFound."""
+
+    async def create_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a new API key (its hash)."""
+
+    async def list_keys(self, tenant_id: UUID, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """Newest first, revoked ones too."""
+
+    async def revoke_key(self, tenant_id: UUID, key_id: str) -> None:
+        """Raises NotFound."""
+
+    async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
+        """A new endpoint with its first secret; raises Conflict when the tenant has too many or the uid is taken."""
+
+    async def get_endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
+        """Raises NotFound, also for a deleted one."""
+
+    async def list_endpoints(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """Newest first."""
+
+    async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises NotFound, Conflict."""
+
+    async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
+        """Tombstone; what was owed to it is cancelled. Raises NotFound."""
+
+    async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
+        """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound."""
+
+    async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
+        """Add a new secret; the old ones go on signing for ``grace_s``. Returns when they stop. Raises NotFound, Conflict."""
+
+    async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
+        """Raises NotFound."""
+
+    async def list_events(
+        self,
+        tenant_id: UUID | None,
+        *,
+        type: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        """Newest first, without payloads."""
+
+    async def list_attempts(
+        self,
+        tenant_id: UUID | None,
+        *,
+        endpoint_id: UUID | None,
+        event_id: UUID | None,
+        outcome: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        """Newest first by scheduled time."""
+
+    async def list_waiting(
+        self, tenant_id: UUID | None, endpoint_id: UUID, *, after: tuple[Any, ...] | None, limit: int
+    ) -> Page:
+        """What waits in the backlog for one endpoint, oldest first."""
+
+    async def list_dead_letters(
+        self,
+        tenant_id: UUID | None,
+        *,
+        endpoint_id: UUID | None,
+        reason: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        """Newest first."""
+
+    async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
+        """Owe the event once more, to one endpoint or to all it was owed to that still exist; returns to how many.
+        Raises NotFound."""
+
+    async def ring(self) -> None:
+        """Wake sleeping workers."""
+
+
+class Store(IngestStore, WorkerStore, MaintenanceStore, AdminStore, Protocol):
+    """Everything."""

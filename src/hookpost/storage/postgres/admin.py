@@ -1,0 +1,414 @@
+"""The API's side of the PostgreSQL store: configuration, history, and the state of deliveries.
+
+Every change of a tenant's configuration is one transaction that first raises the tenant's config version: that row
+lock puts changes of one tenant in order, and an append checks the version after its own lock, so an event posted after
+a change was acknowledged is matched with it. Rows come out as dicts of plain values; times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from hookpost.model import EndpointStatus, WaitReason
+from hookpost.policy import routing
+from hookpost.storage.contract import Conflict, EventView, NotFound, Page
+from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.queries import load
+
+SQL = load("admin")
+# A rotation needs two; more make every request's signature header longer.
+SECRETS_VALID_MAX = 4
+# What update_endpoint writes, in the order of its parameters.
+ENDPOINT_COLUMNS = (
+    "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
+    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight",
+)  # fmt: skip
+TENANT_COLUMNS = ("name", "max_in_flight")
+_UID_INDEX = "endpoints_uid"
+_HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
+
+
+class AdminQueries:
+    """Implements AdminStore."""
+
+    _connections: Connections
+    _endpoint_cap: int
+
+    async def ping(self) -> float:
+        async with self._connections.use("ping") as connection:
+            now: float = await connection.fetchval(SQL["now"])
+            return now
+
+    async def unowned_shards(self) -> int:
+        async with self._connections.use("count unowned shards") as connection:
+            count: int = await connection.fetchval(SQL["unowned_shards"])
+            return count
+
+    # ---- tenants ------------------------------------------------------------------------------------------------
+
+    async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
+        pool = values.get("pool") or "default"
+        home_shards = values.get("home_shards")
+        async with self._connections.use(f"create tenant {tenant_id}") as connection:
+            if home_shards is None:
+                shard = await connection.fetchval(SQL["emptiest_shard"], pool)
+                if shard is None:
+                    raise NotFound(f"there is no pool {pool}")
+                home_shards = [shard]
+            row = await connection.fetchrow(
+                SQL["create_tenant"], tenant_id, values["name"], pool, list(home_shards), values.get("max_in_flight")
+            )
+        return dict(row)
+
+    async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
+        async with self._connections.use(f"get tenant {tenant_id}") as connection:
+            return _found(await connection.fetchrow(SQL["get_tenant"], tenant_id), "tenant")
+
+    async def list_tenants(self, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        async with self._connections.use("list tenants") as connection:
+            rows = await connection.fetch(SQL["list_tenants"], *_after(after, 2), limit + 1)
+        return _page(rows, limit, ("created_at", "tenant_id"))
+
+    async def update_tenant(self, tenant_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
+        async with self._changing(tenant_id, f"update tenant {tenant_id}") as connection:
+            current = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            values = _merged(current, changes, TENANT_COLUMNS)
+            return dict(await connection.fetchrow(SQL["update_tenant"], tenant_id, *values))
+
+    async def delete_tenant(self, tenant_id: UUID) -> None:
+        async with self._changing(tenant_id, f"delete tenant {tenant_id}") as connection:
+            await connection.execute(SQL["revoke_keys_of"], tenant_id)
+            await connection.execute(SQL["delete_endpoints_of"], tenant_id)
+            await connection.execute(SQL["delete_tenant"], tenant_id)
+
+    @asynccontextmanager
+    async def _changing(self, tenant_id: UUID, doing: str) -> AsyncIterator[Any]:
+        """One change of the tenant's configuration. Raises NotFound when there is no such tenant."""
+        async with self._connections.use(doing) as connection, connection.transaction():
+            if await connection.fetchval(SQL["bump_tenant"], tenant_id) is None:
+                raise NotFound("there is no such tenant")
+            yield connection
+
+    # ---- API keys -----------------------------------------------------------------------------------------------
+
+    async def create_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        tenant_id = values["tenant_id"]
+        async with self._connections.use("create an API key") as connection:
+            if tenant_id is not None:
+                _found(await connection.fetchrow(SQL["get_tenant"], tenant_id), "tenant")
+            row = await connection.fetchrow(
+                SQL["create_key"],
+                values["key_id"],
+                tenant_id,
+                values["name"],
+                values["key_hash"],
+                sorted(values.get("scopes") or ()),
+                values.get("expires_at"),
+            )
+        return dict(row)
+
+    async def list_keys(self, tenant_id: UUID, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        async with self._connections.use(f"list API keys of tenant {tenant_id}") as connection:
+            _found(await connection.fetchrow(SQL["get_tenant"], tenant_id), "tenant")
+            rows = await connection.fetch(SQL["list_keys"], tenant_id, *_after(after, 2), limit + 1)
+        return _page(rows, limit, ("created_at", "key_id"))
+
+    async def revoke_key(self, tenant_id: UUID, key_id: str) -> None:
+        async with self._connections.use(f"revoke API key {key_id}") as connection:
+            _found(await connection.fetchrow(SQL["revoke_key"], tenant_id, key_id), "API key")
+
+    # ---- endpoints ----------------------------------------------------------------------------------------------
+
+    async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
+        endpoint_id, tenant_id = values["endpoint_id"], values["tenant_id"]
+        blank = {"events": ["*"], "status": EndpointStatus.ENABLED, "metadata": {}}
+        columns = _merged(blank, values, ENDPOINT_COLUMNS)
+        async with self._changing(tenant_id, f"create endpoint {endpoint_id}") as connection:
+            if await connection.fetchval(SQL["count_endpoints"], tenant_id) >= endpoints_max:
+                raise Conflict(f"the tenant has {endpoints_max} endpoints, which is the limit: delete some first")
+            row = await _unless_uid_taken(connection, SQL["create_endpoint"], endpoint_id, tenant_id, *columns)
+            await connection.execute(SQL["add_secret"], endpoint_id, secret)
+        return _endpoint(row)
+
+    async def get_endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
+        async with self._connections.use(f"get endpoint {endpoint_id}") as connection:
+            row = await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id)
+        return _endpoint(_found(row, "endpoint"))
+
+    async def list_endpoints(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        async with self._connections.use("list endpoints") as connection:
+            if tenant_id is None:
+                rows = await connection.fetch(SQL["list_endpoints_of_all"], *_after(after, 2), limit + 1)
+            else:
+                rows = await connection.fetch(SQL["list_endpoints_of_tenant"], tenant_id, *_after(after, 2), limit + 1)
+        return _page([_endpoint(row) for row in rows], limit, ("created_at", "endpoint_id"))
+
+    async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
+        async with self._changing(tenant_id, f"update endpoint {endpoint_id}") as connection:
+            row = await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id)
+            current = _endpoint(_found(row, "endpoint"))
+            wanted = _with_status_reason(current, changes)
+            columns = _merged(current, wanted, ENDPOINT_COLUMNS)
+            row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
+        return _endpoint(row)
+
+    async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
+        async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
+            _found(await connection.fetchrow(SQL["delete_endpoint"], endpoint_id, tenant_id), "endpoint")
+
+    async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
+        async with self._connections.use(f"get secrets of endpoint {endpoint_id}") as connection:
+            _found(await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id), "endpoint")
+            rows = await connection.fetch(SQL["valid_secrets"], endpoint_id, tenant_id)
+        return [dict(row) for row in rows]
+
+    async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
+        async with self._changing(tenant_id, f"rotate the secret of endpoint {endpoint_id}") as connection:
+            _found(await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id), "endpoint")
+            grace_end: float = await connection.fetchval(SQL["grace_end"], grace_s)
+            await connection.execute(SQL["limit_secrets"], endpoint_id, grace_end)
+            await connection.execute(SQL["forget_secrets"], endpoint_id)
+            valid = await connection.fetch(SQL["valid_secrets"], endpoint_id, tenant_id)
+            if len(valid) >= SECRETS_VALID_MAX:
+                raise Conflict(
+                    f"{SECRETS_VALID_MAX} secrets of this endpoint are still valid: wait until the oldest has expired, "
+                    "or rotate with grace_period_s 0 to end them all"
+                )
+            if any(row["key"] == key for row in valid):
+                raise Conflict("this secret is already one of the endpoint's: give another one, or none")
+            await connection.execute(SQL["add_secret"], endpoint_id, key)
+            return grace_end
+
+    # ---- events and deliveries ----------------------------------------------------------------------------------
+
+    async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
+        async with self._connections.use(f"get event {event_id}") as connection:
+            row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
+            event = _found(row, "event")
+            states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
+        deliveries = [delivery_state(state) for state in states]
+        event["status"] = event_status([delivery["status"] for delivery in deliveries])
+        return EventView(event, deliveries)
+
+    async def list_events(
+        self,
+        tenant_id: UUID | None,
+        *,
+        type: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        window = (type, since, until)
+        async with self._connections.use("list events") as connection:
+            if tenant_id is None:
+                rows = await connection.fetch(SQL["list_events_of_all"], *window, *_after(after, 1), limit + 1)
+                return _page(rows, limit, ("event_id",))
+            rows = await connection.fetch(
+                SQL["list_events_of_tenant"], tenant_id, *window, *_after(after, 2), limit + 1
+            )
+        return _page(rows, limit, ("created_at", "event_id"))
+
+    async def list_attempts(
+        self,
+        tenant_id: UUID | None,
+        *,
+        endpoint_id: UUID | None,
+        event_id: UUID | None,
+        outcome: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        rest = (outcome, since, until, *_after(after, 2), limit + 1)
+        async with self._connections.use("list attempts") as connection:
+            if event_id is not None:
+                rows = await connection.fetch(SQL["list_attempts_of_event"], tenant_id, event_id, endpoint_id, *rest)
+            elif endpoint_id is not None:
+                rows = await connection.fetch(SQL["list_attempts_of_endpoint"], tenant_id, endpoint_id, *rest)
+            elif tenant_id is not None:
+                rows = await connection.fetch(SQL["list_attempts_of_tenant"], tenant_id, *rest)
+            else:
+                rows = await connection.fetch(SQL["list_attempts_of_all"], *rest)
+        return _page(rows, limit, ("scheduled_at", "attempt_id"))
+
+    async def list_waiting(
+        self, tenant_id: UUID | None, endpoint_id: UUID, *, after: tuple[Any, ...] | None, limit: int
+    ) -> Page:
+        async with self._connections.use(f"list what waits for endpoint {endpoint_id}") as connection:
+            row = await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id)
+            endpoint = _found(row, "endpoint")
+            rows = await connection.fetch(SQL["list_waiting"], tenant_id, endpoint_id, *_after(after, 2), limit + 1)
+        page = _page(rows, limit, ("shard", "position"))
+        for waiting in page.rows:
+            waiting["reason"] = _shown_reason(waiting["reason"], endpoint["status"])
+        return page
+
+    async def list_dead_letters(
+        self,
+        tenant_id: UUID | None,
+        *,
+        endpoint_id: UUID | None,
+        reason: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        window = (reason, since, until)
+        async with self._connections.use("list dead letters") as connection:
+            if endpoint_id is not None:
+                rows = await connection.fetch(
+                    SQL["list_dead_of_endpoint"], tenant_id, endpoint_id, *window, *_after(after, 2), limit + 1
+                )
+                return _page(rows, limit, ("died_at", "event_id"))
+            if tenant_id is not None:
+                rows = await connection.fetch(
+                    SQL["list_dead_of_tenant"], tenant_id, *window, *_after(after, 3), limit + 1
+                )
+            else:
+                rows = await connection.fetch(SQL["list_dead_of_all"], *window, *_after(after, 3), limit + 1)
+        return _page(rows, limit, ("died_at", "event_id", "endpoint_id"))
+
+    async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
+        async with self._connections.use(f"replay event {event_id}") as connection:
+            row = await connection.fetchrow(SQL["replay_source"], event_id, tenant_id, _minted_at(event_id))
+            source = _found(row, "event")
+            caps = dict(zip(source["endpoint_ids"], source["caps"], strict=True))
+            if endpoint_id is not None:
+                if endpoint_id not in caps:
+                    raise NotFound("the event was not owed to this endpoint, or the endpoint is gone")
+                caps = {endpoint_id: caps[endpoint_id]}
+            if not caps:
+                return 0
+            shard = self._replay_shard(event_id, source, caps.values())
+            await connection.execute(SQL["append_replay"], shard, event_id, tenant_id, source["type"], list(caps))
+        return len(caps)
+
+    def _replay_shard(self, event_id: UUID, source: Mapping[str, Any], caps: Collection[int | None]) -> int:
+        """The shard that ingest would choose for an event owed to these endpoints today."""
+        home_shards = source["home_shards"]
+        pinned = routing.is_pinned(source["tenant_cap"], home_shards) or any(
+            routing.is_pinned(cap or self._endpoint_cap, home_shards) for cap in caps
+        )
+        return routing.shard_for(event_id, home_shards, pinned=pinned)
+
+
+# ---- what the rows mean ----------------------------------------------------------------------------------------------
+
+
+def delivery_state(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of one delivery, derived from what its shard's owner has written down (design.md §5)."""
+    status, reason, next_attempt_at = _derived(row)
+    return {
+        "endpoint_id": row["endpoint_id"],
+        "generation": row["generation"],
+        "status": status,
+        "reason": reason,
+        "attempt_count": row["attempt_count"],
+        "next_attempt_at": next_attempt_at,
+        "last_http_status": row["last_http_status"],
+    }
+
+
+def _derived(row: Mapping[str, Any]) -> tuple[str, str | None, float | None]:
+    """Status, reason and time of the next attempt; the order of the questions is the rule."""
+    if row["queued"]:
+        return "queued", None, None
+    if row["waiting_reason"] is not None:
+        reason = _shown_reason(row["waiting_reason"], row["endpoint_status"])
+        return "waiting", reason, row["due_at"] if reason == WaitReason.RETRY else None
+    if row["dead_reason"] is not None:
+        return "dead", row["dead_reason"], None
+    if row["last_outcome"] == "delivered":
+        return "delivered", None, None
+    if row["endpoint_deleted"]:
+        return "cancelled", None, None
+    # An owed delivery without a trace is a fault of ours, and must be seen.
+    return "unknown", None, None
+
+
+def _shown_reason(stored: str, endpoint_status: str | None) -> str:
+    """What waits for a paused endpoint waits for that, whatever it waited for before."""
+    return endpoint_status if endpoint_status in _HELD else stored
+
+
+def event_status(deliveries: Sequence[str]) -> str:
+    """An event's status summarises its deliveries."""
+    found = set(deliveries)
+    if not found:
+        return "no_endpoints"
+    if found & {"queued", "waiting", "unknown"}:
+        return "pending"
+    if "delivered" not in found:
+        return "dead"
+    return "partly_dead" if "dead" in found else "delivered"
+
+
+def _with_status_reason(current: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A change of the status names its reason: the user's request, unless the change tells another."""
+    wanted = dict(changes)
+    if "status" in wanted and wanted["status"] != current["status"]:
+        requested = None if wanted["status"] == EndpointStatus.ENABLED else "requested"
+        wanted.setdefault("status_reason", requested)
+    return wanted
+
+
+def _minted_at(event_id: UUID) -> float:
+    """The time in a UUIDv7, in Unix seconds."""
+    return (event_id.int >> 80) / 1000
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _found(row: Any, what: str) -> dict[str, Any]:
+    if row is None:
+        raise NotFound(f"there is no such {what}")
+    return dict(row)
+
+
+def _endpoint(row: Any) -> dict[str, Any]:
+    endpoint = dict(row)
+    endpoint["metadata"] = msgspec.json.decode(endpoint["metadata"])
+    return endpoint
+
+
+def _merged(current: Mapping[str, Any], changes: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:
+    """The values of ``columns`` after the changes, as parameters."""
+    merged = {column: changes.get(column, current.get(column)) for column in columns}
+    if "metadata" in merged:
+        merged["metadata"] = msgspec.json.encode(merged["metadata"]).decode()
+    return list(merged.values())
+
+
+async def _unless_uid_taken(connection: Any, statement: str, *parameters: Any) -> Any:
+    try:
+        return await connection.fetchrow(statement, *parameters)
+    except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != _UID_INDEX:
+            raise
+        raise Conflict("another endpoint of this tenant has this uid: choose another one") from error
+
+
+def _after(key: tuple[Any, ...] | None, length: int) -> tuple[Any, ...]:
+    """The sort key to go on behind, as parameters; nulls for the first page."""
+    if key is None:
+        return (None,) * length
+    assert len(key) == length, f"a sort key of {length} values is expected"
+    return key
+
+
+def _page(rows: Sequence[Any], limit: int, key: tuple[str, ...]) -> Page:
+    """``rows`` is one longer than the page when there are more."""
+    kept = [dict(row) for row in rows[:limit]]
+    more = len(rows) > limit and kept
+    return Page(kept, tuple(kept[-1][column] for column in key) if more else None)

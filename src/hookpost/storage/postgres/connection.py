@@ -1,0 +1,124 @@
+"""Connections to PostgreSQL: one pool a process, times as Unix seconds, errors as the contract's.
+
+Timestamps cross this border as floats and days as integers: a delivery touches nine of them, and datetime objects cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+
+from hookpost.storage.contract import DataRejected, StoreUnavailable
+
+# PostgreSQL counts microseconds (and days) from 2000-01-01T00:00Z.
+EPOCH_US = 946_684_800_000_000
+INFINITY_US = 2**63 - 1
+# A statement of the API or a worker that runs longer is stuck: better an error than a pile of them.
+STATEMENT_TIMEOUT_S = 30.0
+# Waiting longer for a connection means that the store does not keep up.
+ACQUIRE_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
+# asyncpg raises these for values it cannot encode, besides its own DataError.
+_ENCODING_ERRORS = (asyncpg.DataError, ValueError, TypeError, OverflowError)
+# SQLSTATE classes and codes that blame the data and nothing else.
+_DATA_CLASSES = ("22", "23")
+_NO_PARTITION = "no partition of relation"
+
+
+def _encode_time(moment: float) -> tuple[int]:
+    return (INFINITY_US,) if moment == float("inf") else (round(moment * 1e6) - EPOCH_US,)
+
+
+def _decode_time(value: tuple[int]) -> float:
+    return (value[0] + EPOCH_US) / 1e6
+
+
+async def prepare(connection: Any) -> None:
+    """Make a fresh connection speak our types."""
+    await connection.set_type_codec(
+        "timestamptz", schema="pg_catalog", format="tuple", encoder=_encode_time, decoder=_decode_time
+    )
+    await connection.set_type_codec(
+        "date", schema="pg_catalog", format="tuple", encoder=lambda day: (day,), decoder=lambda value: value[0]
+    )
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn the driver's errors into the contract's, saying what was being done."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        code = error.sqlstate or ""
+        if code.startswith(_DATA_CLASSES) and _NO_PARTITION not in str(error):
+            raise DataRejected(f"{doing}: {error}") from error
+        raise StoreUnavailable(f"{doing}: {error}") from error
+    except _ENCODING_ERRORS as error:
+        raise DataRejected(f"{doing}: {error}") from error
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, asyncio.TimeoutError) as error:
+        raise StoreUnavailable(f"{doing}: {type(error).__name__} {error}") from error
+
+
+class Connections:
+    """The pool of one process."""
+
+    def __init__(self, dsn: str, *, application: str, size_min: int = 1, size_max: int = 8) -> None:
+        self._dsn = dsn
+        self._application = application
+        self._size_min = size_min
+        self._size_max = size_max
+        self._pool: Any = None
+
+    async def open(self) -> None:
+        """Connect; raises StoreUnavailable."""
+        with translated("connect"):
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=self._size_min,
+                max_size=self._size_max,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=STATEMENT_TIMEOUT_S,
+                init=prepare,
+                server_settings=self._server_settings(),
+            )
+
+    def _server_settings(self) -> dict[str, str]:
+        return {
+            "application_name": self._application,
+            "timezone": "UTC",
+            "idle_in_transaction_session_timeout": "60s",
+            # Generic plans prune partitions when they run; planning anew for each call would cost more than the call.
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+        }
+
+    async def close(self) -> None:
+        """Close all connections; those in use are cut after a moment."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                await asyncio.wait_for(pool.close(), 2.0)
+            except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                pool.terminate()
+
+    @asynccontextmanager
+    async def use(self, doing: str) -> AsyncIterator[Any]:
+        """A connection for a few statements; errors come out as the contract's."""
+        with translated(doing):
+            if self._pool is None:
+                raise StoreUnavailable(f"{doing}: the store is closed")
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                yield connection
+
+    async def connect_alone(self) -> Any:
+        """A connection outside of the pool, for LISTEN."""
+        with translated("listen"):
+            return await asyncpg.connect(
+                self._dsn,
+                timeout=CONNECT_TIMEOUT_S,
+                server_settings={"application_name": self._application + " listen"},
+            )

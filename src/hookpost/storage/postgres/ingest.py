@@ -1,0 +1,112 @@
+"""The ingest side of the PostgreSQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import msgspec
+
+from hookpost.storage.contract import (
+    ApiKey,
+    Appended,
+    EndpointFilter,
+    NewEvent,
+    Stale,
+    StoreUnavailable,
+    TenantRoutes,
+    Verdict,
+)
+from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.queries import load
+
+SQL = load("ingest")
+# The function's word for "the first event of this key has just expired": rare, and the caller's next try succeeds.
+_TRY_AGAIN = 3
+
+
+class IngestQueries:
+    """Implements IngestStore."""
+
+    _connections: Connections
+    _idempotency_s: float
+    _append_timeout_s: float
+    _endpoint_cap: int
+
+    async def append(
+        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+    ) -> list[Appended] | Stale:
+        owed: list[UUID] = []
+        starts: list[int] = []
+        for event in events:
+            starts.append(len(owed) + 1)
+            owed.extend(event.owed)
+        keyed = any(event.key is not None for event in events)
+        traced = any(event.trace_id is not None for event in events)
+        async with self._connections.use(f"append to shard {shard}") as connection:
+            row = await connection.fetchrow(
+                SQL["append"],
+                shard,
+                self._idempotency_s,
+                list(versions),
+                list(versions.values()),
+                [event.event_id for event in events],
+                [event.tenant_id for event in events],
+                [event.type for event in events],
+                [event.payload for event in events],
+                owed,
+                starts,
+                [len(event.owed) for event in events],
+                [event.trace_id for event in events] if traced else None,
+                [event.key for event in events] if keyed else None,
+                [event.request_hash for event in events] if keyed else None,
+                timeout=self._append_timeout_s,
+            )
+        stale, verdicts, first_ids, first_counts = row
+        if stale is not None:
+            return Stale(frozenset(stale))
+        if verdicts is None:
+            return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
+        if _TRY_AGAIN in verdicts:
+            raise StoreUnavailable("an idempotency key expired at this very moment")
+        return [
+            Appended(Verdict.NEW, event.event_id, len(event.owed))
+            if verdict == Verdict.NEW
+            else Appended(Verdict(verdict), first_id, first_count)
+            for event, verdict, first_id, first_count in zip(events, verdicts, first_ids, first_counts, strict=True)
+        ]
+
+    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+        async with self._connections.use(f"load routes of tenant {tenant_id}") as connection:
+            row = await connection.fetchrow(SQL["load_routes"], tenant_id)
+        if row is None:
+            return None
+        filters = msgspec.json.decode(row["filters"], type=list[tuple[tuple[str, ...], int | None]])
+        return TenantRoutes(
+            tenant_id=row["tenant_id"],
+            config_version=row["config_version"],
+            home_shards=tuple(row["home_shards"]),
+            max_in_flight=row["max_in_flight"],
+            endpoints=tuple(
+                EndpointFilter(endpoint_id, events, cap or self._endpoint_cap)
+                for endpoint_id, (events, cap) in zip(row["ids"], filters, strict=True)
+            ),
+        )
+
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        async with self._connections.use("look up an API key") as connection:
+            row = await connection.fetchrow(SQL["find_key"], key_id)
+        if row is None:
+            return None
+        return ApiKey(
+            key_id=row["key_id"],
+            tenant_id=row["tenant_id"],
+            key_hash=row["key_hash"],
+            scopes=frozenset(row["scopes"]),
+            expires_at=row["expires_at"],
+            revoked=row["revoked"],
+        )
+
+    async def ring(self) -> None:
+        async with self._connections.use("ring") as connection:
+            await connection.execute(SQL["ring"])

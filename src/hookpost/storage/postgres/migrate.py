@@ -1,0 +1,83 @@
+"""Brings the schema up to date: Alembic orders the migrations and writes their SQL, this module runs it under a lock.
+
+One transaction holds the lock, the migrations and the version stamp, so a crash leaves either the old schema or the
+new one. Several servers may start at once: one migrates, the others wait and find it done.
+"""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+
+# Any number that no other advisory lock of ours uses; held by the migrating transaction.
+MIGRATION_LOCK = 7_702
+# DDL must not queue behind a long transaction while everything else queues behind it.
+LOCK_TIMEOUT = "10s"
+
+
+class SchemaTooNew(Exception):
+    """The database was migrated by a newer Hookpost than this one."""
+
+
+class SchemaTooOld(Exception):
+    """The database must be migrated first."""
+
+
+def _config(output: StringIO | None = None) -> Config:
+    config = Config(output_buffer=output)
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
+def head() -> str:
+    """The revision this code needs."""
+    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    assert revision is not None
+    return revision
+
+
+def upgrade_sql(current: str | None) -> str:
+    """The SQL from a revision (None: an empty database) to the newest, version stamps included."""
+    output = StringIO()
+    command.upgrade(_config(output), f"{current or 'base'}:head", sql=True)
+    return output.getvalue()
+
+
+async def current_revision(connection: Any) -> str | None:
+    """The revision of the connected database, None when it is empty."""
+    if await connection.fetchval("select to_regclass('alembic_version')") is None:
+        return None
+    revision: str | None = await connection.fetchval("select version_num from alembic_version")
+    return revision
+
+
+def check_known(revision: str | None) -> None:
+    """Raise SchemaTooNew for a revision that this code has never heard of."""
+    if revision is None:
+        return
+    try:
+        ScriptDirectory.from_config(_config()).get_revision(revision)
+    except CommandError as error:
+        raise SchemaTooNew(
+            f"the database's schema is at revision {revision}, this Hookpost knows revisions up to {head()}: "
+            "start the newer Hookpost that migrated it, or restore a backup from before"
+        ) from error
+
+
+async def migrate(connection: Any) -> list[str]:
+    """Migrate to the newest revision; returns [from, to], or [] when there was nothing to do."""
+    async with connection.transaction():
+        await connection.execute("select pg_advisory_xact_lock($1, 0)", MIGRATION_LOCK)
+        revision = await current_revision(connection)
+        check_known(revision)
+        if revision == head():
+            return []
+        await connection.execute(f"set local lock_timeout = '{LOCK_TIMEOUT}'")
+        await connection.execute(upgrade_sql(revision))
+        return [revision or "empty", head()]

@@ -1,0 +1,24 @@
+-- name: append
+-- The whole of ingest's work in the database: one call, one implicit transaction (see the function's own comment).
+select * from hookpost_append($1, make_interval(secs => $2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+
+-- name: load_routes
+-- A tenant as ingest needs it, in one snapshot: version and filters belong together.
+select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight,
+       coalesce(array_agg(e.endpoint_id order by e.created_at, e.endpoint_id) filter (where e.endpoint_id is not null), '{}') as ids,
+       coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight) order by e.created_at, e.endpoint_id)
+                filter (where e.endpoint_id is not null), '[]')::text as filters
+from tenants t left join endpoints e on e.tenant_id = t.tenant_id and e.deleted_at is null
+where t.tenant_id = $1 and t.deleted_at is null
+group by t.tenant_id
+
+-- name: find_key
+-- The stored key of a key id; that of a deleted tenant counts as revoked.
+select k.key_id, k.tenant_id, k.key_hash, k.scopes, k.expires_at,
+       k.revoked_at is not null or t.deleted_at is not null as revoked
+from api_keys k left join tenants t on t.tenant_id = k.tenant_id
+where k.key_id = $1
+
+-- name: ring
+-- Wake sleeping workers. Outside of every append, at most some twenty times a second: NOTIFY takes a global lock at commit.
+select pg_notify('hookpost', '')

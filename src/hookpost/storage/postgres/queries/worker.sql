@@ -1,0 +1,193 @@
+-- name: register
+insert into nodes (node_id, pool, name, expires_at) values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+on conflict (node_id) do update set expires_at = excluded.expires_at
+returning clock_timestamp()
+
+-- name: renew
+-- The lease is compared in the database's clock alone.
+update nodes set expires_at = clock_timestamp() + make_interval(secs => $2) where node_id = $1 returning clock_timestamp()
+
+-- name: survey
+-- All shards of a pool with their owners; an owner whose lease has expired counts as none.
+select s.shard, case when n.expires_at > clock_timestamp() then s.owner end as owner
+from shards s left join nodes n on n.node_id = s.owner
+where s.pool = $1 order by s.shard
+
+-- name: living
+select node_id from nodes where pool = $1 and expires_at > clock_timestamp() order by node_id
+
+-- name: claim
+-- Take free shards. An owner silent since before the database was started had no way to renew: it keeps its shards for
+-- one lease from the start. A shard taken from a silent owner is not quiet before that owner's last request must have ended.
+update shards s
+set owner = $1, fence = s.fence + 1,
+    quiet_until = case when s.owner is null then s.quiet_until else clock_timestamp() + interval '30 s' end
+where s.shard in (
+    select f.shard from shards f left join nodes n on n.node_id = f.owner
+    where f.pool = $2
+      and (f.owner is null
+           or (coalesce(n.expires_at, '-infinity') < clock_timestamp()
+               and pg_postmaster_start_time() + make_interval(secs => $4) < clock_timestamp()))
+    order by f.shard limit $3
+    for update of f skip locked
+)
+returning s.shard, s.fence
+
+-- name: release
+update shards set owner = null where shard = $1 and owner = $2 and fence = $3
+
+-- name: free_all
+update shards set owner = null where owner = $1
+
+-- name: leave
+delete from nodes where node_id = $1
+
+-- name: last_progress
+-- Where the last settle of a shard left it.
+select settle_no, cursor, read_to, read_day, open::text as open, partial::text as partial, clean
+from progress where shard = $1 order by settle_no desc limit 1
+
+-- name: floor
+select floor_seq, hookpost_today() as today from shards where shard = $1
+
+-- name: open_rows
+-- The journal rows of a shard's open entries.
+select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at,
+       case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
+            else e.payload end as payload
+from events e where e.shard = $1 and e.seq = any ($2) order by e.seq
+
+-- name: lane_summaries
+-- What a new owner must know of each lane's backlog: never the rows.
+select endpoint_id, tenant_id, count(*) as count, min(due_at) as next_due, min(deadline) as next_deadline
+from backlog where shard = $1 group by endpoint_id, tenant_id
+
+-- name: read
+-- Journal rows of many shards behind what was read, each shard in order, bounded in rows and in payload bytes (one row
+-- always fits). The day's lower bound keeps the look-up out of old partitions.
+select e.*
+from unnest($1::int[], $2::bigint[]) as s (shard, after)
+cross join lateral (
+    select r.*, sum(octet_length(r.payload)) over (order by r.seq) - octet_length(r.payload) as bytes_before
+    from (
+        select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at,
+               case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
+                    else e.payload end as payload
+        from events e
+        where e.shard = s.shard and e.seq > s.after and e.day >= $3
+        order by e.seq limit $4
+    ) r
+) e
+where coalesce(e.bytes_before, 0) < $5
+order by e.shard, e.seq
+
+-- name: fetch_due
+-- Backlog rows of one lane that are due, by keyset, with their events; one more than wanted tells that there are more.
+select b.*, e.type,
+       case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
+            else e.payload end as payload
+from (
+    select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at, shard
+    from backlog
+    where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at <= $5
+    order by due_at, position limit $6
+) b
+left join events e on e.shard = b.shard and e.seq = b.position and e.day = b.day
+order by b.due_at, b.position
+
+-- name: next_due
+select min(due_at) from backlog where shard = $1 and endpoint_id = $2 and due_at > $3
+
+-- name: fetch_expired
+-- Deliveries of a closed lane whose deadline has passed. Deadlines follow positions closely, so few rows are looked at in vain.
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at, '' as type, null::bytea as payload
+from backlog where shard = $1 and endpoint_id = $2 and deadline <= $3 order by position limit $4
+
+-- name: next_deadline
+select min(deadline) from backlog where shard = $1 and endpoint_id = $2 and deadline > $3
+
+-- name: settle
+-- Locks and checks the fences, writes the progress rows; the rest of the settle follows in the same transaction.
+select lost, today from hookpost_settle($1, $2, $3, $4, $5, $6, $7, $8, $9)
+
+-- name: settle_revived
+-- A replay takes the delivery out of the dead letters.
+delete from dead_letters d using unnest($1::uuid[], $2::uuid[]) u (event_id, endpoint_id)
+where d.event_id = u.event_id and d.endpoint_id = u.endpoint_id
+
+-- name: settle_dead
+insert into dead_letters (event_id, endpoint_id, tenant_id, shard, position, day, generation, type, reason, died_at,
+                          attempt_count, last_http_status, last_error_code)
+select u.event_id, u.endpoint_id, u.tenant_id, u.shard, u.position, u.day, u.generation,
+       coalesce(nullif(u.type, ''), (select e.type from events e where e.event_id = u.event_id limit 1), ''),
+       u.reason, u.died_at, u.attempt_count, u.last_http_status, u.last_error_code
+from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int[], $5::bigint[], $6::date[], $7::int[], $8::text[], $9::text[],
+            $10::timestamptz[], $11::int[], $12::smallint[], $13::text[])
+     as u (event_id, endpoint_id, tenant_id, shard, position, day, generation, type, reason, died_at, attempt_count,
+           last_http_status, last_error_code)
+order by 1, 2
+on conflict (event_id, endpoint_id) do update
+    set shard = excluded.shard, position = excluded.position, day = excluded.day, generation = excluded.generation,
+        reason = excluded.reason, died_at = excluded.died_at, attempt_count = excluded.attempt_count,
+        last_http_status = excluded.last_http_status, last_error_code = excluded.last_error_code
+
+-- name: settle_dropped_lanes
+delete from backlog b using unnest($1::int[], $2::uuid[]) u (shard, endpoint_id)
+where b.shard = u.shard and b.endpoint_id = u.endpoint_id
+
+-- name: settle_deletes
+delete from backlog b using unnest($1::int[], $2::uuid[], $3::bigint[]) u (shard, endpoint_id, position)
+where b.shard = u.shard and b.endpoint_id = u.endpoint_id and b.position = u.position
+
+-- name: settle_upserts
+insert into backlog (shard, endpoint_id, position, day, tenant_id, event_id, generation, reason, due_at, retry_count,
+                     deadline, created_at, last_http_status, last_error_code)
+select * from unnest($1::int[], $2::uuid[], $3::bigint[], $4::date[], $5::uuid[], $6::uuid[], $7::int[], $8::text[],
+                     $9::timestamptz[], $10::int[], $11::timestamptz[], $12::timestamptz[], $13::smallint[], $14::text[])
+on conflict (shard, endpoint_id, position) do update
+    set reason = excluded.reason, due_at = excluded.due_at, retry_count = excluded.retry_count,
+        deadline = excluded.deadline, last_http_status = excluded.last_http_status,
+        last_error_code = excluded.last_error_code
+
+-- name: settled
+select exists (select from progress where shard = $1 and settle_no = $2 and fence = $3)
+
+-- name: load_endpoints
+select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as deleted, e.base_s, e.cap_s,
+       e.max_attempts, e.deadline_s, e.connect_s, e.first_byte_s, e.total_s, e.max_in_flight, e.hold_until,
+       coalesce(s.keys, '{}') as keys, coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires
+from endpoints e
+left join lateral (
+    select array_agg(key order by created_at desc) as keys, array_agg(created_at order by created_at desc) as created,
+           array_agg(expires_at order by created_at desc) as expires
+    from endpoint_secrets s
+    where s.endpoint_id = e.endpoint_id and (s.expires_at is null or s.expires_at > clock_timestamp())
+) s on true
+where e.endpoint_id = any ($1)
+
+-- name: load_tenants
+select tenant_id, home_shards, max_in_flight from tenants where tenant_id = any ($1)
+
+-- name: changed_tenants
+-- Which tenants to look at again. The overlap catches transactions that were slow to commit.
+select tenant_id from tenants where changed_at > $1
+
+-- name: now
+select clock_timestamp()
+
+-- name: hold_endpoint
+-- Shared with the other workers by way of changed_at; the config version stays, as ingest does not care.
+with held as (
+    update endpoints set hold_until = $2 where endpoint_id = $1 and (hold_until is null or hold_until < $2)
+    returning tenant_id
+)
+update tenants t set changed_at = clock_timestamp() from held where t.tenant_id = held.tenant_id
+
+-- name: disable_endpoint
+with closed as (
+    update endpoints set status = 'disabled', status_reason = $3, updated_at = clock_timestamp()
+    where endpoint_id = $2 and tenant_id = $1 and status <> 'disabled' and deleted_at is null
+    returning tenant_id
+)
+update tenants t set config_version = t.config_version + 1, changed_at = clock_timestamp()
+from closed where t.tenant_id = closed.tenant_id
