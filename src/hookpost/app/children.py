@@ -1,0 +1,53 @@
+"""One process of a server, as its supervisor starts it, and as `hookpost api` and `hookpost worker` run it alone.
+
+A supervised process holds one end of a socket pair: it writes `ready` into it, and when the other end closes (an order,
+or the supervisor's death, even by kill -9) it stops in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+READY = b"ready\n"
+Main = Callable[[asyncio.Event, asyncio.Event], Awaitable[None]]
+
+
+def run(main: Main, *, supervisor_fd: int | None = None) -> None:
+    """Run ``main(stop, ready)`` on a fresh loop until it ends by itself or by SIGTERM, SIGINT or the supervisor."""
+    uvloop.run(_run(main, supervisor_fd))
+
+
+async def _run(main: Main, supervisor_fd: int | None) -> None:
+    stop, ready = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    leash = None if supervisor_fd is None else asyncio.create_task(_leash(supervisor_fd, stop, ready))
+    try:
+        await main(stop, ready)
+    finally:
+        if leash is not None:
+            leash.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leash
+
+
+async def _leash(fd: int, stop: asyncio.Event, ready: asyncio.Event) -> None:
+    """Tell the supervisor when we are ready; stop when it lets go."""
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=fd))
+    try:
+        await ready.wait()
+        with contextlib.suppress(OSError):
+            writer.write(READY)
+            await writer.drain()
+        with contextlib.suppress(OSError):
+            await reader.read()
+        stop.set()
+    finally:
+        writer.close()

@@ -1,0 +1,373 @@
+"""The command line. `hookpost --help` lists the commands; those of the server read HOOKPOST_… settings, those of the
+client talk to a running one over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from uuid_utils.compat import uuid7
+
+from hookpost import __version__, telemetry
+from hookpost.app.client import Client, ClientError
+from hookpost.app.config import ConfigError, Settings, describe, load
+from hookpost.policy.signing import SecretError, VerificationError, parse_secret, verify
+from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
+from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
+from hookpost.storage.postgres.store import UnsafeDatabase
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Hookpost delivers webhooks: accepted once, delivered at least once.",
+)
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant.")
+tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
+endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
+app.add_typer(keys_app, name="keys")
+app.add_typer(tenants_app, name="tenants")
+app.add_typer(endpoints_app, name="endpoints")
+
+Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the embedded PostgreSQL.")]
+Hidden = typer.Option(hidden=True)
+
+_EXPECTED = (
+    ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
+    OSError,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the command line; expected failures are one line on standard error and exit code 1."""
+    try:
+        app()
+    except _EXPECTED as error:
+        _fail(error)
+    except BaseExceptionGroup as group:
+        expected, rest = group.split(_EXPECTED)
+        if rest is not None or expected is None:
+            raise
+        _fail(_first(expected))
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _fail(error: BaseException) -> None:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    print(f"hookpost: {text}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _show(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+# ---- the server -----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    port: Port = None,
+    data_dir: DataDir = None,
+    api_processes: Annotated[int | None, typer.Option(help="Processes that accept events.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that deliver.")] = None,
+) -> None:
+    """Everything on one machine: API, workers and, without HOOKPOST_DATABASE_URL, an embedded PostgreSQL."""
+    from hookpost.app.supervisor import Supervisor, show_keys
+
+    settings = load(port=port, data_dir=data_dir, api_processes=api_processes, workers=workers)
+    telemetry.configure("serve", settings.log_format, settings.log_level)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await Supervisor(settings).run(stop, on_keys=show_keys)
+
+    asyncio.run(run())
+
+
+def _database(settings: Settings) -> str:
+    """The database to work on: the configured one, or that of a server running on this data directory."""
+    if settings.database_url is not None:
+        return settings.database_url
+    running = find_running(settings.data_dir)
+    if running is None:
+        raise ConfigError(
+            f"there is no database: set HOOKPOST_DATABASE_URL, or start `hookpost serve` on {settings.data_dir}"
+        )
+    return running
+
+
+@app.command()
+def api(
+    port: Port = None,
+    data_dir: DataDir = None,
+    name: Annotated[str, typer.Option(help="Name in the log.")] = "api",
+    fd: Annotated[int | None, Hidden] = None,
+    supervisor_fd: Annotated[int | None, Hidden] = None,
+) -> None:
+    """One API process on a database that `hookpost migrate` or `hookpost serve` has prepared."""
+    from hookpost.app.children import run
+    from hookpost.app.compose import run_api
+    from hookpost.app.supervisor import bind, require_prepared
+
+    settings = load(port=port, data_dir=data_dir)
+    telemetry.configure(name, settings.log_format, settings.log_level)
+    dsn = _database(settings)
+
+    async def main_(stop: asyncio.Event, ready: asyncio.Event) -> None:
+        if supervisor_fd is None:
+            await require_prepared(settings, dsn)
+        listener = bind(settings) if fd is None else socket.socket(fileno=fd)
+        await run_api(settings, dsn, listener=listener, stop=stop, ready=ready)
+
+    run(main_, supervisor_fd=supervisor_fd)
+
+
+@app.command()
+def worker(
+    pool: Annotated[str | None, typer.Option(help="Pool of shards to serve.")] = None,
+    data_dir: DataDir = None,
+    name: Annotated[str | None, typer.Option(help="Name in the log and in attempts.")] = None,
+    node: Annotated[str | None, Hidden] = None,
+    supervisor_fd: Annotated[int | None, Hidden] = None,
+) -> None:
+    """One worker process on a prepared database; as many as you like, on any machine."""
+    from hookpost.app.children import run
+    from hookpost.app.compose import run_worker
+    from hookpost.app.supervisor import require_prepared
+
+    settings = load(pool=pool, data_dir=data_dir)
+    node_id = uuid7() if node is None else UUID(node)
+    shown = name or f"{socket.gethostname()}-{node_id.hex[-6:]}"
+    telemetry.configure(shown, settings.log_format, settings.log_level)
+    dsn = _database(settings)
+
+    async def main_(stop: asyncio.Event, ready: asyncio.Event) -> None:
+        if supervisor_fd is None:
+            await require_prepared(settings, dsn)
+        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready)
+
+    run(main_, supervisor_fd=supervisor_fd)
+
+
+@app.command()
+def migrate(
+    data_dir: DataDir = None,
+    sql: Annotated[bool, typer.Option(help="Print the SQL for an empty database instead of running it.")] = False,
+) -> None:
+    """Bring the database's schema up to date, and at the first time make shards, the tenant default and first keys."""
+    from hookpost.app.supervisor import prepare_database, show_keys
+    from hookpost.storage.postgres.migrate import head, upgrade_sql
+
+    if sql:
+        print(upgrade_sql(None))
+        return
+    settings = load(data_dir=data_dir)
+    telemetry.configure("migrate", settings.log_format, settings.log_level)
+    keys = asyncio.run(prepare_database(settings, _database(settings)))
+    if keys is not None:
+        show_keys(keys)
+    print(f"the schema is at revision {head()}")
+
+
+@app.command()
+def config() -> None:
+    """Every setting with its value, default and meaning (secrets masked)."""
+    settings = load()
+    for variable, shown, default, meaning in describe(settings):
+        changed = "" if shown == default else f"  (default {default or 'none'})"
+        print(f"{variable}={shown}{changed}\n    {meaning}")
+
+
+@app.command()
+def doctor(data_dir: DataDir = None) -> None:
+    """Check what a server needs, one line each; exit code 1 when something is wrong."""
+    from hookpost.app.doctor import examine
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("doctor", "text", "error")
+    findings = asyncio.run(examine(settings, find_running(settings.data_dir)))
+    for finding in findings:
+        print(f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.detail}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """The version of this program."""
+    print(__version__)
+
+
+# ---- clients of the HTTP API ----------------------------------------------------------------------------------------
+
+
+@app.command()
+def send(
+    type: Annotated[str, typer.Argument(help="Event type, e.g. invoice.paid")],
+    payload: Annotated[str, typer.Argument(help="JSON, @FILE, or - for standard input")] = "{}",
+    key: Annotated[str | None, typer.Option(help="Idempotency key.")] = None,
+    to: Annotated[list[str] | None, typer.Option(help="Endpoint ids; overrides the filters.")] = None,
+) -> None:
+    """Post one event."""
+    if payload == "-":
+        text = sys.stdin.read()
+    elif payload.startswith("@"):
+        text = Path(payload[1:]).read_text(encoding="utf-8")
+    else:
+        text = payload
+    # The payload goes out as it was given: bytes, key order and number spelling are the producer's.
+    fields = {"type": type, "idempotency_key": key, "target_endpoints": to or None}
+    head = json.dumps({name: value for name, value in fields.items() if value is not None})
+    _show(Client().call("POST", "/v1/events", raw=f'{head[:-1]}, "payload": {text}}}'.encode()))
+
+
+@app.command()
+def events(
+    event_id: Annotated[str | None, typer.Argument(help="One event with its deliveries and attempts.")] = None,
+    type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 20,
+) -> None:
+    """What happened to an event, or the newest events."""
+    client = Client()
+    if event_id is None:
+        _show(client.call("GET", "/v1/events", type=type, limit=limit)["data"])
+        return
+    event = client.call("GET", f"/v1/events/{event_id}")
+    event["attempts"] = client.call("GET", "/v1/deliveries", event_id=event_id, limit=100)["data"]
+    _show(event)
+
+
+@app.command()
+def replay(
+    event_id: Annotated[str, typer.Argument(help="The event to deliver once more.")],
+    endpoint: Annotated[str | None, typer.Option(help="Only to this endpoint.")] = None,
+) -> None:
+    """Deliver an event once more, to one endpoint or to all it was owed to."""
+    body = {} if endpoint is None else {"endpoint_id": endpoint}
+    _show(Client().call("POST", f"/v1/events/{event_id}/replay", body))
+
+
+@tenants_app.command("create")
+def create_tenant(name: str) -> None:
+    """Create a tenant."""
+    _show(Client().call("POST", "/v1/tenants", {"name": name}))
+
+
+@tenants_app.command("list")
+def list_tenants() -> None:
+    """The newest tenants."""
+    _show(Client().call("GET", "/v1/tenants", limit=100)["data"])
+
+
+@keys_app.command("create")
+def create_key(
+    tenant_id: str,
+    name: str,
+    scope: Annotated[list[str] | None, typer.Option(help="events:write, endpoints:write, read, replay.")] = None,
+) -> None:
+    """Create an API key of a tenant; it is shown once."""
+    body: dict[str, Any] = {"name": name}
+    if scope:
+        body["scopes"] = scope
+    _show(Client().call("POST", f"/v1/tenants/{tenant_id}/api_keys", body))
+
+
+@keys_app.command("list")
+def list_keys(tenant_id: str) -> None:
+    """The API keys of a tenant."""
+    _show(Client().call("GET", f"/v1/tenants/{tenant_id}/api_keys", limit=100)["data"])
+
+
+@keys_app.command("revoke")
+def revoke_key(tenant_id: str, api_key_id: str) -> None:
+    """Revoke an API key; it stops working within a second."""
+    Client().call("DELETE", f"/v1/tenants/{tenant_id}/api_keys/{api_key_id}")
+    print("revoked")
+
+
+@endpoints_app.command("create")
+def create_endpoint(
+    url: str,
+    event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
+) -> None:
+    """Create an endpoint; the answer holds its signing secret."""
+    body: dict[str, Any] = {"url": url}
+    if event:
+        body["events"] = event
+    _show(Client().call("POST", "/v1/webhook_endpoints", body))
+
+
+@endpoints_app.command("list")
+def list_endpoints() -> None:
+    """The newest endpoints."""
+    _show(Client().call("GET", "/v1/webhook_endpoints", limit=100)["data"])
+
+
+@endpoints_app.command("delete")
+def delete_endpoint(endpoint_id: str) -> None:
+    """Delete an endpoint; what is still owed to it is cancelled."""
+    Client().call("DELETE", f"/v1/webhook_endpoints/{endpoint_id}")
+    print("deleted")
+
+
+# ---- offline --------------------------------------------------------------------------------------------------------
+
+
+@app.command("verify")
+def verify_command(
+    header: Annotated[list[str], typer.Option("--header", "-H", help="A header as received, 'name: value'; repeat.")],
+    secret: Annotated[str, typer.Option(envvar="HOOKPOST_SECRET", help="The endpoint's secret, whsec_…")],
+    body: Annotated[Path | None, typer.Option(help="File with the body as received; default: standard input.")] = None,
+    now: Annotated[float | None, typer.Option(help="Unix time to judge the timestamp by; default: the clock.")] = None,
+) -> None:
+    """Check a received request's signature offline, and say exactly what is wrong with it."""
+    headers = {}
+    for line in header:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    payload = sys.stdin.buffer.read() if body is None else body.read_bytes()
+    try:
+        verify(headers, payload, [parse_secret(secret)], time.time() if now is None else now)
+    except (VerificationError, SecretError) as error:
+        print(f"invalid: {error}")
+        raise typer.Exit(1) from None
+    print("valid")
+
+
+# ---- demonstration --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    events: Annotated[int, typer.Option(help="Events to post; without --exit the demo goes on after them.")] = 2000,
+    exit: Annotated[bool, typer.Option("--exit", help="Stop when all are delivered; the last line is JSON.")] = False,
+    rate: Annotated[float, typer.Option(help="Events per second after the first burst.")] = 20.0,
+) -> None:
+    """A server, a receiver and a producer on this machine: watch events go through."""
+    from hookpost.app.demo import run_demo
+
+    with contextlib.suppress(KeyboardInterrupt):
+        raise typer.Exit(asyncio.run(run_demo(events=events, leave=exit, rate=rate)))
+
+
+if __name__ == "__main__":
+    main()

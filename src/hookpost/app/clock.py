@@ -1,0 +1,36 @@
+"""The Clock seam for real: the database's time, carried on by this machine's monotonic clock."""
+
+from __future__ import annotations
+
+import time
+
+
+class DatabaseClock:
+    """Unix seconds as the database counts them.
+
+    Between two corrections time goes on by the monotonic clock, so steps of the wall clock (an operator, NTP, a leap)
+    do not reach the engine. It never goes back: a correction into the past makes it stand until time has caught up.
+    """
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+        self._last = 0.0
+
+    def now(self) -> float:
+        """Unix seconds; never goes back."""
+        now = time.monotonic() + self._offset
+        if now > self._last:
+            self._last = now
+        return self._last
+
+    def monotonic(self) -> float:
+        """Seconds for local deadlines."""
+        return time.monotonic()
+
+    def correct(self, database_now: float, *, sent: float, received: float) -> float:
+        """Take over the database's time, read somewhere between two monotonic times.
+
+        Returns by how many seconds this machine's own clock differs from it.
+        """
+        self._offset = database_now - (sent + received) / 2
+        return time.time() - (received + self._offset)

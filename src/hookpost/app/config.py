@@ -1,0 +1,481 @@
+"""The settings of Hookpost: environment variables with the prefix ``HOOKPOST_``, checked once, then frozen.
+
+Relies on pydantic-settings for reading. Promises: a setting out of its range stops the start with a message that names
+the variable and what it may be; nothing is read from files; secrets never appear in ``describe`` or in an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias, get_args, get_origin
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+__all__ = [
+    "PREFIX",
+    "ConfigError",
+    "Described",
+    "Network",
+    "Settings",
+    "UnknownVariable",
+    "describe",
+    "load",
+    "unknown_variables",
+]
+
+PREFIX: Final = "HOOKPOST_"
+MASK: Final = "********"
+
+NONE: Final = "none"
+"""Empties a list that has a default, because an empty variable counts as not set (so compose files may pass it on)."""
+
+CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY"})
+"""Variables of the client commands (`hookpost send` and others): known, but no settings of a server."""
+
+MIB: Final = 1024 * 1024
+HOUR_S: Final = 3600.0
+DAY_S: Final = 24 * HOUR_S
+
+PORT_MAX: Final = 65_535
+PROCESSES_MAX: Final = 64
+"""More than one machine's cores make sense of; a mistyped number must not fork the machine to death."""
+
+SHARDS_MAX: Final = 1024
+"""Each shard costs a fence row checked in every settle and a progress row written in it."""
+
+BODY_BYTES_MAX: Final = 16 * MIB
+"""A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
+
+TOTAL_TIMEOUT_S_MAX: Final = 30.0
+"""A slow receiver holds a slot that long, and an ordered lane waits that long after a change of owner (quiet_until)."""
+
+LEASE_S_MAX: Final = 300.0
+"""How long the shards of a dead worker stand still at most."""
+
+ADMIN_KEY_CHARS_MIN: Final = 24
+"""144 bits in base64: guessing over the network is hopeless."""
+
+NON_HTTP_PORTS: Final = (
+    *(1433, 1521, 3306, 5432, 6379, 9042, 9200, 9300, 11211, 27017),  # databases, caches, search
+    *(2181, 4369, 5672, 9092),  # brokers
+    *(2375, 2376, 2379, 2380, 6443, 10250),  # container and cluster control
+    *(2049, 3389, 5900),  # files, desktops
+)
+"""Well-known services at 1024 and above that no webhook goes to, and that do harm when they get one."""
+
+SECRET_FIELDS: Final = frozenset({"admin_key", "database_url"})
+"""Never shown in an error, not even when they are wrong."""
+
+POOL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used. The text is for the operator: variables, what is wrong, what is allowed."""
+
+
+def _split(value: object) -> object:
+    """``a, b`` as a tuple, ``none`` as the empty one; anything that is not text is left to the type."""
+    if value == NONE:
+        return ()
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _networks(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple | list):
+        raise ValueError("networks as CIDRs separated by commas are expected, for example 10.0.0.0/8,fd00::/8")
+    return tuple(_network(part) for part in parts)
+
+
+def _network(part: object) -> Network:
+    if isinstance(part, IPv4Network | IPv6Network):
+        return part
+    try:
+        return ip_network(str(part), strict=True)
+    except ValueError as error:
+        raise ValueError(f"{part} is not a network ({error}); write CIDRs such as 10.0.0.0/8,fd00::/8") from error
+
+
+def _ports(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple | list):
+        raise ValueError("ports separated by commas are expected, for example 3306,5432")
+    return tuple(sorted({_port(part) for part in parts}))
+
+
+def _port(part: object) -> int:
+    text = str(part)
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= PORT_MAX):
+        raise ValueError(f"{text} is not a port; write numbers from 1 to {PORT_MAX} separated by commas, or {NONE}")
+    return int(text)
+
+
+def _pool(value: str) -> str:
+    if POOL_NAME.fullmatch(value):
+        return value
+    raise ValueError("a name of at most 63 letters a-z, digits, - and _ is expected, beginning with a letter or digit")
+
+
+def _absolute(value: Path) -> Path:
+    return Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links, which may change later
+
+
+def _file(value: Path | None) -> Path | None:
+    if value is None or value.is_file():
+        return value
+    raise ValueError("this file does not exist; give a PEM file of certificate authorities")
+
+
+def _database_url(value: str | None) -> str | None:
+    if value is None or urlsplit(value).scheme in ("postgresql", "postgres"):
+        return value
+    raise ValueError("an address such as postgresql://user:password@host:5432/hookpost is expected")
+
+
+def _admin_key(value: SecretStr | None) -> SecretStr | None:
+    if value is None:
+        return None
+    key = value.get_secret_value()
+    if len(key) < ADMIN_KEY_CHARS_MIN or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"at least {ADMIN_KEY_CHARS_MIN} visible ASCII characters are expected; "
+            "`openssl rand -base64 32` makes a good one"
+        )
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+NetworkList = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_ports)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+LogFormat = Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)]
+
+
+class Settings(BaseSettings):
+    """Everything an operator can decide. Defaults suit one machine with two cores; every limit can be changed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        env_file=None,
+        validate_default=True,
+        allow_inf_nan=False,
+        env_ignore_empty=True,
+    )
+
+    database_url: Annotated[str | None, AfterValidator(_database_url)] = Field(
+        None,
+        repr=False,
+        description="PostgreSQL 15 or newer to work on; without it Hookpost brings its own in DATA_DIR",
+    )
+    data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        Path("hookpost-data"), description="folder of the embedded PostgreSQL and of generated keys; made when missing"
+    )
+    admin_key: Annotated[SecretStr | None, AfterValidator(_admin_key)] = Field(
+        None, description="key of the platform's operator; without it one is generated at first start and printed once"
+    )
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of IPv4, :: for all"
+    )
+    port: int = Field(8080, ge=0, le=PORT_MAX, description="port to listen on; 0 takes a free one")
+    api_processes: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that accept events and serve the API")
+    workers: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that deliver; more than cores do not help")
+    shards: int = Field(
+        8,
+        ge=1,
+        le=SHARDS_MAX,
+        description="shards of the journal made at first start; the most workers that can share it",
+    )
+    pool: Annotated[str, AfterValidator(_pool)] = Field(
+        "default",
+        description="pool of shards that the workers started here serve",
+    )
+    database_unsafe_ok: bool = Field(
+        False,
+        description="start although PostgreSQL runs with fsync or synchronous_commit off: accepted events may be lost",
+    )
+    database_pool_min: int = Field(1, ge=0, le=100, description="database connections each process keeps open")
+    database_pool_max: int = Field(8, ge=2, le=100, description="database connections each process opens at most")
+    partition_days_ahead: int = Field(3, ge=1, le=60, description="days for which partitions are made ahead")
+
+    body_max_bytes: int = Field(
+        MIB, ge=1024, le=BODY_BYTES_MAX, description="largest body of POST /v1/events, in bytes"
+    )
+    batch_max_events: int = Field(1000, ge=1, le=10_000, description="most events in one POST /v1/events/batch")
+    ingest_queue_events: int = Field(
+        20_000, ge=1, le=1_000_000, description="events that may wait for the database, per API process; beyond it 503"
+    )
+    ingest_queue_bytes: int = Field(64 * MIB, ge=MIB, le=4096 * MIB, description="the same, in bytes of payload")
+    ingest_timeout_s: float = Field(
+        0.9, ge=0.05, le=60, description="an event not durable by then is answered with 503, to be posted again"
+    )
+    idempotency_hours: float = Field(24, gt=0, le=24 * 30, description="how long an idempotency key is remembered")
+
+    lease_s: float = Field(15, ge=3, le=LEASE_S_MAX, description="a worker not heard of for that long loses its shards")
+    renew_s: float = Field(
+        4, ge=0.5, le=100, description="how often a worker renews its lease; below a third of LEASE_S"
+    )
+    stop_s: float = Field(20, ge=0, le=600, description="how long a stop waits for requests in flight")
+    worker_in_flight: int = Field(1000, ge=1, le=100_000, description="requests in flight at once, per worker")
+    worker_in_flight_bytes: int = Field(128 * MIB, ge=MIB, le=16_384 * MIB, description="the same, in bytes of payload")
+    buffer_events: int = Field(
+        20_000,
+        ge=100,
+        le=1_000_000,
+        description="deliveries that wait in a worker's memory before they go to the backlog",
+    )
+    buffer_bytes: int = Field(64 * MIB, ge=MIB, le=16_384 * MIB, description="the same, in bytes of payload")
+
+    retry_base_s: float = Field(
+        5, ge=0.1, le=HOUR_S, description="wait before the first retry; doubled for every further"
+    )
+    retry_cap_s: float = Field(3 * HOUR_S, ge=1, le=7 * DAY_S, description="longest wait between two attempts")
+    retry_max_attempts: int = Field(50, ge=1, le=1000, description="a delivery is dead after so many attempts")
+    retry_deadline_s: float = Field(3 * DAY_S, ge=60, le=30 * DAY_S, description="a delivery is dead after so long")
+    connect_timeout_s: float = Field(5, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time to connect, TLS included")
+    first_byte_timeout_s: float = Field(10, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time until the answer begins")
+    total_timeout_s: float = Field(15, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time for the whole attempt")
+    endpoints_max: int = Field(10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most")
+    secret_grace_s: float = Field(
+        DAY_S, ge=0, le=30 * DAY_S, description="how long a rotated secret still signs, beside the new one"
+    )
+
+    allow_networks: NetworkList = Field(
+        (), description="CIDRs that endpoints may reach although private, separated by commas, e.g. 127.0.0.0/8"
+    )
+    deny_ports: PortList = Field(
+        NON_HTTP_PORTS,
+        description="ports that endpoints may not reach although 80, 443 or 1024-65535, separated by commas",
+    )
+    https_only: bool = Field(False, description="refuse endpoints with http:// URLs")
+    ca_file: Annotated[Path | None, AfterValidator(_file)] = Field(
+        None, description="PEM file of the authorities to trust for endpoints, instead of the built-in list"
+    )
+
+    log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
+    log_level: LogLevel = Field("info", description="debug, info, warning or error")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = list(_contradictions(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - no files are read: one place to look
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line options first, then the environment; nothing else."""
+        return (init_settings, env_settings)
+
+
+class UnknownVariable(NamedTuple):
+    """A variable that looks like a setting and is none; ``suggestion`` is the nearest real one, or None."""
+
+    variable: str
+    suggestion: str | None
+
+
+class Described(NamedTuple):
+    """One setting for people: secrets are masked in ``shown``."""
+
+    variable: str
+    shown: str
+    default: str
+    meaning: str
+
+
+def load(**overrides: object) -> Settings:
+    """The settings of the environment, with ``overrides`` (command line options; None means "not given") on top."""
+    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    except SettingsError as error:
+        raise ConfigError(f"the settings cannot be read: {error}") from None
+
+
+def describe(settings: Settings) -> list[Described]:
+    """Every setting with its value, default and meaning, in the order of the class."""
+    return [
+        Described(
+            variable=_variable(name),
+            shown=_shown(name, getattr(settings, name)),
+            default=_shown(name, field.default),
+            meaning=field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make another process load the same settings; holds secrets, so it is for that alone."""
+    variables: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if value is None or value == field.default:
+            continue
+        match value:
+            case SecretStr():
+                variables[_variable(name)] = value.get_secret_value()
+            case str():
+                variables[_variable(name)] = value
+            case float():
+                variables[_variable(name)] = repr(value)
+            case _:
+                variables[_variable(name)] = _shown(name, value)
+    return variables
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[UnknownVariable]:
+    """Variables with our prefix that no setting reads: usually typing mistakes, worth a warning at start."""
+    known = {_variable(name) for name in Settings.model_fields} | CLIENT_VARIABLES
+    source = os.environ if environ is None else environ
+    unknown = sorted(name for name in source if name.upper().startswith(PREFIX) and name.upper() not in known)
+    return [UnknownVariable(name, _nearest(name.upper(), known)) for name in unknown]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    by_rest = {variable.removeprefix(PREFIX): variable for variable in known}
+    matches = difflib.get_close_matches(name.removeprefix(PREFIX), by_rest, n=1, cutoff=0.6)
+    return by_rest[matches[0]] if matches else None
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """What single ranges cannot say: settings that exclude each other, each with the rule it breaks."""
+    s = settings
+    if not s.connect_timeout_s < s.first_byte_timeout_s <= s.total_timeout_s:
+        yield (
+            f"HOOKPOST_CONNECT_TIMEOUT_S ({s.connect_timeout_s:g}) < HOOKPOST_FIRST_BYTE_TIMEOUT_S "
+            f"({s.first_byte_timeout_s:g}) <= HOOKPOST_TOTAL_TIMEOUT_S ({s.total_timeout_s:g}) must hold: "
+            "each counts from the start of the attempt"
+        )
+    if not s.renew_s < s.lease_s / 3:
+        yield (
+            f"HOOKPOST_RENEW_S ({s.renew_s:g}) must be below a third of HOOKPOST_LEASE_S ({s.lease_s:g}): "
+            "two renewals may fail before the lease is lost"
+        )
+    if not s.retry_base_s <= s.retry_cap_s <= s.retry_deadline_s:
+        yield (
+            f"HOOKPOST_RETRY_BASE_S ({s.retry_base_s:g}) <= HOOKPOST_RETRY_CAP_S ({s.retry_cap_s:g}) <= "
+            f"HOOKPOST_RETRY_DEADLINE_S ({s.retry_deadline_s:g}) must hold"
+        )
+    if s.database_pool_min > s.database_pool_max:
+        yield (
+            f"HOOKPOST_DATABASE_POOL_MIN ({s.database_pool_min}) must not exceed "
+            f"HOOKPOST_DATABASE_POOL_MAX ({s.database_pool_max})"
+        )
+    if s.batch_max_events > s.ingest_queue_events:
+        yield (
+            f"HOOKPOST_INGEST_QUEUE_EVENTS ({s.ingest_queue_events}) must hold at least one batch: "
+            f"HOOKPOST_BATCH_MAX_EVENTS is {s.batch_max_events}"
+        )
+    for name in ("ingest_queue_bytes", "worker_in_flight_bytes", "buffer_bytes"):
+        if getattr(s, name) < s.body_max_bytes:
+            yield (
+                f"{_variable(name)} ({getattr(s, name)}) must hold at least one event: "
+                f"HOOKPOST_BODY_MAX_BYTES is {s.body_max_bytes}"
+            )
+    if s.workers > s.shards:
+        yield (
+            f"HOOKPOST_WORKERS ({s.workers}) must not exceed HOOKPOST_SHARDS ({s.shards}): "
+            "a shard has one owner, so further workers would have nothing to do"
+        )
+
+
+# How settings and their faults are shown. ----------------------------------------------------------------------------
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper()
+
+
+def _shown(name: str, value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return MASK
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return f"{value:g}" if value < 1e6 else str(value)
+        case tuple():
+            return ",".join(str(part) for part in value) or NONE
+        case str() if name == "database_url":
+            return _masked_url(value)
+        case _:
+            return str(value)
+
+
+def _masked_url(url: str) -> str:
+    """A database address without its password, wherever it stands."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    name, colon, _ = user.partition(":")
+    netloc = f"{name}{colon}{MASK if colon else ''}@{host}" if user else host
+    query = [(key, MASK if "password" in key.lower() else value) for key, value in parse_qsl(parts.query)]
+    return urlunsplit((parts.scheme, netloc, parts.path, urlencode(query, safe="/*:,"), ""))
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per fault, each with the variable, what it was and what it may be."""
+    lines = [line for fault in error.errors(include_url=False) for line in _fault_lines(fault)]
+    heading = "a setting cannot be used:" if len(lines) == 1 else f"{len(lines)} settings cannot be used:"
+    return "\n".join(
+        [heading, *(f"  {line}" for line in lines), "`hookpost config` shows all settings and their meaning."]
+    )
+
+
+def _fault_lines(fault: ErrorDetails) -> list[str]:
+    reason = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not fault["loc"]:
+        return reason.split("\n")
+    name = str(fault["loc"][0])
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return [f"{name} is not a setting"]
+    given = "" if name in SECRET_FIELDS else f"={fault['input']}"
+    allowed = _allowed(field)
+    return [f"{_variable(name)}{given}: " + (f"{allowed} ({field.description})" if allowed else reason)]
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a field may be, in words; empty where only the fault itself can tell."""
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if choices:
+        return "must be one of " + ", ".join(choices)
+    if field.annotation is bool:
+        return "must be true or false"
+    if field.annotation not in (int, float):
+        return ""
+    kind = "a whole number" if field.annotation is int else "a number"
+    low = next((f"{m.ge:g}" for m in field.metadata if isinstance(m, Ge)), None)
+    above = next((f"above {m.gt:g}" for m in field.metadata if isinstance(m, Gt)), None)
+    high = next((f"{m.le}" for m in field.metadata if isinstance(m, Le)), None)
+    return f"must be {kind}, {low or above} to {high}"

@@ -1,0 +1,107 @@
+"""`hookpost doctor`: what a server needs, checked one by one, each with what to do when it is missing."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+import pycurl
+
+from hookpost.app.config import Settings, unknown_variables
+from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.postgres import migrate
+from hookpost.storage.postgres.embedded import EmbeddedPostgresError, bin_dir
+from hookpost.storage.postgres.migrate import SchemaTooNew
+from hookpost.storage.postgres.store import UnsafeDatabase, check_database
+
+# Sockets to receivers, to clients and to the database, with room to spare.
+FILES_MIN = 4096
+# A journal of a busy day; below it a start is a bad idea.
+FREE_BYTES_MIN = 1024**3
+
+_PARTITIONS_AHEAD = (
+    "select count(*) from pg_inherits i join pg_class c on c.oid = i.inhrelid"
+    " where i.inhparent = 'events'::regclass and c.relname > 'events_' || to_char(hookpost_today(), 'YYYYMMDD')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    good: bool
+    what: str
+    detail: str
+
+
+async def examine(settings: Settings, running: str | None) -> list[Finding]:
+    """All findings; ``running`` is the DSN of an embedded database that runs on the data directory."""
+    findings = [_python(), _curl(), _files(), _disk(settings), *_variables()]
+    dsn = settings.database_url or running
+    if dsn is None:
+        findings.append(_embedded(settings))
+    else:
+        findings += [finding async for finding in _database(settings, dsn)]
+    return findings
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding(sys.version_info >= (3, 11), "Python", f"{version} (3.11 or newer is needed)")
+
+
+def _curl() -> Finding:
+    features = pycurl.version
+    return Finding(
+        "nghttp2" in features and "OpenSSL" in features, "libcurl", f"{features} (HTTP/2 and OpenSSL needed)"
+    )
+
+
+def _files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Finding(soft >= FILES_MIN, "open files", f"limit {soft}, at most {hard} (ulimit -n {FILES_MIN} or more)")
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.data_dir
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return Finding(free >= FREE_BYTES_MIN, "disk", f"{free // 1024**2} MiB free at {folder}")
+
+
+def _variables() -> list[Finding]:
+    return [
+        Finding(False, unknown.variable, f"not a setting; did you mean {unknown.suggestion or 'another one'}?")
+        for unknown in unknown_variables()
+    ]
+
+
+def _embedded(settings: Settings) -> Finding:
+    try:
+        return Finding(True, "embedded PostgreSQL", f"{bin_dir()}, not running on {settings.data_dir}")
+    except EmbeddedPostgresError as error:
+        return Finding(False, "embedded PostgreSQL", str(error))
+
+
+async def _database(settings: Settings, dsn: str) -> AsyncIterator[Finding]:
+    try:
+        warnings = await check_database(dsn, unsafe_ok=settings.database_unsafe_ok)
+    except (StoreUnavailable, UnsafeDatabase, SchemaTooNew) as error:
+        yield Finding(False, "database", str(error))
+        return
+    yield Finding(not warnings, "database", "; ".join(warnings) or "reachable, durable")
+    connection = await asyncpg.connect(dsn)
+    try:
+        revision = await migrate.current_revision(connection)
+        newest = migrate.head()
+        yield Finding(revision == newest, "schema", f"revision {revision or 'empty'} of {newest} (`hookpost migrate`)")
+        if revision == newest:
+            ahead = await connection.fetchval(_PARTITIONS_AHEAD)
+            yield Finding(ahead > 0, "partitions", f"{ahead} days ahead (a worker makes them)")
+    finally:
+        await connection.close()

@@ -1,0 +1,441 @@
+"""Ingest: match an event with its endpoints and append it to the journal; answered only when it is durable.
+
+Relies on the store's append being atomic, ordered and checked against the tenant's config version. Promises: nothing is
+acknowledged that is not stored; a poisoned event fails alone; memory in front of the store is bounded in events and in
+bytes; an answer comes within ``timeout_s``, if only that the store is too slow.
+
+Group commit: while the store works on one call for a shard, events for it gather and go together in the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from hookpost import telemetry
+from hookpost.policy.routing import Matcher, is_pinned, shard_for
+from hookpost.storage.contract import (
+    Appended,
+    DataRejected,
+    IngestStore,
+    NewEvent,
+    Stale,
+    StoreUnavailable,
+    TenantRoutes,
+    Verdict,
+)
+
+# Events in one append: beyond it the call's latency grows and its throughput does not.
+GROUP_EVENTS_MAX = 500
+# Payload bytes in one append: it is one message to the database, and its memory there is a multiple of it.
+GROUP_BYTES_MAX = 8 * 1024 * 1024
+# Appends under way at once: each shard takes one at a time, and more of them make smaller groups.
+APPENDS_MAX = 4
+# Times an event is matched anew because its tenant's configuration changed under it.
+STALE_MAX = 10
+# Tenants whose routes are remembered.
+ROUTES_MAX = 10_000
+# Workers are rung at most this often; NOTIFY takes a lock that is global to the database.
+RING_EVERY_S = 0.05
+# How often requests that waited too long are looked for.
+SWEEP_EVERY_S = 0.05
+
+
+class Overloaded(Exception):
+    """The queue in front of the store is full, or the store did not answer in time: try again later."""
+
+
+class UnknownTenant(Exception):
+    """The tenant does not exist any more."""
+
+
+class UnknownEndpoint(Exception):
+    """One of ``target_endpoints`` is not an endpoint of the tenant."""
+
+    def __init__(self, endpoint_id: UUID) -> None:
+        super().__init__(f"the tenant has no endpoint {endpoint_id}")
+        self.endpoint_id = endpoint_id
+
+
+class Refused(Exception):
+    """The store refuses this event's data."""
+
+
+@dataclass(slots=True)
+class Submission:
+    """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters."""
+
+    type: str
+    payload: bytes
+    key: str | None = None
+    targets: tuple[UUID, ...] | None = None
+    trace_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IngestLimits:
+    """Bounds of the queue in front of the store, and how long a request waits for its answer."""
+
+    queue_events: int = 20_000
+    queue_bytes: int = 64 * 1024 * 1024
+    timeout_s: float = 0.9
+
+
+Answer = Appended | UnknownEndpoint | Refused
+
+
+class _Ticket:
+    """One request: answered when the last of its events is."""
+
+    __slots__ = ("answers", "deadline", "done", "future", "open")
+
+    def __init__(self, future: asyncio.Future[list[Answer]], size: int, deadline: float) -> None:
+        self.future = future
+        self.answers: list[Answer | None] = [None] * size
+        self.open = size
+        self.deadline = deadline
+
+    def answer(self, index: int, answer: Answer) -> None:
+        self.answers[index] = answer
+        self.open -= 1
+        if self.open == 0 and not self.future.done():
+            self.future.set_result(self.answers)  # type: ignore[arg-type] # every place is filled now
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Pending:
+    """One event on its way to the store."""
+
+    __slots__ = ("event", "index", "routes", "shard", "stale", "submission", "ticket")
+
+    def __init__(self, ticket: _Ticket, index: int, submission: Submission) -> None:
+        self.ticket = ticket
+        self.index = index
+        self.submission = submission
+        self.stale = 0
+        self.event: NewEvent
+        self.routes: _Routes
+        self.shard: int
+
+
+class _Routes:
+    """A tenant's routes, ready to match."""
+
+    __slots__ = ("matcher", "pinned", "routes")
+
+    def __init__(self, routes: TenantRoutes) -> None:
+        self.routes = routes
+        self.matcher = Matcher((endpoint.endpoint_id, endpoint.events) for endpoint in routes.endpoints)
+        tenant_pinned = is_pinned(routes.max_in_flight, routes.home_shards)
+        self.pinned = {
+            e.endpoint_id: tenant_pinned or is_pinned(e.max_in_flight, routes.home_shards) for e in routes.endpoints
+        }
+
+
+class Ingest:
+    """The ingest path of one process; start it inside its event loop with ``async with``."""
+
+    def __init__(self, store: IngestStore, *, now: Callable[[], float], limits: IngestLimits) -> None:
+        self._store = store
+        self._now = now
+        self._limits = limits
+        self._routes: dict[UUID, _Routes] = {}
+        self._loading: dict[UUID, asyncio.Task[_Routes | None]] = {}
+        self._queues: dict[int, deque[_Pending]] = {}
+        self._waiting: deque[int] = deque()
+        self._busy: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._tickets: deque[_Ticket] = deque()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._events = 0
+        self._bytes = 0
+        self._ring_due = 0.0
+        self._ringing = False
+        self._closed = False
+
+    @property
+    def queued(self) -> tuple[int, int]:
+        """Events and payload bytes in front of the store now."""
+        return self._events, self._bytes
+
+    async def close(self) -> None:
+        """Take no more, and end what is under way with an answer."""
+        self._closed = True
+        while self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._limits.timeout_s)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+    # ---- one request ----------------------------------------------------------------------------------------------
+
+    async def submit(self, tenant_id: UUID, submissions: Sequence[Submission]) -> list[Answer]:
+        """Store the events and say, for each, what became of it.
+
+        Raises Overloaded or StoreUnavailable (then nothing is acknowledged; some may be stored all the same, which an
+        idempotency key makes harmless) and UnknownTenant.
+        """
+        size = sum(len(submission.payload) for submission in submissions)
+        limits = self._limits
+        if (
+            self._closed
+            or self._events + len(submissions) > limits.queue_events
+            or self._bytes + size > limits.queue_bytes
+        ):
+            raise Overloaded("the queue in front of the store is full")
+        self._events += len(submissions)
+        self._bytes += size
+        try:
+            loop = asyncio.get_running_loop()
+            ticket = _Ticket(loop.create_future(), len(submissions), loop.time() + limits.timeout_s)
+            self._watch(ticket, loop)
+            routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
+            for index, submission in enumerate(submissions):
+                await self._match(_Pending(ticket, index, submission), routes)
+            return await ticket.future
+        finally:
+            self._events -= len(submissions)
+            self._bytes -= size
+
+    async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
+        """Await shared work no longer than the request may wait."""
+        await asyncio.wait((work, ticket.future), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            ticket.future.result()
+        routes = work.result()
+        if routes is None:
+            ticket.future.cancel()
+            raise UnknownTenant("the tenant does not exist")
+        return routes
+
+    async def _match(self, pending: _Pending, routes: _Routes) -> None:
+        submission = pending.submission
+        if submission.targets is None:
+            owed = routes.matcher.match(submission.type)
+        else:
+            missing = next((t for t in submission.targets if t not in routes.pinned), None)
+            if missing is not None:
+                # It may have been created on another node a moment ago: look once more before refusing.
+                routes = await self._within(pending.ticket, self._load(routes.routes.tenant_id))
+                missing = next((t for t in submission.targets if t not in routes.pinned), None)
+                if missing is not None:
+                    pending.ticket.answer(pending.index, UnknownEndpoint(missing))
+                    return
+            owed = tuple(dict.fromkeys(submission.targets))
+        now = self._now()
+        event_id = uuid7(nanoseconds=int(now * 1e9))
+        pinned = any(routes.pinned[endpoint_id] for endpoint_id in owed)
+        pending.routes = routes
+        pending.shard = shard_for(event_id, routes.routes.home_shards, pinned=pinned)
+        pending.event = NewEvent(
+            event_id=event_id,
+            tenant_id=routes.routes.tenant_id,
+            type=submission.type,
+            payload=submission.payload,
+            owed=owed,
+            key=submission.key,
+            request_hash=None if submission.key is None else request_hash(submission),
+            trace_id=submission.trace_id,
+        )
+        self._enqueue(pending)
+
+    # ---- routes ---------------------------------------------------------------------------------------------------
+
+    def _load(self, tenant_id: UUID) -> asyncio.Task[_Routes | None]:
+        """Load a tenant's routes, once for all who ask at the same time."""
+        task = self._loading.get(tenant_id)
+        if task is None:
+            task = self._loading[tenant_id] = asyncio.create_task(self._load_now(tenant_id))
+        return task
+
+    async def _load_now(self, tenant_id: UUID) -> _Routes | None:
+        try:
+            loaded = await self._store.load_routes(tenant_id)
+            if loaded is None:
+                self._routes.pop(tenant_id, None)
+                return None
+            if len(self._routes) >= ROUTES_MAX:
+                self._routes.clear()
+            routes = self._routes[tenant_id] = _Routes(loaded)
+            return routes
+        finally:
+            del self._loading[tenant_id]
+
+    # ---- group commit ---------------------------------------------------------------------------------------------
+
+    def _enqueue(self, pending: _Pending) -> None:
+        shard = pending.shard
+        queue = self._queues.get(shard)
+        if queue is None:
+            queue = self._queues[shard] = deque()
+        if not queue and shard not in self._busy:
+            self._waiting.append(shard)
+        queue.append(pending)
+        self._start()
+
+    def _start(self) -> None:
+        while self._waiting and len(self._busy) < APPENDS_MAX:
+            shard = self._waiting.popleft()
+            self._busy.add(shard)
+            task = asyncio.create_task(self._work(shard))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, shard: int) -> None:
+        """One append for the shard; then it queues up again behind the other shards."""
+        try:
+            group = self._take(shard)
+            if group:
+                await self._append(shard, group)
+        finally:
+            self._busy.discard(shard)
+            if self._queues[shard]:
+                self._waiting.append(shard)
+            self._start()
+
+    def _take(self, shard: int) -> list[_Pending]:
+        group: list[_Pending] = []
+        size = 0
+        queue = self._queues[shard]
+        while queue and len(group) < GROUP_EVENTS_MAX and size < GROUP_BYTES_MAX:
+            pending = queue.popleft()
+            if not pending.ticket.future.done():
+                group.append(pending)
+                size += len(pending.event.payload)
+        return group
+
+    async def _append(self, shard: int, group: list[_Pending]) -> None:
+        current: list[_Pending] = []
+        versions: dict[UUID, int] = {}
+        outdated: list[_Pending] = []
+        for pending in group:
+            known = self._routes.get(pending.event.tenant_id, pending.routes)
+            if known is pending.routes:
+                versions[pending.event.tenant_id] = known.routes.config_version
+                current.append(pending)
+            else:
+                outdated.append(pending)
+        await self._rematch(outdated)
+        if not current:
+            return
+        try:
+            result = await self._store.append(shard, [pending.event for pending in current], versions)
+        except DataRejected as error:
+            await self._isolate(shard, current, error)
+        except StoreUnavailable as error:
+            _fail(current, error)
+        except Exception as error:
+            _fail(current, StoreUnavailable("internal error while appending"))
+            telemetry.log_error("ingest", error)
+        else:
+            if isinstance(result, Stale):
+                await self._refresh(current, result)
+            else:
+                self._answer(current, result)
+
+    def _answer(self, group: list[_Pending], result: list[Appended]) -> None:
+        for pending, appended in zip(group, result, strict=True):
+            pending.ticket.answer(pending.index, appended)
+        duplicates = sum(appended.verdict is not Verdict.NEW for appended in result)
+        telemetry.count("events_accepted", len(group) - duplicates)
+        telemetry.count("events_duplicate", duplicates)
+        self._ring()
+
+    async def _isolate(self, shard: int, group: list[_Pending], error: DataRejected) -> None:
+        """One of them is poisoned: halve the group until it stands alone."""
+        if len(group) == 1:
+            group[0].ticket.answer(group[0].index, Refused(str(error)))
+            return
+        middle = len(group) // 2
+        await self._append(shard, group[:middle])
+        await self._append(shard, group[middle:])
+
+    async def _refresh(self, group: list[_Pending], stale: Stale) -> None:
+        """Some tenants' configuration changed: nothing was written; match theirs anew and append them all again."""
+        for tenant_id in stale.tenants:
+            self._routes.pop(tenant_id, None)
+        await self._rematch([p for p in group if p.event.tenant_id in stale.tenants])
+        for pending in group:
+            if pending.event.tenant_id not in stale.tenants:
+                self._enqueue(pending)
+
+    async def _rematch(self, group: Iterable[_Pending]) -> None:
+        for pending in group:
+            pending.stale += 1
+            if pending.stale > STALE_MAX:
+                pending.ticket.fail(Overloaded("the tenant's configuration changes too often"))
+                continue
+            tenant_id = pending.event.tenant_id
+            try:
+                routes = self._routes.get(tenant_id) or await self._within(pending.ticket, self._load(tenant_id))
+                await self._match(pending, routes)
+            except (StoreUnavailable, UnknownTenant, Overloaded) as error:
+                pending.ticket.fail(error)
+            except asyncio.CancelledError:
+                if not pending.ticket.future.cancelled():
+                    raise
+
+    # ---- time -----------------------------------------------------------------------------------------------------
+
+    def _watch(self, ticket: _Ticket, loop: asyncio.AbstractEventLoop) -> None:
+        self._tickets.append(ticket)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Requests are in the order of their deadlines: the first that may still wait ends the look."""
+        now = loop.time()
+        tickets = self._tickets
+        while tickets and (tickets[0].future.done() or tickets[0].deadline <= now):
+            ticket = tickets.popleft()
+            if not ticket.future.done():
+                ticket.fail(Overloaded("the store did not answer in time"))
+        self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop) if tickets else None
+
+    def _ring(self) -> None:
+        if self._ringing:
+            return
+        self._ringing = True
+        loop = asyncio.get_running_loop()
+        delay = max(0.0, self._ring_due - loop.time())
+        if delay:
+            loop.call_later(delay, self._ring_now)
+        else:
+            self._ring_now()
+
+    def _ring_now(self) -> None:
+        self._ring_due = asyncio.get_running_loop().time() + RING_EVERY_S
+        self._ringing = False
+        task = asyncio.create_task(self._ring_store())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ring_store(self) -> None:
+        try:
+            await self._store.ring()
+        except StoreUnavailable:
+            return  # workers look by themselves
+
+
+def _fail(group: Iterable[_Pending], error: Exception) -> None:
+    for pending in group:
+        pending.ticket.fail(error)
+
+
+def request_hash(submission: Submission) -> bytes:
+    """What two requests with one idempotency key must agree in: type, payload bytes and targets."""
+    digest = sha256(submission.type.encode())
+    digest.update(b"\0")
+    digest.update(sha256(submission.payload).digest())
+    if submission.targets is not None:
+        for target in sorted(submission.targets):
+            digest.update(target.bytes)
+    return digest.digest()

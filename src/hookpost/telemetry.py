@@ -1,0 +1,459 @@
+"""The catalogue of every log line and counter of Hookpost, and the one way to write a line.
+
+Relies on nothing but the standard library and ``hookpost.model``. Promises: a line carries a name that is declared
+here, is one line whatever its values contain, and never shows a secret. The policy for callers is stricter than the
+masking: **headers, payloads, responses and the query of a URL are never logged**, not even at debug level. Pass a URL
+through ``safe_url`` and leave the rest out. The masking is the net below that policy, not a reason to relax it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal, TextIO
+from urllib.parse import urlsplit
+
+from hookpost.model import Secret
+
+__all__ = [
+    "COUNTERS",
+    "EVENTS",
+    "LEVELS",
+    "VALUE_CHARS_MAX",
+    "Event",
+    "LogFormat",
+    "UndeclaredError",
+    "configure",
+    "count",
+    "counters",
+    "log",
+    "log_error",
+    "safe_url",
+]
+
+LogFormat = Literal["auto", "text", "json"]
+
+LEVELS: Final[Mapping[str, int]] = MappingProxyType(
+    {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+)
+
+VALUE_CHARS_MAX: Final = 2_000
+"""Longest value of one field: a line stays readable, and below what log shippers cut (16 KiB with Docker's driver)."""
+
+TRACEBACK_CHARS_MAX: Final = 12_000
+"""Longest traceback: its end is kept, because that is where the fault is."""
+
+_MASK: Final = "********"
+_LOGGER_NAME: Final = "hookpost"
+_EVENT_ATTRIBUTE: Final = "hookpost_event"
+_FIELDS_ATTRIBUTE: Final = "hookpost_fields"
+
+
+class UndeclaredError(AssertionError):
+    """A log line, field or counter that is missing in this catalogue: a mistake of the program, not of its input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kind of log line: how loud it is, its words with ``{field}`` for what it needs, and what to make of it."""
+
+    level: int
+    message: str
+    meaning: str
+
+
+EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
+    {
+        # The life of a process.
+        "server_starting": Event(
+            logging.INFO,
+            "Hookpost {version} is starting",
+            "The first line of a process, before it touches the database.",
+        ),
+        "server_ready": Event(
+            logging.INFO, "ready at {url}", "Every process of this server is up; events are accepted and delivered."
+        ),
+        "server_stopping": Event(
+            logging.INFO, "stopping: {reason}", "No new work is taken; what is in flight finishes or is handed back."
+        ),
+        "server_stopped": Event(logging.INFO, "stopped", "The last line of a process that ended in order."),
+        "child_started": Event(
+            logging.INFO, "started {child} (pid {pid})", "The supervisor started an API or worker process."
+        ),
+        "child_exited": Event(
+            logging.WARNING,
+            "{child} (pid {pid}) ended: {reason}",
+            "A process ended that nobody stopped. Its shards are taken over when its lease has run out.",
+        ),
+        "child_restarted": Event(
+            logging.INFO,
+            "restarting {child} in {delay_s} s",
+            "Waits grow when a process keeps failing; the lines before say why it ended.",
+        ),
+        "unknown_setting": Event(
+            logging.WARNING,
+            "{variable} is not a setting of Hookpost{suggestion}",
+            "Usually a typing mistake: the variable has no effect. `hookpost config` lists all settings.",
+        ),
+        # The database.
+        "postgres_started": Event(
+            logging.INFO,
+            "embedded PostgreSQL started (pid {pid}) in {data_dir}, after {seconds} s",
+            "Long waits are the recovery after a machine crash.",
+        ),
+        "postgres_adopted": Event(
+            logging.INFO,
+            "embedded PostgreSQL of an earlier run adopted (pid {pid}) in {data_dir}",
+            "The server before this one was killed; its database went on running and nothing was lost.",
+        ),
+        "postgres_stopped": Event(
+            logging.INFO, "embedded PostgreSQL stopped ({how})", "`fast` is the rule; `immediate` and `killed` recover."
+        ),
+        "postgres_lost": Event(
+            logging.ERROR,
+            "PostgreSQL does not answer: {reason}",
+            "Producers get 503 and nothing is sent until it is back; no delivery's life is burnt meanwhile.",
+        ),
+        "postgres_back": Event(
+            logging.INFO, "PostgreSQL answers again after {seconds} s", "Deliveries go on where they stopped."
+        ),
+        "parent_folder_opened": Event(
+            logging.WARNING,
+            "{folder} can now be traversed by other users (mode {old_mode} became {new_mode}): {why}",
+            "PostgreSQL refuses to run as root, so its own user must reach its files. Run Hookpost as an ordinary "
+            "user, or choose a data directory outside private folders, to avoid it.",
+        ),
+        "migrated": Event(
+            logging.INFO, "the schema went from {old_revision} to {new_revision}", "Migrations ran at start."
+        ),
+        "partition_created": Event(
+            logging.INFO, "partition {partition} created", "Daily partitions are made some days ahead."
+        ),
+        "maintenance_failed": Event(
+            logging.ERROR,
+            "maintenance task {task} failed: {reason}",
+            "It is tried again at the next turn. When no partition can be made for days, ingest stops at the last one.",
+        ),
+        "clock_skew": Event(
+            logging.WARNING,
+            "this machine's clock is {skew_ms} ms off the database's",
+            "Leases count in the database's time, so nothing breaks; set up NTP, or ids and latencies look wrong.",
+        ),
+        # First start.
+        "default_tenant_created": Event(
+            logging.INFO, "tenant {tenant_id} created", "The default tenant of a single-tenant installation."
+        ),
+        "admin_key_created": Event(
+            logging.INFO,
+            "an admin key was generated; it is printed once, on standard output",
+            "The key itself is never logged and only its hash is stored. Set HOOKPOST_ADMIN_KEY to bring your own.",
+        ),
+        # The actors.
+        "api_ready": Event(logging.INFO, "API listens at {url}", "This process accepts requests."),
+        "worker_ready": Event(logging.INFO, "worker {worker} is ready in pool {pool}", "It now competes for shards."),
+        "shards_acquired": Event(
+            logging.INFO, "shards {shards} acquired", "This worker delivers what these shards hold, until released."
+        ),
+        "shards_released": Event(logging.INFO, "shards {shards} released", "Handed over to other workers in order."),
+        "lease_lost": Event(
+            logging.WARNING,
+            "the lease is lost ({reason}); shards {shards} are given up",
+            "Another worker may own them now. Requests in flight may be repeated, marked as possible duplicates.",
+        ),
+        "settle_failed": Event(
+            logging.ERROR,
+            "results could not be recorded: {reason}",
+            "They stay in memory and are tried again; no new deliveries start for these shards meanwhile.",
+        ),
+        "settle_retried": Event(
+            logging.INFO, "results recorded at attempt {attempt}", "An earlier settle failed and this one did not."
+        ),
+        "settle_row_isolated": Event(
+            logging.ERROR,
+            "one result of {event_id} to {endpoint_id} cannot be stored and is set aside: {reason}",
+            "A data error fails alone: the rest of its batch is recorded. Please report it.",
+        ),
+        "journal_gap": Event(
+            logging.ERROR,
+            "shard {shard}: sequence {expected} expected, {found} found",
+            "The journal is numbered without gaps, so an entry is missing. Was the database edited by hand?",
+        ),
+        "config_refreshed": Event(
+            logging.DEBUG, "configuration of {tenants} tenants read again", "Endpoints or tenants were changed."
+        ),
+        "ingest_rejected": Event(
+            logging.WARNING,
+            "{rejected} events refused in {seconds} s: {reason}",
+            "Coalesced: one line per reason and period, however many requests. Producers got 429 or 503.",
+        ),
+        "endpoint_disabled": Event(
+            logging.WARNING,
+            "endpoint {endpoint_id} disabled: {reason}",
+            "It answered 410, or failed for days. Its events wait; enable it again to deliver them.",
+        ),
+        "internal_error": Event(
+            logging.ERROR,
+            "internal error in {where}: {error}",
+            "A fault in Hookpost itself. Please report the line with its traceback.",
+        ),
+        "library_message": Event(
+            logging.WARNING, "{logger}: {text}", "A warning of a library that Hookpost uses, passed on."
+        ),
+    }
+)
+
+COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "events_accepted": "Events durably accepted, duplicates not counted.",
+        "events_duplicate": "Events answered from their idempotency key.",
+        "events_rejected": "Events refused because a queue or a limit was full.",
+        "attempts_delivered": "Attempts that ended in a delivery.",
+        "attempts_retry": "Attempts that failed and are tried again.",
+        "attempts_dead": "Attempts after which the delivery was given up.",
+        "settles": "Settle transactions committed.",
+        "settle_failures": "Settle transactions that failed.",
+        "settle_rows_isolated": "Results set aside because they could not be stored.",
+        "leases_lost": "Times a worker lost its shards.",
+        "child_exits": "Processes that ended although nobody stopped them.",
+        "maintenance_failures": "Maintenance tasks that failed.",
+        "internal_errors": "Faults in Hookpost itself.",
+        "log_lines_failed": "Log lines that could not be written.",
+    }
+)
+
+counters: Final[Counter[str]] = Counter()
+"""What this process counted so far; written through ``count`` only."""
+
+_logger: Final = logging.getLogger(_LOGGER_NAME)
+
+
+def configure(process: str, format: LogFormat = "auto", level: str = "info", stream: TextIO | None = None) -> None:
+    """Send log lines of this process, named ``process``, to standard error.
+
+    ``auto`` means text for a terminal and JSON lines for anything else. Calling it again replaces the earlier setup.
+    Warnings of libraries come out in the same form.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"log level {level!r} is unknown; choose one of {', '.join(LEVELS)}")
+    target = sys.stderr if stream is None else stream
+    as_json = format == "json" or (format == "auto" and not target.isatty())
+    handler = _Handler(target)
+    handler.setFormatter(_JsonFormatter(process) if as_json else _TextFormatter(process))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    _logger.setLevel(LEVELS[level])
+
+
+def log(event_name: str, **fields: object) -> None:
+    """Write the declared event; fields beyond those of its message are appended to the line."""
+    event = EVENTS.get(event_name)
+    if event is None:
+        raise UndeclaredError(f"log event {event_name!r} is not declared; add it to hookpost.telemetry.EVENTS")
+    if not _logger.isEnabledFor(event.level):
+        return
+    shown = {name: _plain(name, value) for name, value in fields.items()}
+    try:
+        message = event.message.format_map(shown)
+    except KeyError as error:
+        raise UndeclaredError(f"log event {event_name!r} needs the field {error.args[0]!r}") from error
+    _logger.log(event.level, "%s", message, extra={_EVENT_ATTRIBUTE: event_name, _FIELDS_ATTRIBUTE: shown})
+
+
+def log_error(where: str, error: BaseException, **fields: object) -> None:
+    """Write ``internal_error`` for an exception that ``where`` did not expect, and count it."""
+    count("internal_errors")
+    frames = "".join(traceback.format_exception(error))
+    if len(frames) > TRACEBACK_CHARS_MAX:
+        frames = "…" + frames[-TRACEBACK_CHARS_MAX:]
+    summary = f"{type(error).__name__}: {error}"
+    log("internal_error", where=where, error=summary, **fields, traceback=_Traceback(frames))
+
+
+def count(name: str, by: int = 1) -> None:
+    """Add to a declared counter."""
+    if name not in COUNTERS:
+        raise UndeclaredError(f"counter {name!r} is not declared; add it to hookpost.telemetry.COUNTERS")
+    counters[name] += by
+
+
+def safe_url(url: str) -> str:
+    """The URL as it may be logged: without user, password, query and fragment, which carry secrets."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port is not None else ""
+    except ValueError:
+        return "(invalid URL)"
+    if not parts.scheme:
+        return "(invalid URL)"
+    shown_host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown_host}{port}{parts.path}"
+
+
+# What a value looks like in a line. ---------------------------------------------------------------------------------
+
+
+class _Traceback(str):
+    """A text that may be longer than other values."""
+
+    __slots__ = ()
+
+
+_Plain = str | int | float | bool | None
+
+_SECRET_NAMES: Final = frozenset(
+    {
+        "admin_key",
+        "api_key",
+        "authorization",
+        "body",
+        "cookie",
+        "headers",
+        "key",
+        "password",
+        "payload",
+        "secret",
+        "token",
+    }
+)
+"""Fields with these names are masked whatever they hold: they do not belong into a log."""
+
+_SECRET_TEXTS: Final = (
+    re.compile(r"whsec_[A-Za-z0-9+/=_-]+"),  # a signing secret (Standard Webhooks)
+    re.compile(r"\bh(?:pk|p|k|ookpost)_(?:[a-z]+_)?[A-Za-z0-9_-]{16,}"),  # an API key of ours
+    re.compile(r"(?i)\bbearer\s+[^\s\"',]+"),
+    re.compile(r"(?<=://)[^\s/@]+(?=@)"),  # user:password of a URL or a database address
+    re.compile(r"(?i)(?<=\bpassword=)[^\s&]+"),
+)
+
+_CONTROL_NAMES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\x1b": "\\x1b"}
+
+
+def _plain(name: str, value: object) -> _Plain:
+    """A value as it is written: numbers stay numbers, everything else is short, printable and without secrets."""
+    if name in _SECRET_NAMES or isinstance(value, Secret | bytes | bytearray | memoryview):
+        return _MASK
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return round(value, 6)
+        case _Traceback():
+            return _escape(_mask(value))
+        case str():
+            return _escape(_mask(_cut(value)))
+        case BaseException():
+            return _escape(_mask(_cut(f"{type(value).__name__}: {value}")))
+        case list() | tuple() | set() | frozenset() | range():
+            return _escape(_mask(_cut(_join(value))))
+        case _:
+            return _escape(_mask(_cut(str(value))))
+
+
+def _join(values: Iterable[object]) -> str:
+    return ",".join(str(_plain("", value)) for value in values)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= VALUE_CHARS_MAX else text[:VALUE_CHARS_MAX] + "…"
+
+
+def _mask(text: str) -> str:
+    for pattern in _SECRET_TEXTS:
+        text = pattern.sub(_MASK, text)
+    return text
+
+
+def _escape(text: str) -> str:
+    """No value ends a line, colours a terminal or breaks an encoder: what is not printable is written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else _CONTROL_NAMES.get(character, ascii(character)[1:-1])
+        for character in text
+    )
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to the stream; a line that cannot be written is counted instead of stopping the work it tells of."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - the signature is logging's
+        counters["log_lines_failed"] += 1
+
+
+def _event_of(record: logging.LogRecord) -> tuple[str, str, Mapping[str, _Plain]]:
+    """Name, message and fields of a record, which may come from a library that knows nothing of events."""
+    name = getattr(record, _EVENT_ATTRIBUTE, None)
+    if name is not None:
+        return name, record.getMessage(), getattr(record, _FIELDS_ATTRIBUTE)
+    try:
+        text = record.getMessage()
+    except (TypeError, ValueError):
+        text = str(record.msg)
+    if record.exc_info and record.exc_info[1] is not None:
+        text += f": {type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+    fields = {"logger": _plain("logger", record.name), "text": _plain("text", text)}
+    return "library_message", EVENTS["library_message"].message.format_map(fields), fields
+
+
+def _time_text(seconds: float) -> str:
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+
+
+class _TextFormatter(logging.Formatter):
+    """``time LEVEL process event message key=value``, for people."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        name, message, fields = _event_of(record)
+        used = _fields_in(EVENTS[name].message)
+        rest = "".join(f" {key}={_quoted(value)}" for key, value in fields.items() if key not in used)
+        moment = _time_text(record.created)
+        return f"{moment} {record.levelname:<7} {self._process:<10} {name}: {message}{rest}"
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, for machines. Fields stand beside time, level, process, event and message."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        name, message, fields = _event_of(record)
+        line = dict(fields) | {
+            "time": _time_text(record.created),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "event": name,
+            "message": message,
+        }
+        own = ("time", "level", "process", "event", "message")
+        ordered = {key: line[key] for key in own} | {key: value for key, value in line.items() if key not in own}
+        return json.dumps(ordered, ensure_ascii=False)
+
+
+_FIELD: Final = re.compile(r"{(\w+)}")
+
+
+def _fields_in(message: str) -> frozenset[str]:
+    """The fields that a message names itself."""
+    return frozenset(_FIELD.findall(message))
+
+
+def _quoted(value: _Plain) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or re.search(r"[\s\"=]", text) else text

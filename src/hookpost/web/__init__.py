@@ -1,0 +1,1 @@
+"""The HTTP side: problems, authentication, the API's routes and the ASGI application."""

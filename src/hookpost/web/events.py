@@ -1,0 +1,316 @@
+"""`POST /v1/events` and `/v1/events/batch`, straight on ASGI: the route that carries the load.
+
+Validates the form (limits of api.md), hands the events to ingest and writes the answer. The payload is cut out of the
+body as the bytes it was posted as; it is checked to be JSON and never decoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from hookpost import telemetry
+from hookpost.ingest import Answer, Ingest, Overloaded, Refused, Submission, UnknownEndpoint, UnknownTenant
+from hookpost.model import IdError, parse_id
+from hookpost.policy.routing import RESERVED_PREFIX
+from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
+from hookpost.web.auth import Authenticator
+from hookpost.web.problems import Problem
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+KEY_CHARS_MAX = 255
+# More targets than a tenant may have endpoints are a mistake.
+TARGETS_MAX = 10_000
+_JSON = b"application/json"
+_ANSWER_HEADERS = (b"content-type", _JSON), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")
+
+
+class _Event(msgspec.Struct, forbid_unknown_fields=True):
+    type: str
+    payload: msgspec.Raw
+    idempotency_key: str | None = None
+    target_endpoints: list[str] | None = None
+
+
+class _Batch(msgspec.Struct, forbid_unknown_fields=True):
+    events: list[msgspec.Raw]
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_batch = msgspec.json.Decoder(_Batch).decode
+
+
+@dataclass(frozen=True, slots=True)
+class EventLimits:
+    """Bounds of one request, and of all bodies that are being received at once."""
+
+    body_max_bytes: int = 1024 * 1024
+    batch_max_events: int = 1000
+    receiving_max_bytes: int = 64 * 1024 * 1024
+
+
+class EventRoutes:
+    """The ASGI application of the two routes."""
+
+    def __init__(self, ingest: Ingest, authenticator: Authenticator, *, limits: EventLimits) -> None:
+        self._ingest = ingest
+        self._authenticator = authenticator
+        self._limits = limits
+        self._receiving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers: Iterable[tuple[bytes, bytes]] = _ANSWER_HEADERS
+        try:
+            status, body = await self._serve(scope, receive)
+        except Exception as error:
+            problem = _problem_of(error, scope["path"])
+            status, body, headers = problem.status, problem.body(), problem.raw_headers()
+        await send({
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, (b"content-length", b"%d" % len(body))],
+        })  # fmt: skip
+        await send({"type": "http.response.body", "body": body})
+
+    async def _serve(self, scope: Scope, receive: Receive) -> tuple[int, bytes]:
+        if scope["method"] != "POST":
+            raise Problem(405, "Method not allowed", "Post events here.", headers={"Allow": "POST"})
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        tenant_id = await self._tenant(headers)
+        _check_content(headers)
+        body = await self._body(headers, receive)
+        trace_id = _trace_id(headers.get(b"traceparent"))
+        if scope["path"].endswith("/batch"):
+            return 202, await self._batch(tenant_id, body, trace_id)
+        return 202, await self._single(tenant_id, body, headers.get(b"idempotency-key"), trace_id)
+
+    async def _tenant(self, headers: dict[bytes, bytes]) -> UUID:
+        authorization = headers.get(b"authorization")
+        acting_for = headers.get(b"x-tenant-id")
+        principal = await self._authenticator.principal(
+            None if authorization is None else authorization.decode("latin-1"),
+            None if acting_for is None else acting_for.decode("latin-1"),
+        )
+        return principal.writer("events:write")
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        limit = self._limits.body_max_bytes
+        declared = headers.get(b"content-length")
+        if declared is not None and (not declared.isdigit() or int(declared) > limit):
+            raise _too_large(limit)
+        reserved = limit if declared is None else int(declared)
+        if self._receiving + reserved > self._limits.receiving_max_bytes:
+            raise Overloaded("too many bodies are being received at once")
+        self._receiving += reserved
+        try:
+            message = await receive()
+            if not message.get("more_body") and message["type"] == "http.request":
+                body: bytes = message["body"]
+                if len(body) > limit:
+                    raise _too_large(limit)
+                return body
+            return await _chunks(message, receive, limit)
+        finally:
+            self._receiving -= reserved
+
+    async def _single(self, tenant_id: UUID, body: bytes, key: bytes | None, trace_id: UUID | None) -> bytes:
+        submission = _submission(body, trace_id)
+        if key is not None:
+            submission.key = _header_key(key, submission.key)
+        answer = (await self._submit(tenant_id, [submission]))[0]
+        if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
+            return _accepted(answer)
+        raise _problem(answer)
+
+    async def _batch(self, tenant_id: UUID, body: bytes, trace_id: UUID | None) -> bytes:
+        items = _decode(_decode_batch, body).events
+        limit = self._limits.batch_max_events
+        if not 1 <= len(items) <= limit:
+            raise _bad("events", f"a batch holds 1 to {limit} events, this one {len(items)}")
+        submissions: list[Submission] = []
+        results: list[bytes | None] = []
+        for item in items:
+            try:
+                submissions.append(_submission(bytes(item), trace_id))
+                results.append(None)
+            except Problem as problem:
+                results.append(_error(problem))
+        answers = iter(await self._submit(tenant_id, submissions)) if submissions else iter(())
+        done = [_result(next(answers)) if result is None else result for result in results]
+        return b'{"results":[' + b",".join(done) + b"]}"
+
+    async def _submit(self, tenant_id: UUID, submissions: list[Submission]) -> list[Answer]:
+        try:
+            return await self._ingest.submit(tenant_id, submissions)
+        except UnknownTenant:
+            raise Problem(404, "Not found", "The tenant does not exist.") from None
+
+
+# ---- form ---------------------------------------------------------------------------------------------------------
+
+
+def _check_content(headers: dict[bytes, bytes]) -> None:
+    content_type = headers.get(b"content-type", _JSON).lower()
+    media, _, parameters = content_type.partition(b";")
+    if media.strip() != _JSON or (b"charset" in parameters and b"utf-8" not in parameters):
+        raise Problem(415, "Unsupported media type", "Send the event as application/json in UTF-8.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Problem(415, "Unsupported media type", "Send the body without a content encoding.")
+
+
+async def _chunks(message: MutableMapping[str, Any], receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "Bad request", "The body was cut off.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+
+
+def _decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
+    try:
+        body.decode()
+        return decoder(body)
+    except UnicodeDecodeError:
+        raise Problem(400, "Bad request", "The body is not UTF-8.") from None
+    except msgspec.ValidationError as error:
+        field, message = _where(str(error))
+        raise _bad(field, message) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Problem(400, "Bad request", f"The body is not JSON: {error}.") from None
+
+
+def _where(text: str) -> tuple[str, str]:
+    """msgspec says ``… - at `$.field` `` behind its message."""
+    message, _, path = text.partition(" - at `$")
+    named = re.search(r"field `(\w+)`", message)
+    field = path.rstrip("`").lstrip(".") or (named[1] if named else "")
+    return field, message
+
+
+def _submission(body: bytes, trace_id: UUID | None) -> Submission:
+    event: _Event = _decode(_decode_event, body)
+    if _TYPE.fullmatch(event.type) is None:
+        raise _bad("type", "1 to 128 characters out of A-Z a-z 0-9 _ . -")
+    if event.type.startswith(RESERVED_PREFIX):
+        raise _bad("type", f"types that begin with {RESERVED_PREFIX} are reserved for the platform")
+    if event.idempotency_key is not None:
+        _check_key(event.idempotency_key)
+    return Submission(
+        type=event.type,
+        payload=bytes(event.payload),
+        key=event.idempotency_key,
+        targets=None if event.target_endpoints is None else _targets(event.target_endpoints),
+        trace_id=trace_id,
+    )
+
+
+def _targets(texts: list[str]) -> tuple[UUID, ...]:
+    if len(texts) > TARGETS_MAX:
+        raise _bad("target_endpoints", f"at most {TARGETS_MAX}")
+    try:
+        return tuple(parse_id("ep", text) for text in texts)
+    except IdError as error:
+        raise _bad("target_endpoints", str(error)) from None
+
+
+def _header_key(raw: bytes, field: str | None) -> str:
+    """The header's value: a structured string (RFC 9651 §3.3.3) or, as most clients send it, bare."""
+    try:
+        key = raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise _bad("Idempotency-Key", "visible ASCII characters only") from None
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = re.sub(r'\\(["\\])', r"\1", key[1:-1])
+    _check_key(key)
+    if field is not None and field != key:
+        raise _bad("idempotency_key", "the header Idempotency-Key says something else")
+    return key
+
+
+def _check_key(key: str) -> None:
+    if not 1 <= len(key) <= KEY_CHARS_MAX:
+        raise _bad("idempotency_key", f"1 to {KEY_CHARS_MAX} characters")
+    if "\0" in key or any("\ud800" <= character <= "\udfff" for character in key):
+        raise _bad("idempotency_key", "no NUL and no unpaired surrogates")
+
+
+def _trace_id(traceparent: bytes | None) -> UUID | None:
+    """The trace of the producer (W3C Trace Context); what is not valid is as good as absent."""
+    if traceparent is None:
+        return None
+    match = _TRACEPARENT.fullmatch(traceparent)
+    if match is None or match[1] == b"0" * 32:
+        return None
+    return UUID(match[1].decode())
+
+
+# ---- answers ------------------------------------------------------------------------------------------------------
+
+
+def _accepted(answer: Appended) -> bytes:
+    return b'{"event_id":"evt_%b","delivery_count":%d,"duplicate":%b}' % (
+        answer.event_id.hex.encode(),
+        answer.delivery_count,
+        b"true" if answer.verdict is Verdict.DUPLICATE else b"false",
+    )
+
+
+def _result(answer: Answer) -> bytes:
+    if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
+        return _accepted(answer)
+    return _error(_problem(answer))
+
+
+def _error(problem: Problem) -> bytes:
+    return b'{"error":' + problem.body() + b"}"
+
+
+def _problem(answer: Answer) -> Problem:
+    if isinstance(answer, UnknownEndpoint):
+        return _bad("target_endpoints", f"ep_{answer.endpoint_id.hex} is not an endpoint of this tenant")
+    if isinstance(answer, Refused):
+        return Problem(422, "Unprocessable event", "The event holds a value that cannot be stored.")
+    return _bad("idempotency_key", "this key was used for a different event: use a new key, or send the same event")
+
+
+def _bad(field: str, message: str) -> Problem:
+    return Problem(422, "Invalid event", f"{field}: {message}", errors=[{"field": field, "message": message}])
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, "Body too large", f"A request body may have {limit} bytes.", headers={"Connection": "close"})
+
+
+def _problem_of(error: Exception, path: str) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Overloaded | StoreUnavailable):
+        return _unavailable(error)
+    telemetry.log_error("POST " + path, error)
+    return Problem(500, "Internal error", "The event was not acknowledged; post it again.")
+
+
+def _unavailable(error: Exception) -> Problem:
+    telemetry.count("events_rejected")
+    detail = str(error) if isinstance(error, Overloaded) else "the store is not available"
+    return Problem(
+        503, "Unavailable", f"{detail}; nothing was acknowledged, post it again later", headers={"Retry-After": "1"}
+    )

@@ -1,0 +1,571 @@
+"""What the API takes and gives: the forms of requests with their limits, and of answers for the OpenAPI document.
+
+Every text is free of NUL and of lone surrogates, which no store can hold; every number is finite; what is not known is
+refused. Fields of features that are not enforced yet are known by name and refused when they ask for something.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
+
+from hookpost.web.auth import SCOPES
+
+FILTERS_MAX = 100
+DESCRIPTION_CHARS_MAX = 1000
+NAME_CHARS_MAX = 200
+UID_CHARS_MAX = 255
+URL_CHARS_MAX = 4096  # as it is typed; the normal form has a limit of its own
+SECRET_CHARS_MAX = 200
+METADATA_KEYS_MAX = 50
+METADATA_BYTES_MAX = 8 * 1024
+ENDPOINT_IN_FLIGHT_MAX = 1000
+TENANT_IN_FLIGHT_MAX = 100_000
+TOTAL_TIMEOUT_S_MAX = 30.0
+TIMEOUT_S_MIN = 0.1
+RETRY_BASE_S_MIN, RETRY_BASE_S_MAX = 0.1, 3600.0
+RETRY_CAP_S_MAX = 86_400.0
+ATTEMPTS_MAX = 1000
+DEADLINE_S_MAX = 30 * 86_400.0
+GRACE_S_MAX = 30 * 86_400.0
+LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX = 50, 500
+
+_FILTER = re.compile(r"\*|[A-Za-z0-9_.-]{1,128}|[A-Za-z0-9_.-]{1,126}\.\*", re.ASCII)
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_MICROSECOND_DIGITS = 6
+
+
+# ---- values ---------------------------------------------------------------------------------------------------------
+
+
+def check_text(text: str) -> str:
+    """Text that can be stored."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("must not contain NUL or unpaired surrogates")
+    return text
+
+
+def _check_printable(text: str) -> str:
+    if not check_text(text).isprintable():
+        raise ValueError("must consist of printable characters")
+    return text
+
+
+def _check_filter(text: str) -> str:
+    if not _FILTER.fullmatch(text):
+        raise ValueError(
+            'must be "*", a type (A–Z a–z 0–9 _ . - and at most 128 of them), or a prefix such as "invoice.*"'
+        )
+    return text
+
+
+def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    if len(msgspec.json.encode(metadata)) > METADATA_BYTES_MAX:
+        raise ValueError(f"must not take more than {METADATA_BYTES_MAX} bytes as JSON")
+    return metadata
+
+
+def _check_scope(text: str) -> str:
+    if text not in SCOPES:
+        raise ValueError(f"must be one of {', '.join(sorted(SCOPES))}")
+    return text
+
+
+def parse_time(text: str) -> float:
+    """RFC 3339 as Unix seconds; raises ValueError with what to change."""
+    if not _TIME.fullmatch(text):
+        raise ValueError("must be a time such as 2026-01-02T03:04:05.678Z (a + of an offset is %2B in a URL)")
+    body, fraction, offset = re.fullmatch(r"(.{19})(\.\d+)?(.+)", text.upper()).groups()  # type: ignore[union-attr]
+    try:
+        whole = datetime.fromisoformat(body + offset.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise ValueError("must be a time that exists") from error
+    micros = int((fraction or ".0")[1:].ljust(_MICROSECOND_DIGITS, "0")[:_MICROSECOND_DIGITS])
+    return (whole - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() + micros / 1e6
+
+
+def _check_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+def _not_yet(harmless: Callable[[Any], bool]) -> Any:
+    """A field of a feature to come: whatever would ask for it is refused."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not harmless(value):
+            raise ValueError("is not supported yet")
+        return value
+
+    return AfterValidator(check)
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+Text = Annotated[str, AfterValidator(check_text)]
+Printable = Annotated[str, AfterValidator(_check_printable)]
+Time = Annotated[str, AfterValidator(_check_time), WithJsonSchema({"type": "string", "format": "date-time"})]
+Filter = Annotated[str, AfterValidator(_check_filter)]
+Scope = Annotated[str, AfterValidator(_check_scope), WithJsonSchema({"type": "string", "enum": sorted(SCOPES)})]
+Name = Annotated[Printable, Field(min_length=1, max_length=NAME_CHARS_MAX)]
+Url = Annotated[Text, Field(min_length=1, max_length=URL_CHARS_MAX, examples=["https://example.com/webhooks"])]
+Metadata = Annotated[dict[Text, Text], Field(max_length=METADATA_KEYS_MAX), AfterValidator(_check_metadata)]
+Filters = Annotated[list[Filter], Field(min_length=1, max_length=FILTERS_MAX)]
+SecretText = Annotated[
+    Text, Field(max_length=SECRET_CHARS_MAX, description="whsec_ + base64 of 24 to 64 bytes; generated when left out")
+]
+EndpointCap = Annotated[int, Field(ge=1, le=ENDPOINT_IN_FLIGHT_MAX)]
+TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
+TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
+NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
+NotYetUnlessFalse = Annotated[
+    JsonValue,
+    _not_yet(lambda value: value is False),
+    WithJsonSchema({"type": ["boolean", "null"], "enum": [False, None], "description": "not supported yet"}),
+]
+NotYetUnlessBlock = Annotated[
+    JsonValue,
+    _not_yet(lambda value: value == "block"),
+    WithJsonSchema({"type": ["string", "null"], "enum": ["block", None], "description": "not supported yet"}),
+]
+NotYetUnlessEmpty = Annotated[
+    JsonValue,
+    _not_yet(lambda value: value == {}),
+    WithJsonSchema({"type": ["object", "null"], "description": "not supported yet"}),
+]
+
+
+class _Form(BaseModel):
+    """A request's body: nothing is converted, nothing unknown is let pass."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    def given(self) -> Mapping[str, Any]:
+        """The fields that the request names, null among them: a PATCH leaves the others alone."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+# ---- requests -------------------------------------------------------------------------------------------------------
+
+
+class RetryForm(_Form):
+    """When a failed delivery is tried again. Null or absent: the installation's default."""
+
+    base_s: Annotated[float, Field(ge=RETRY_BASE_S_MIN, le=RETRY_BASE_S_MAX)] | None = None
+    cap_s: Annotated[float, Field(ge=RETRY_BASE_S_MIN, le=RETRY_CAP_S_MAX)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=ATTEMPTS_MAX)] | None = None
+    deadline_s: Annotated[float, Field(ge=TIMEOUT_S_MIN, le=DEADLINE_S_MAX)] | None = None
+
+
+class TimeoutsForm(_Form):
+    """Tiers, each counted from the start of the attempt: connect < first byte <= total <= 30 s."""
+
+    connect_s: TimeoutSeconds | None = None
+    first_byte_s: TimeoutSeconds | None = None
+    total_s: TimeoutSeconds | None = None
+
+
+class _EndpointForm(_Form):
+    events: Filters | None = None
+    enabled: bool | None = None
+    description: Annotated[Text, Field(max_length=DESCRIPTION_CHARS_MAX)] | None = None
+    uid: Annotated[Printable, Field(min_length=1, max_length=UID_CHARS_MAX)] | None = None
+    metadata: Metadata | None = None
+    retry: RetryForm | None = None
+    timeouts: TimeoutsForm | None = None
+    max_in_flight: EndpointCap | None = None
+    rate_limit: NotYet = None
+    ordered: NotYetUnlessFalse = None
+    on_dead: NotYetUnlessBlock = None
+    ack: NotYetUnlessFalse = None
+    headers: NotYetUnlessEmpty = None
+
+
+class EndpointCreate(_EndpointForm):
+    """A new endpoint."""
+
+    url: Url
+    secret: SecretText | None = None
+
+
+class EndpointPatch(_EndpointForm):
+    """Changes of an endpoint: absent leaves, null resets to the default."""
+
+    url: Url = ""
+
+
+class SecretRotate(_Form):
+    """A new secret; the old ones go on signing for the grace period."""
+
+    secret: SecretText | None = None
+    grace_period_s: Annotated[float, Field(ge=0, le=GRACE_S_MAX)] | None = None
+
+
+class TenantCreate(_Form):
+    """A new tenant."""
+
+    name: Name
+    pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
+    max_in_flight: TenantCap | None = None
+    ingest_rate_limit: NotYet = None
+    alert_email: NotYet = None
+
+
+class TenantPatch(_Form):
+    """Changes of a tenant: absent leaves, null resets to the default."""
+
+    name: Name = ""
+    pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
+    max_in_flight: TenantCap | None = None
+    ingest_rate_limit: NotYet = None
+    alert_email: NotYet = None
+
+
+class KeyCreate(_Form):
+    """A new API key; no scopes means all."""
+
+    name: Name
+    scopes: Annotated[list[Scope], Field(max_length=len(SCOPES))] | None = None
+    expires_at: Time | None = None
+
+
+class ReplayForm(_Form):
+    """Which endpoint to deliver to once more; all that the event was owed to when left out."""
+
+    endpoint_id: Text | None = None
+
+
+class EventForm(BaseModel):
+    """An event. The payload is delivered byte for byte as it was posted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$", examples=["invoice.paid"])]
+    payload: JsonValue
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    target_endpoints: list[str] | None = None
+
+
+class EventBatchForm(BaseModel):
+    """Up to 1000 events, each on its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: Annotated[list[EventForm], Field(min_length=1, max_length=1000)]
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ProblemAnswer(_Answer):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] | None = None
+
+
+class TenantAnswer(_Answer):
+    """A tenant."""
+
+    tenant_id: str
+    name: str
+    pool: str
+    ingest_rate_limit: float | None
+    max_in_flight: int
+    alert_email: str | None
+    created_at: str
+    updated_at: str
+
+
+class KeyAnswer(_Answer):
+    """An API key, without the key."""
+
+    api_key_id: str
+    tenant_id: str
+    name: str
+    scopes: list[str]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+
+
+class KeyCreated(KeyAnswer):
+    """An API key with the key, which is shown this once."""
+
+    key: str
+
+
+class RetryAnswer(_Answer):
+    """The retry policy in force."""
+
+    base_s: float
+    cap_s: float
+    max_attempts: int
+    deadline_s: float
+
+
+class TimeoutsAnswer(_Answer):
+    """The timeouts in force."""
+
+    connect_s: float
+    first_byte_s: float
+    total_s: float
+
+
+class EndpointAnswer(_Answer):
+    """An endpoint, without its secret."""
+
+    endpoint_id: str
+    tenant_id: str
+    url: str
+    events: list[str]
+    status: Literal["enabled", "paused", "disabled"]
+    status_reason: str | None
+    enabled: bool
+    rate_limit: None
+    ordered: Literal[False]
+    description: str | None
+    uid: str | None
+    metadata: dict[str, str]
+    retry: RetryAnswer
+    timeouts: TimeoutsAnswer
+    max_in_flight: int
+    created_at: str
+    updated_at: str
+
+
+class EndpointCreated(EndpointAnswer):
+    """An endpoint with its signing secret."""
+
+    secret: str
+
+
+class SecretItem(_Answer):
+    """A secret that signs now."""
+
+    secret: str
+    created_at: str
+    expires_at: str | None
+
+
+class SecretsAnswer(_Answer):
+    """The newest secret, and all that sign now, newest first."""
+
+    secret: str
+    secrets: list[SecretItem]
+
+
+class SecretRotated(_Answer):
+    """The new secret and until when the old ones sign."""
+
+    secret: str
+    old_secrets_expire_at: str
+
+
+class DeliveryAnswer(_Answer):
+    """The state of one delivery. ``unknown`` is an alarm: please report it."""
+
+    endpoint_id: str
+    status: Literal["queued", "waiting", "delivered", "dead", "cancelled", "unknown"]
+    reason: str | None
+    generation: int
+    attempt_count: int
+    next_attempt_at: str | None
+    last_http_status: int | None
+
+
+class EventItem(_Answer):
+    """An event without its payload."""
+
+    event_id: str
+    tenant_id: str
+    type: str
+    created_at: str
+    idempotency_key: str | None
+    trace_id: str | None
+    delivery_count: int
+
+
+class EventAnswer(EventItem):
+    """An event, its payload as it was posted, and the state of its deliveries."""
+
+    status: Literal["pending", "delivered", "dead", "partly_dead", "no_endpoints"]
+    payload: JsonValue
+    deliveries: list[DeliveryAnswer]
+
+
+class TimingsAnswer(_Answer):
+    """Milliseconds of the phases, each from the start of the attempt on as libcurl counts them."""
+
+    dns: int
+    connect: int
+    tls: int
+    first_byte: int
+    total: int
+
+
+class AttemptAnswer(_Answer):
+    """One HTTP try."""
+
+    attempt_id: str
+    event_id: str
+    endpoint_id: str
+    tenant_id: str
+    generation: int
+    trace_id: str
+    scheduled_at: str
+    started_at: str
+    finished_at: str
+    http_status: int | None
+    error_code: str | None
+    retry_count: int
+    latency_ms: int
+    response_hash: str | None
+    response_head: str
+    response_head_base64: str
+    request_bytes: int
+    response_bytes: int
+    possible_duplicate: bool
+    outcome: Literal["delivered", "retry", "dead"]
+    timings_ms: TimingsAnswer
+    address: str
+    protocol: str
+    worker: str
+
+
+class EndpointDelivery(_Answer):
+    """A delivery of one endpoint in the state that was asked for."""
+
+    event_id: str
+    endpoint_id: str
+    tenant_id: str
+    status: Literal["waiting", "dead", "delivered"]
+    reason: str | None
+    generation: int
+    attempt_count: int
+    next_attempt_at: str | None
+    last_http_status: int | None
+    last_error_code: str | None
+
+
+class DeadLetterAnswer(_Answer):
+    """A delivery that gave up."""
+
+    event_id: str
+    endpoint_id: str
+    tenant_id: str
+    type: str
+    reason: str
+    died_at: str
+    attempt_count: int
+    last_http_status: int | None
+    last_error_code: str | None
+
+
+class AcceptedEvent(_Answer):
+    """The event is durable."""
+
+    event_id: str
+    delivery_count: int
+    duplicate: bool
+
+
+class BatchError(_Answer):
+    """One event of a batch that was refused."""
+
+    error: ProblemAnswer
+
+
+class AcceptedBatch(_Answer):
+    """One result for each event, in the order of the request."""
+
+    results: list[AcceptedEvent | BatchError]
+
+
+class TestSent(_Answer):
+    """The event that tests the endpoint."""
+
+    event_id: str
+
+
+class Replayed(_Answer):
+    """To how many endpoints the event is owed once more."""
+
+    delivery_count: int
+
+
+class Health(_Answer):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Readiness(_Answer):
+    """Is the platform at work?"""
+
+    status: Literal["ready", "not_ready"]
+    store: Literal["reachable", "unreachable"]
+    unowned_shards: int | None
+
+
+class TenantList(_Answer):
+    """One page."""
+
+    data: list[TenantAnswer]
+    next_cursor: str | None
+
+
+class KeyList(_Answer):
+    """One page."""
+
+    data: list[KeyAnswer]
+    next_cursor: str | None
+
+
+class EndpointList(_Answer):
+    """One page."""
+
+    data: list[EndpointAnswer]
+    next_cursor: str | None
+
+
+class EventList(_Answer):
+    """One page."""
+
+    data: list[EventItem]
+    next_cursor: str | None
+
+
+class AttemptList(_Answer):
+    """One page."""
+
+    data: list[AttemptAnswer]
+    next_cursor: str | None
+
+
+class EndpointDeliveryList(_Answer):
+    """One page."""
+
+    data: list[EndpointDelivery]
+    next_cursor: str | None
+
+
+class DeadLetterList(_Answer):
+    """One page."""
+
+    data: list[DeadLetterAnswer]
+    next_cursor: str | None

@@ -1,0 +1,238 @@
+"""How rows of the store look in the API: names, ids, times. No decisions."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from hookpost.model import RetryPolicy, Timeouts, show_id
+from hookpost.policy.signing import show_secret
+from hookpost.storage.contract import EventView
+
+Row = Mapping[str, Any]
+
+
+def show_time(seconds: float | None) -> str | None:
+    """RFC 3339 in UTC with milliseconds; cut, not rounded, so that ``since=`` it includes what it was shown for."""
+    if seconds is None:
+        return None
+    whole, milliseconds = divmod(round(seconds * 1e6) // 1000, 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+
+
+def tenant(row: Row) -> dict[str, Any]:
+    """A tenant."""
+    return {
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "name": row["name"],
+        "pool": row["pool"],
+        "ingest_rate_limit": row["ingest_rate_limit"],
+        "max_in_flight": row["max_in_flight"],
+        "alert_email": row["alert_email"],
+        "created_at": show_time(row["created_at"]),
+        "updated_at": show_time(row["updated_at"]),
+    }
+
+
+def api_key(row: Row) -> dict[str, Any]:
+    """An API key, without the key."""
+    return {
+        "api_key_id": f"key_{row['key_id']}",
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "name": row["name"],
+        "scopes": sorted(row["scopes"]),
+        "created_at": show_time(row["created_at"]),
+        "expires_at": show_time(row["expires_at"]),
+        "revoked_at": show_time(row["revoked_at"]),
+    }
+
+
+def effective_retry(row: Row, default: RetryPolicy) -> RetryPolicy:
+    """The endpoint's retry policy, its own values before the installation's."""
+    return RetryPolicy(
+        base_s=_or(row["base_s"], default.base_s),
+        cap_s=_or(row["cap_s"], default.cap_s),
+        max_attempts=_or(row["max_attempts"], default.max_attempts),
+        deadline_s=_or(row["deadline_s"], default.deadline_s),
+    )
+
+
+def effective_timeouts(row: Row, default: Timeouts) -> Timeouts:
+    """The endpoint's timeouts, its own values before the installation's."""
+    return Timeouts(
+        connect_s=_or(row["connect_s"], default.connect_s),
+        first_byte_s=_or(row["first_byte_s"], default.first_byte_s),
+        total_s=_or(row["total_s"], default.total_s),
+    )
+
+
+def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight: int) -> dict[str, Any]:
+    """An endpoint without its secret; the keyword arguments are the installation's defaults."""
+    own_retry, own_timeouts = effective_retry(row, retry), effective_timeouts(row, timeouts)
+    return {
+        "endpoint_id": show_id("ep", row["endpoint_id"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "url": row["url"],
+        "events": list(row["events"]),
+        "status": row["status"],
+        "status_reason": row["status_reason"],
+        "enabled": row["status"] != "disabled",
+        "rate_limit": None,
+        "ordered": False,
+        "description": row["description"],
+        "uid": row["uid"],
+        "metadata": row["metadata"],
+        "retry": {
+            "base_s": own_retry.base_s,
+            "cap_s": own_retry.cap_s,
+            "max_attempts": own_retry.max_attempts,
+            "deadline_s": own_retry.deadline_s,
+        },
+        "timeouts": {
+            "connect_s": own_timeouts.connect_s,
+            "first_byte_s": own_timeouts.first_byte_s,
+            "total_s": own_timeouts.total_s,
+        },
+        "max_in_flight": _or(row["max_in_flight"], max_in_flight),
+        "created_at": show_time(row["created_at"]),
+        "updated_at": show_time(row["updated_at"]),
+    }
+
+
+def secret(row: Row) -> dict[str, Any]:
+    """A signing secret."""
+    return {
+        "secret": show_secret(row["key"]),
+        "created_at": show_time(row["created_at"]),
+        "expires_at": show_time(row["expires_at"]),
+    }
+
+
+def event_item(row: Row) -> dict[str, Any]:
+    """An event without its payload."""
+    return {
+        "event_id": show_id("evt", row["event_id"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "type": row["type"],
+        "created_at": show_time(row["created_at"]),
+        "idempotency_key": row["idempotency_key"],
+        "trace_id": None if row["trace_id"] is None else row["trace_id"].hex,
+        "delivery_count": row["delivery_count"],
+    }
+
+
+def event(view: EventView) -> dict[str, Any]:
+    """An event; its payload is the JSON text as it was posted, number spelling and order of keys included."""
+    row = {**view.event, "delivery_count": len(view.event["owed"])}
+    payload = row["payload"]
+    return {
+        **event_item(row),
+        "status": row["status"],
+        "payload": None if payload is None else msgspec.Raw(payload),
+        "deliveries": [_delivery(delivery) for delivery in view.deliveries],
+    }
+
+
+def _delivery(row: Row) -> dict[str, Any]:
+    return {
+        "endpoint_id": show_id("ep", row["endpoint_id"]),
+        "status": row["status"],
+        "reason": row["reason"],
+        "generation": row["generation"],
+        "attempt_count": row["attempt_count"],
+        "next_attempt_at": show_time(row["next_attempt_at"]),
+        "last_http_status": row["last_http_status"],
+    }
+
+
+def attempt(row: Row) -> dict[str, Any]:
+    """An attempt. A response is bytes: as text for people, and in base64 without loss."""
+    head, digest = row["response_head"], row["response_hash"]
+    return {
+        "attempt_id": show_id("att", row["attempt_id"]),
+        "event_id": show_id("evt", row["event_id"]),
+        "endpoint_id": show_id("ep", row["endpoint_id"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "generation": row["generation"],
+        "trace_id": row["event_id"].hex,
+        "scheduled_at": show_time(row["scheduled_at"]),
+        "started_at": show_time(row["started_at"]),
+        "finished_at": show_time(row["finished_at"]),
+        "http_status": row["http_status"],
+        "error_code": row["error_code"],
+        "retry_count": row["retry_count"],
+        "latency_ms": row["latency_ms"],
+        "response_hash": None if digest is None else f"sha256:{digest.hex()}",
+        "response_head": head.decode("utf-8", "replace"),
+        "response_head_base64": b64encode(head).decode(),
+        "request_bytes": row["request_bytes"],
+        "response_bytes": row["response_bytes"],
+        "possible_duplicate": row["possible_duplicate"],
+        "outcome": row["outcome"],
+        "timings_ms": {
+            "dns": row["dns_ms"],
+            "connect": row["connect_ms"],
+            "tls": row["tls_ms"],
+            "first_byte": row["first_byte_ms"],
+            "total": row["latency_ms"],
+        },
+        "address": row["address"],
+        "protocol": row["protocol"],
+        "worker": row["worker"],
+    }
+
+
+def dead_letter(row: Row) -> dict[str, Any]:
+    """A delivery that gave up."""
+    return {
+        "event_id": show_id("evt", row["event_id"]),
+        "endpoint_id": show_id("ep", row["endpoint_id"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "type": row["type"],
+        "reason": row["reason"],
+        "died_at": show_time(row["died_at"]),
+        "attempt_count": row["attempt_count"],
+        "last_http_status": row["last_http_status"],
+        "last_error_code": row["last_error_code"],
+    }
+
+
+def waiting_delivery(row: Row) -> dict[str, Any]:
+    """A delivery that waits in the backlog."""
+    due_at = row["due_at"] if row["reason"] == "retry" else None
+    return _endpoint_delivery(row, "waiting", row["reason"], row["retry_count"], due_at, row["last_http_status"])
+
+
+def dead_delivery(row: Row) -> dict[str, Any]:
+    """A dead letter as a delivery of its endpoint."""
+    return _endpoint_delivery(row, "dead", row["reason"], row["attempt_count"], None, row["last_http_status"])
+
+
+def delivered_delivery(row: Row) -> dict[str, Any]:
+    """A delivery, told by the attempt that made it."""
+    return _endpoint_delivery(row, "delivered", None, row["retry_count"] + 1, None, row["http_status"])
+
+
+def _endpoint_delivery(
+    row: Row, status: str, reason: str | None, attempt_count: int, due_at: float | None, http_status: int | None
+) -> dict[str, Any]:
+    return {
+        "event_id": show_id("evt", row["event_id"]),
+        "endpoint_id": show_id("ep", row["endpoint_id"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "status": status,
+        "reason": reason,
+        "generation": row["generation"],
+        "attempt_count": attempt_count,
+        "next_attempt_at": show_time(due_at),
+        "last_http_status": http_status,
+        "last_error_code": row["last_error_code"] if status != "delivered" else None,
+    }
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

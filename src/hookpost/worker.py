@@ -1,0 +1,564 @@
+"""The worker: owns shards, feeds the engine and does what it says.
+
+Relies on the fence: a settle of a shard that has another owner writes nothing. Promises: nothing is sent for a shard
+without a lease that is valid by the monotonic clock, counted from when its renewal was *sent*; the results of all that
+was sent are recorded or, when the shard is lost, dropped; a stop takes no more, finishes or hands back.
+
+One loop each for the lease, the journal, the configuration and the settles; sending is a callback without a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from hookpost import __version__, telemetry
+from hookpost.engine.engine import Engine, Limits
+from hookpost.engine.progress import GapError
+from hookpost.engine.work import Fetch, Settle, ShardSettle, Work
+from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, Request
+from hookpost.policy.request import build_request
+from hookpost.storage.contract import DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
+
+# Deliveries started in one go before the loop turns to sockets again.
+SENDS_AT_ONCE = 128
+# Rows of one shard in one read, and their bytes: a read must not hold the loop or the memory for long.
+READ_ROWS_MAX = 500
+READ_BYTES_MAX = 8 * 1024 * 1024
+FETCH_BYTES_MAX = 4 * 1024 * 1024
+# Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
+READ_PACE_S = 0.002
+# How long an idle worker sleeps when nobody rings; doubled from the pace up to here.
+IDLE_S_MAX = 0.1
+# Between two settles: outcomes gather. Beyond this many there is no waiting.
+SETTLE_PACE_S = 0.005
+SETTLE_ROWS = 400
+# When so many results cannot be written down, nothing more is sent: memory is bounded, and so are repeats after a crash.
+UNSETTLED_MAX = 10_000
+# How often shards are balanced; and until a fresh worker has its part.
+SURVEY_S = 1.0
+SURVEY_EAGER_S = 0.25
+# How often configuration changes are looked for.
+CONFIG_S = 0.5
+CONFIG_BATCH = 1_000
+# Waits between tries while the store is away.
+STORE_RETRY_S = 0.1
+STORE_RETRY_S_MAX = 1.0
+# An idle shard's last progress row is written anew once a day, so that the partitions of old ones can be dropped.
+PROGRESS_AGAIN_S = 86_400.0
+# A difference to the database's clock beyond this makes receivers refuse our timestamps one day: tell the operator.
+SKEW_WARNING_S = 5.0
+
+
+_T = TypeVar("_T")
+
+
+class Clock(Protocol):
+    """The Clock seam."""
+
+    def now(self) -> float:
+        """Unix seconds in the database's time; never goes back."""
+
+    def monotonic(self) -> float:
+        """Seconds for local deadlines."""
+
+    def correct(self, database_now: float, *, sent: float, received: float) -> float:
+        """Take over the database's time, asked for between two monotonic times; returns the difference found."""
+
+
+class Sender(Protocol):
+    """The Transport seam."""
+
+    def send(self, request: Request, done: Callable[[Outcome], None]) -> None:
+        """Make one request; ``done`` is called once, later, with whatever came of it. Never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How one worker leases and stops."""
+
+    pool: str = "default"
+    lease_s: float = 15.0
+    renew_s: float = 4.0
+    stop_s: float = 20.0
+    limits: Limits = Limits()
+
+
+class Worker:
+    """One worker process's life: ``await run(stop)``."""
+
+    def __init__(
+        self,
+        *,
+        store: WorkerStore,
+        sender: Sender,
+        clock: Clock,
+        node_id: UUID,
+        name: str,
+        settings: WorkerSettings,
+        rng: Random,
+    ) -> None:
+        self._store = store
+        self._sender = sender
+        self._clock = clock
+        self._node_id = node_id
+        self._name = name
+        self._settings = settings
+        self._engine = Engine(worker=name, limits=settings.limits, rng=rng)
+        self._user_agent = f"user-agent: Hookpost/{__version__}"
+        self._fences: dict[int, int] = {}
+        self._lease_until = 0.0
+        self._store_failing = False
+        self._stopping = False
+        self._kicked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._unsettled = asyncio.Event()
+        self._config_wanted = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._gaps: set[int] = set()
+        self._settle_waiters: list[asyncio.Future[None]] = []
+        self._failing_since = 0.0
+        self._tasks: asyncio.TaskGroup | None = None
+
+    # ---- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set, then finish or hand back what is held, within the stop time."""
+        await self._persist(self._register)
+        telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            loops = [
+                tasks.create_task(self._lease_loop(), name="lease"),
+                tasks.create_task(self._survey_loop(), name="survey"),
+                tasks.create_task(self._journal_loop(), name="journal"),
+                tasks.create_task(self._config_loop(), name="config"),
+            ]
+            settles = tasks.create_task(self._settle_loop(), name="settle")
+            await stop.wait()
+            self._stopping = True
+            loops[1].cancel()
+            loops[2].cancel()
+            for shard in self._engine.shards:
+                self._engine.drain_shard(shard)
+            await self._drain(self._settings.stop_s * 0.75)
+            for task in (*loops, settles):
+                task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._hand_back(self._settings.stop_s * 0.2)
+
+    async def _drain(self, timeout_s: float) -> None:
+        """Wait until nothing is in flight and all of it is settled."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._engine.in_flight or self._engine.unsettled:
+                    self._idle.clear()
+                    if self._engine.unsettled:
+                        self._unsettled.set()
+                    await self._idle.wait()
+        except TimeoutError:
+            return
+
+    async def _hand_back(self, timeout_s: float) -> None:
+        """A last settle per shard tells the successor whether anything may have been sent and not recorded."""
+        held = sorted(self._fences)
+        try:
+            async with asyncio.timeout(timeout_s):
+                for shard in held:
+                    self._engine.drain_shard(shard)
+                settle = self._engine.take_settle()
+                if settle is not None:
+                    await self._commit(settle)
+                await self._store.leave(self._node_id)
+            telemetry.log("shards_released", shards=held)
+        except (TimeoutError, StoreUnavailable) as error:
+            telemetry.log("lease_lost", reason=f"could not hand back: {error}", shards=held)
+
+    async def _persist(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask until the store answers."""
+        wait_s = STORE_RETRY_S
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailable as error:
+                self._note_store(error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
+
+    def _note_store(self, error: StoreUnavailable | None) -> None:
+        """One line when the store goes away, one when it is back."""
+        if error is not None and not self._store_failing:
+            self._store_failing = True
+            self._failing_since = self._clock.monotonic()
+            telemetry.log("postgres_lost", reason=error)
+        elif error is None and self._store_failing:
+            self._store_failing = False
+            telemetry.log("postgres_back", seconds=round(self._clock.monotonic() - self._failing_since, 1))
+
+    # ---- the lease ------------------------------------------------------------------------------------------------
+
+    async def _register(self) -> None:
+        settings = self._settings
+        sent = self._clock.monotonic()
+        now = await self._store.register(self._node_id, pool=settings.pool, name=self._name, lease_s=settings.lease_s)
+        self._renewed(now, sent)
+
+    def _renewed(self, database_now: float, sent: float) -> None:
+        skew_s = self._clock.correct(database_now, sent=sent, received=self._clock.monotonic())
+        if abs(skew_s) > SKEW_WARNING_S:
+            telemetry.log("clock_skew", skew_ms=round(skew_s * 1000))
+        self._lease_until = sent + self._settings.lease_s
+
+    async def _lease_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.renew_s)
+            late = self._clock.monotonic() >= self._lease_until
+            await self._persist(self._renew)
+            if late or self._clock.monotonic() >= self._lease_until:
+                # Others may have taken shards meanwhile; those that are still ours go on where they stopped.
+                self._keep(await self._persist(self._survey))
+            self._kick()
+
+    async def _renew(self) -> None:
+        sent = self._clock.monotonic()
+        now = await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
+        if now is None:
+            self._lose(list(self._fences), "it was removed")
+            await self._register()
+        else:
+            self._renewed(now, sent)
+        self._note_store(None)
+
+    async def _survey(self) -> Survey:
+        return await self._store.survey(self._settings.pool)
+
+    def _keep(self, survey: Survey) -> None:
+        lost = [shard for shard in self._fences if survey.owners.get(shard) != self._node_id]
+        if lost:
+            self._lose(lost, "it expired and others took over")
+
+    def _may_send(self) -> bool:
+        return (
+            self._clock.monotonic() < self._lease_until
+            and not self._stopping
+            and self._engine.pending_attempts < UNSETTLED_MAX
+        )
+
+    def _lose(self, shards: Collection[int], reason: str) -> None:
+        """Stop for these shards at once and write nothing more."""
+        for shard in shards:
+            self._fences.pop(shard, None)
+            self._gaps.discard(shard)
+            self._engine.close_shard(shard)
+        telemetry.count("leases_lost")
+        telemetry.log("lease_lost", reason=reason, shards=sorted(shards))
+
+    # ---- balance --------------------------------------------------------------------------------------------------
+
+    async def _survey_loop(self) -> None:
+        while True:
+            try:
+                survey = await self._survey()
+                self._keep(survey)
+                settled_in = await self._balance(survey)
+            except StoreUnavailable as error:
+                self._note_store(error)
+                settled_in = True
+            await asyncio.sleep(SURVEY_S if settled_in else SURVEY_EAGER_S)
+
+    async def _balance(self, survey: Survey) -> bool:
+        """Take free shards up to a fair part, give back what exceeds it; True when the part is held."""
+        nodes = max(1, len(survey.nodes))
+        part = -(-len(survey.owners) // nodes)
+        surplus = len(self._fences) - part
+        if surplus > 0:
+            await self._give_back(sorted(self._fences)[-surplus:])
+        free = sum(owner is None for owner in survey.owners.values())
+        if free and surplus < 0 and not self._stopping:
+            await self._take(min(free, -surplus))
+        return len(self._fences) >= len(survey.owners) // nodes
+
+    async def _take(self, count: int) -> None:
+        settings = self._settings
+        claimed = await self._store.claim(self._node_id, pool=settings.pool, limit=count, lease_s=settings.lease_s)
+        for shard, fence in [(c.shard, c.fence) for c in claimed]:
+            takeover = await self._persist(partial(self._store.takeover, shard, fence))
+            self._fences[shard] = fence
+            self._engine.open_shard(takeover, now=self._clock.now())
+            self._engine.touch(shard)
+        if claimed:
+            telemetry.log("shards_acquired", shards=[c.shard for c in claimed])
+            self._kick()
+
+    async def _give_back(self, shards: Iterable[int]) -> None:
+        """Hand shards over in order: what is in flight ends first, for at most the longest request."""
+        for shard in shards:
+            fence = self._fences[shard]
+            self._engine.drain_shard(shard)
+            until = self._clock.monotonic() + self._settings.stop_s
+            while self._engine.in_flight_of(shard) and self._clock.monotonic() < until:
+                await asyncio.sleep(SURVEY_EAGER_S / 5)
+            if self._fences.get(shard) != fence:
+                continue
+            self._engine.drain_shard(shard)
+            await self._settled()
+            if self._fences.pop(shard, None) is not None:
+                self._gaps.discard(shard)
+                self._engine.close_shard(shard)
+                await self._persist(partial(self._store.release, self._node_id, {shard: fence}))
+                telemetry.log("shards_released", shards=[shard])
+
+    async def _settled(self) -> None:
+        """Wait until all that happened so far is committed."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._settle_waiters.append(waiter)
+        self._unsettled.set()
+        await waiter
+
+    # ---- the journal ----------------------------------------------------------------------------------------------
+
+    async def _journal_loop(self) -> None:
+        idle_s = READ_PACE_S
+        while True:
+            try:
+                count, full = await self._read()
+            except StoreUnavailable as error:
+                self._note_store(error)
+                count, full, idle_s = 0, False, STORE_RETRY_S_MAX
+            if count:
+                idle_s = READ_PACE_S
+                self._kick()
+                await asyncio.sleep(0 if full else READ_PACE_S)
+            else:
+                idle_s = min(idle_s * 2, IDLE_S_MAX)
+                if await self._store.wait_for_ring(idle_s):
+                    idle_s = READ_PACE_S
+
+    async def _read(self) -> tuple[int, bool]:
+        """Read each shard further; how many rows came, and whether some shard may have more."""
+        rows, size = self._engine.room()
+        shards = [shard for shard in self._fences if shard not in self._gaps]
+        if not rows or not shards or not self._may_send():
+            return 0, False
+        rows_max = max(1, min(READ_ROWS_MAX, rows // len(shards)))
+        fences = dict(self._fences)
+        positions = {shard: self._engine.read_to(shard) for shard in shards}
+        found = await self._store.read(
+            positions, rows_max=rows_max, bytes_max=max(1, min(READ_BYTES_MAX, size) // len(shards))
+        )
+        now = self._clock.now()
+        for shard, batch in found.items():
+            if self._fences.get(shard) != fences[shard]:
+                continue
+            try:
+                self._engine.on_rows(shard, batch, now=now)
+            except GapError as error:
+                self._gaps.add(shard)
+                telemetry.log("journal_gap", shard=shard, expected=self._engine.read_to(shard)[0] + 1, found=str(error))
+        if self._engine.missing:
+            self._config_wanted.set()
+        return sum(map(len, found.values())), any(len(batch) == rows_max for batch in found.values())
+
+    # ---- sending --------------------------------------------------------------------------------------------------
+
+    def _kick(self) -> None:
+        """Something changed: look what can start, once, when the loop comes round."""
+        if not self._kicked:
+            self._kicked = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._kicked = False
+        engine = self._engine
+        now = self._clock.now()
+        engine.tick(now=now)
+        if self._may_send():
+            sends = engine.take_sends(SENDS_AT_ONCE, now=now)
+            for work in sends:
+                self._send(work, now)
+            if len(sends) == SENDS_AT_ONCE:
+                self._kick()
+            for fetch in engine.take_fetches(now=now):
+                assert self._tasks is not None
+                self._tasks.create_task(self._fetch(fetch))
+        if engine.unsettled:
+            self._unsettled.set()
+        elif self._stopping and not engine.in_flight:
+            self._idle.set()
+        self._set_timer(engine.next_wakeup(), now)
+
+    def _set_timer(self, moment: float | None, now: float) -> None:
+        if moment is None or (self._timer is not None and self._timer_at == moment):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = moment
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, moment - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._kick()
+
+    def _send(self, work: Work, now: float) -> None:
+        entry = work.entry
+        endpoint = work.lane.endpoint.config
+        assert endpoint is not None and entry.payload is not None
+        work.attempt_id = uuid7(nanoseconds=int(now * 1e9))
+        try:
+            request = build_request(
+                endpoint,
+                event_id=entry.event_id,
+                event_type=entry.type,
+                payload=entry.payload,
+                attempt_id=work.attempt_id,
+                retry_count=work.retry_count,
+                user_agent=self._user_agent,
+                now=now,
+            )
+        except Exception as error:
+            telemetry.log_error("build a request", error, event_id=entry.event_id)
+            outcome = Outcome(ErrorCode.INTERNAL_ERROR, started_at=now, finished_at=now, detail=str(error))
+            asyncio.get_running_loop().call_soon(self._done, work, outcome)
+            return
+        self._sender.send(request, partial(self._done, work))
+
+    def _done(self, work: Work, outcome: Outcome) -> None:
+        self._engine.on_outcome(work, outcome, now=self._clock.now())
+        if not self._kicked:
+            self._kick()
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        try:
+            rows, more, behind = await self._store.fetch(fetch, bytes_max=FETCH_BYTES_MAX)
+        except (StoreUnavailable, DataRejected) as error:
+            if isinstance(error, StoreUnavailable):
+                self._note_store(error)
+            self._engine.on_fetch_failed(fetch, now=self._clock.now(), again_s=STORE_RETRY_S_MAX)
+        else:
+            self._engine.on_backlog(fetch, rows, more=more, behind=behind, now=self._clock.now())
+        self._kick()
+
+    # ---- settling -------------------------------------------------------------------------------------------------
+
+    async def _settle_loop(self) -> None:
+        while True:
+            await self._unsettled.wait()
+            self._unsettled.clear()
+            waiters, self._settle_waiters = self._settle_waiters, []
+            started = self._clock.monotonic()
+            settle = self._engine.take_settle()
+            if settle is not None:
+                await self._commit(settle)
+                self._engine.on_settled(settle, now=self._clock.now())
+                await self._tell()
+                self._kick()
+            for waiter in waiters:
+                waiter.set_result(None)
+            spent = self._clock.monotonic() - started
+            if spent < SETTLE_PACE_S and self._engine.pending_attempts < SETTLE_ROWS:
+                await asyncio.sleep(SETTLE_PACE_S - spent)
+
+    async def _commit(self, settle: Settle) -> None:
+        """Write the settle, however long the store is away; parts of lost shards are dropped."""
+        tried = 0
+        wait_s = STORE_RETRY_S
+        while parts := self._ours(settle.shards):
+            tried += 1
+            try:
+                if tried > 1 and await self._store.settled(parts[0]):
+                    break
+                await self._store.settle(parts)
+                break
+            except FenceLost as lost:
+                self._lose(lost.shards, "another worker owns them")
+            except DataRejected as error:
+                telemetry.log("settle_failed", reason=error)
+                await self._commit_by_row(parts)
+                break
+            except StoreUnavailable as error:
+                telemetry.count("settle_failures")
+                if tried == 1:
+                    telemetry.log("settle_failed", reason=error)
+                self._note_store(error)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
+        telemetry.count("settles")
+        if tried > 1:
+            telemetry.log("settle_retried", attempt=tried)
+
+    async def _commit_by_row(self, parts: list[ShardSettle]) -> None:
+        cut = await self._persist(partial(self._store.settle_by_row, parts))
+        telemetry.count("settle_rows_isolated", cut)
+
+    def _ours(self, parts: Iterable[ShardSettle]) -> list[ShardSettle]:
+        return [part for part in parts if self._fences.get(part.shard) == part.fence]
+
+    async def _tell(self) -> None:
+        """Share what receivers asked for; the next outcome says it again if this is lost."""
+        holds, gone = self._engine.take_holds(), self._engine.take_gone()
+        try:
+            for hold in holds:
+                await self._store.hold_endpoint(hold.endpoint_id, hold.until)
+            for endpoint in gone:
+                reason = "it answered 410 Gone"
+                await self._store.disable_endpoint(endpoint.tenant_id, endpoint.endpoint_id, reason)
+                telemetry.log("endpoint_disabled", endpoint_id=f"ep_{endpoint.endpoint_id.hex}", reason=reason)
+        except StoreUnavailable as error:
+            self._note_store(error)
+        if gone:
+            self._config_wanted.set()
+
+    # ---- configuration --------------------------------------------------------------------------------------------
+
+    async def _config_loop(self) -> None:
+        since = self._clock.now()
+        while True:
+            try:
+                await asyncio.wait_for(self._config_wanted.wait(), CONFIG_S)
+            except TimeoutError:
+                pass
+            self._config_wanted.clear()
+            try:
+                await self._load_missing()
+                since = await self._refresh(since)
+            except StoreUnavailable as error:
+                self._note_store(error)
+                await asyncio.sleep(STORE_RETRY_S_MAX)
+
+    async def _load_missing(self) -> None:
+        while missing := dict(list(self._engine.missing.items())[:CONFIG_BATCH]):
+            tenants = await self._store.load_tenants(set(missing.values()))
+            endpoints = await self._store.load_endpoints(missing.keys())
+            found = {endpoint.endpoint_id for endpoint in endpoints}
+            # Endpoints are never removed, only buried: one that cannot be found was removed by hand.
+            endpoints += [
+                Endpoint(endpoint_id, tenant_id, "", EndpointStatus.DISABLED, deleted=True)
+                for endpoint_id, tenant_id in missing.items()
+                if endpoint_id not in found
+            ]
+            self._engine.configure(tenants, endpoints, now=self._clock.now())
+            self._kick()
+
+    async def _refresh(self, since: float) -> float:
+        changed, now = await self._store.changed_tenants(since)
+        known = self._engine.known_tenants
+        tenant_ids = {tenant_id for tenant_id in changed if tenant_id in known}
+        if tenant_ids:
+            tenants = await self._store.load_tenants(tenant_ids)
+            endpoint_ids = self._engine.endpoints_of(tenant_ids)
+            for start in range(0, len(endpoint_ids), CONFIG_BATCH):
+                endpoints = await self._store.load_endpoints(endpoint_ids[start : start + CONFIG_BATCH])
+                self._engine.configure((), endpoints, now=self._clock.now())
+            self._engine.configure(tenants, (), now=self._clock.now())
+            telemetry.log("config_refreshed", tenants=len(tenant_ids))
+            self._kick()
+        return now
