@@ -139,8 +139,7 @@ class Transport:
             exchange.easy.close()
             return self._refuse(ErrorCode.INTERNAL_ERROR, f"libcurl refused the request: {error}", started_at, done)
         self._first_byte_deadlines.add(exchange, request.timeouts.first_byte_s)
-        if self._in_flight == 1:
-            self._schedule()
+        self._schedule()
         if target.literal or self._fresh_names.get((target.host, target.port), 0.0) > exchange.began:
             self._start(exchange)
         else:
@@ -154,7 +153,7 @@ class Transport:
         self._closed = True
         self._resolver.close()
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.cancel()  # and ``_schedule`` sets no other
         waiting = [exchange for exchanges in self._lookups.values() for exchange in exchanges]
         for easy in self._active:
             self._multi.remove_handle(easy)
@@ -283,7 +282,7 @@ class Transport:
     def _schedule(self) -> None:
         """Tick every ``TICK_S`` while something is in flight, sooner or else only when libcurl wants it."""
         at = min(self._curl_wants_at, self._loop.time() + TICK_S) if self._in_flight else self._curl_wants_at
-        if at == math.inf or (self._timer is not None and self._timer.when() <= at):
+        if self._closed or at == math.inf or (self._timer is not None and self._timer.when() <= at):
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -399,6 +398,7 @@ class _Exchange:
         "_limits",
         "_lines",
         "_lookup_s",
+        "_no_socket",
         "_refused",
         "_registered",
         "_scheme",
@@ -442,7 +442,7 @@ class _Exchange:
         self._first_line = self._body_bytes = self._status = 0
         self._head = b""
         self._complete = False
-        self._refused = self._tried = self._fault = ""
+        self._refused = self._tried = self._fault = self._no_socket = ""
         self._lookup_s = 0.0
         setopt = self.easy.setopt
         setopt(pycurl.HTTPHEADER, request.headers + _SUPPRESSED)
@@ -529,7 +529,7 @@ class _Exchange:
             opened = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
             if error.errno != errno.EAFNOSUPPORT:  # no IPv6 here: the next candidate may do
-                self._fault = f"no socket: {error}"
+                self._no_socket = f"no socket: {error}"
             return int(pycurl.SOCKET_BAD)
         self._tried = host
         self._registered.pop(opened.fileno(), None)  # whatever had this number is closed
@@ -542,7 +542,9 @@ class _Exchange:
         if self._complete:
             return self._answered(body_cut=code != 0)
         error_code = self._error_code(code)
-        detail = self._fault or (self._refused if error_code is ErrorCode.ADDRESS_FORBIDDEN else message)
+        detail = (
+            self._fault or self._no_socket or (self._refused if error_code is ErrorCode.ADDRESS_FORBIDDEN else message)
+        )
         return self._measured(Outcome(error_code, detail=detail[:DETAIL_CHARS_MAX]))
 
     def late(self, at: float) -> Outcome:
@@ -580,9 +582,11 @@ class _Exchange:
 
     def _error_code(self, code: int) -> ErrorCode:
         if self._fault:
-            return ErrorCode.INTERNAL_ERROR if code == pycurl.E_COULDNT_CONNECT else ErrorCode.PROTOCOL_ERROR
+            return ErrorCode.PROTOCOL_ERROR
         if sum(map(len, self._lines)) > self._limits.header_bytes_max:
             return ErrorCode.PROTOCOL_ERROR  # libcurl's own limit, 300 KiB, calls it a receive error
+        if self._no_socket and not self._tried:
+            return ErrorCode.INTERNAL_ERROR
         if self._refused and not self._tried:
             return ErrorCode.ADDRESS_FORBIDDEN
         if code == pycurl.E_COULDNT_CONNECT:
