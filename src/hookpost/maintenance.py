@@ -1,6 +1,6 @@
 """Maintenance: partitions ahead of time, expired idempotency keys, old progress.
 
-Every task is harmless when it runs twice or on several nodes at once, and is tried again at the next turn when it fails.
+Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ One loop each for the lease, the journal, the configuration and the settles; sen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Protocol, TypeVar
@@ -35,24 +36,26 @@ READ_BYTES_MAX = 8 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 # Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
 READ_PACE_S = 0.002
-# How long an idle worker sleeps when nobody rings; doubled from the pace up to here.
-IDLE_S_MAX = 0.1
+# How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
+IDLE_S_MAX = 0.5
 # Between two settles: outcomes gather. Beyond this many there is no waiting.
 SETTLE_PACE_S = 0.005
 SETTLE_ROWS = 400
-# When so many results cannot be written down, nothing more is sent: memory is bounded, and so are repeats after a crash.
+# When so many results cannot be written down, nothing more is sent: it bounds memory, and what a crash repeats.
 UNSETTLED_MAX = 10_000
 # How often shards are balanced; and until a fresh worker has its part.
 SURVEY_S = 1.0
 SURVEY_EAGER_S = 0.25
+# How often to look whether the last request of a shard that is handed over has ended.
+HAND_OVER_S = 0.05
 # How often configuration changes are looked for.
 CONFIG_S = 0.5
 CONFIG_BATCH = 1_000
 # Waits between tries while the store is away.
 STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
-# An idle shard's last progress row is written anew once a day, so that the partitions of old ones can be dropped.
-PROGRESS_AGAIN_S = 86_400.0
+# An idle shard's last progress row is written anew several times a day, so that partitions of old ones can be dropped.
+PROGRESS_AGAIN_S = 6 * 3600.0
 # A difference to the database's clock beyond this makes receivers refuse our timestamps one day: tell the operator.
 SKEW_WARNING_S = 5.0
 
@@ -88,7 +91,7 @@ class WorkerSettings:
     lease_s: float = 15.0
     renew_s: float = 4.0
     stop_s: float = 20.0
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
 
 class Worker:
@@ -219,8 +222,13 @@ class Worker:
         self._lease_until = sent + self._settings.lease_s
 
     async def _lease_loop(self) -> None:
+        progress_due = self._clock.monotonic() + PROGRESS_AGAIN_S
         while True:
             await asyncio.sleep(self._settings.renew_s)
+            if self._clock.monotonic() >= progress_due:
+                progress_due += PROGRESS_AGAIN_S
+                for shard in self._engine.shards:
+                    self._engine.touch(shard)
             late = self._clock.monotonic() >= self._lease_until
             await self._persist(self._renew)
             if late or self._clock.monotonic() >= self._lease_until:
@@ -305,8 +313,9 @@ class Worker:
             fence = self._fences[shard]
             self._engine.drain_shard(shard)
             until = self._clock.monotonic() + self._settings.stop_s
-            while self._engine.in_flight_of(shard) and self._clock.monotonic() < until:
-                await asyncio.sleep(SURVEY_EAGER_S / 5)
+            # The engine has no event for it, and handing over is rare: looking now and then is simplest.
+            while self._engine.in_flight_of(shard) and self._clock.monotonic() < until:  # noqa: ASYNC110 - see above
+                await asyncio.sleep(HAND_OVER_S)
             if self._fences.get(shard) != fence:
                 continue
             self._engine.drain_shard(shard)
@@ -424,7 +433,7 @@ class Worker:
                 user_agent=self._user_agent,
                 now=now,
             )
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one delivery must end as its outcome
             telemetry.log_error("build a request", error, event_id=entry.event_id)
             outcome = Outcome(ErrorCode.INTERNAL_ERROR, started_at=now, finished_at=now, detail=str(error))
             asyncio.get_running_loop().call_soon(self._done, work, outcome)
@@ -522,10 +531,8 @@ class Worker:
     async def _config_loop(self) -> None:
         since = self._clock.now()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._config_wanted.wait(), CONFIG_S)
-            except TimeoutError:
-                pass
             self._config_wanted.clear()
             try:
                 await self._load_missing()

@@ -369,5 +369,24 @@ def demo(
         raise typer.Exit(asyncio.run(run_demo(events=events, leave=exit, rate=rate)))
 
 
+@app.command()
+def bench(
+    scenarios: Annotated[list[str] | None, typer.Argument(help="ingest, e2e; none: all of them.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long each scenario posts.")] = 10.0,
+) -> None:
+    """Measure this machine; every scenario ends in one JSON line."""
+    from hookpost.app.bench import SCENARIOS, VoidRun
+    from hookpost.app.bench import bench as run
+
+    wanted = scenarios or list(SCENARIOS)
+    unknown = [name for name in wanted if name not in SCENARIOS]
+    if unknown:
+        raise ConfigError(f"there is no scenario {unknown[0]}: choose from {', '.join(SCENARIOS)}")
+    try:
+        raise typer.Exit(asyncio.run(run(wanted, seconds=seconds)))
+    except VoidRun as error:
+        raise ClientError(f"the run is void: {error}") from None
+
+
 if __name__ == "__main__":
     main()

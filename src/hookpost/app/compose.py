@@ -13,7 +13,7 @@ from uuid import UUID
 
 import uvicorn
 
-from hookpost import telemetry
+from hookpost import __version__, telemetry
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import Settings
 from hookpost.engine.engine import Limits
@@ -127,6 +127,8 @@ async def run_api(
             limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes),
         ),
         settings=WebSettings(
+            version=__version__,
+            now=clock.now,
             egress=egress_policy(settings),
             retry=retry_policy(settings),
             timeouts=timeouts(settings),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -16,9 +17,9 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hookpost.app.client import Client
 from hookpost.policy.signing import VerificationError, parse_secret, verify
@@ -179,12 +180,18 @@ class Producer:
         self.posted = 0
         self.refused = 0
 
-    async def run(self, count: int, *, rate: float | None = None) -> None:
-        """Post ``count`` events, as fast as they are accepted or ``rate`` a second."""
-        numbers = iter(range(count))
+    async def run(self, count: int | None, *, rate: float | None = None, until: float | None = None) -> None:
+        """Post ``count`` events (None: without end), as fast as they are accepted or ``rate`` a second.
+
+        ``until`` is a monotonic time after which no more are posted.
+        """
+        numbers = itertools.takewhile(
+            lambda number: (count is None or number < count) and (until is None or time.monotonic() < until),
+            itertools.count(),
+        )
         await asyncio.gather(*(self._connection(numbers, rate) for _ in range(1 if rate else PRODUCERS)))
 
-    async def _connection(self, numbers: Any, rate: float | None) -> None:
+    async def _connection(self, numbers: Iterator[int], rate: float | None) -> None:
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
             for number in numbers:
@@ -211,16 +218,16 @@ class Producer:
         return True
 
 
-def _fresh_folder() -> Path:
-    """As root the database runs as a user of its own, which must get to its data in here."""
-    folder = Path(tempfile.mkdtemp(prefix="hookpost-demo-"))
+def fresh_folder(prefix: str) -> Path:
+    """A temporary folder. As root the database runs as a user of its own, which must get to its data in here."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
     folder.chmod(0o755)
     return folder
 
 
 async def run_demo(*, events: int, leave: bool, rate: float) -> int:
     """The whole demonstration; the exit code is 0 only when every accepted event was delivered, correctly signed."""
-    folder = _fresh_folder()
+    folder = fresh_folder("hookpost-demo-")
     server = Server(folder)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -256,7 +263,7 @@ async def _demonstrate(server: Server, *, events: int, leave: bool, rate: float,
     await asyncio.wait((posting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not leave and not stop.is_set():
         await posting
-        posting = asyncio.create_task(producer.run(sys.maxsize, rate=rate))
+        posting = asyncio.create_task(producer.run(None, rate=rate))
         await asyncio.wait((posting, stopping), return_when=asyncio.FIRST_COMPLETED)
     if posting.done():
         posting.result()
@@ -264,13 +271,13 @@ async def _demonstrate(server: Server, *, events: int, leave: bool, rate: float,
     stopping.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await posting
-    await _until_all_arrived(ledger)
+    await until_all_arrived(ledger)
     line.cancel()
     receiver.close()
     return _report(ledger)
 
 
-async def _until_all_arrived(ledger: Ledger) -> None:
+async def until_all_arrived(ledger: Ledger) -> None:
     """Wait for what is missing as long as something still arrives."""
     while ledger.lost:
         ledger.changed.clear()

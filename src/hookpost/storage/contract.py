@@ -169,7 +169,7 @@ class WorkerStore(Protocol):
         """The living nodes and the owners of all shards of the pool (None: free, or its owner's lease has expired)."""
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
-        """Take up to ``limit`` free shards. After the store was restarted, shards of silent owners stay theirs for a lease."""
+        """Take up to ``limit`` free shards. After a restart of the store a silent owner keeps its shards for one lease."""
 
     async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
         """Give shards (number → fence) back; those lost meanwhile are left alone."""
@@ -183,8 +183,8 @@ class WorkerStore(Protocol):
     async def read(
         self, positions: Mapping[int, tuple[int, int]], *, rows_max: int, bytes_max: int
     ) -> dict[int, list[JournalRow]]:
-        """Journal rows behind (seq, day) of each shard, in order; at most ``rows_max`` and ``bytes_max`` a shard, but one
-        row always fits."""
+        """Journal rows behind (seq, day) of each shard, in order; at most ``rows_max`` and ``bytes_max`` a shard, but
+        one row always fits."""
 
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
         """Backlog rows of a lane; whether there are more; the least due time (or deadline) behind those."""
@@ -215,7 +215,7 @@ class WorkerStore(Protocol):
         """Disable an endpoint; what is owed to it waits."""
 
     async def wait_for_ring(self, timeout_s: float) -> bool:
-        """Sleep until rung or the time is over; True when rung."""
+        """Sleep until rung or the time is over, or for a shorter time if nobody can ring; True when rung."""
 
 
 # ---- maintenance ----------------------------------------------------------------------------------------------------
@@ -305,7 +305,9 @@ class AdminStore(Protocol):
         """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound."""
 
     async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
-        """Add a new secret; the old ones go on signing for ``grace_s``. Returns when they stop. Raises NotFound, Conflict."""
+        """Add a new secret; the old ones go on signing for ``grace_s``. Returns when they stop.
+
+        Raises NotFound, and Conflict when too many are valid."""
 
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         """Raises NotFound."""

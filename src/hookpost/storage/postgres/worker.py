@@ -33,6 +33,8 @@ SQL = load("worker")
 CHANGES_OVERLAP_S = 10.0
 # A settle that takes longer is given up, looked up and repeated; well below the lease.
 SETTLE_TIMEOUT_S = 10.0
+# A worker that cannot listen looks more often.
+DEAF_S = 0.1
 _COPY_COLUMNS = ("day", *ATTEMPT_COLUMNS)
 _ERROR_CODE = ATTEMPT_COLUMNS.index("error_code")
 _STATUS = ATTEMPT_COLUMNS.index("http_status")
@@ -245,6 +247,8 @@ class WorkerQueries:
     async def wait_for_ring(self, timeout_s: float) -> bool:
         if self._listener is None or self._listener.is_closed():
             await self._listen()
+        if self._listener is None:
+            timeout_s = min(timeout_s, DEAF_S)
         try:
             await asyncio.wait_for(self._rung.wait(), timeout_s)
         except TimeoutError:

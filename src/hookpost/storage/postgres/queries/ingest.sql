@@ -21,4 +21,5 @@ where k.key_id = $1
 
 -- name: ring
 -- Wake sleeping workers. Outside of every append, at most some twenty times a second: NOTIFY takes a global lock at commit.
-select pg_notify('hookpost', '')
+-- It need not wait for the disk: a ring that a crash forgets is replaced by the workers' own looking.
+select set_config('synchronous_commit', 'off', true), pg_notify('hookpost', '')

@@ -1,0 +1,417 @@
+"""Real processes and real sockets: a `hookpost serve` of its own, a receiver that keeps the ledger, a producer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from standardwebhooks import Webhook
+
+WAIT_S = 60.0
+ADMIN_KEY = "admin-key-of-the-tests-0123456789"
+
+Handler = Callable[["Arrival", asyncio.StreamWriter], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One request as the receiver saw it."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    attempt: int
+
+    @property
+    def event_id(self) -> str:
+        return self.headers["webhook-id"]
+
+
+def answer(status: int = 200, body: bytes = b"ok", *lines: str) -> bytes:
+    """A response as bytes."""
+    head = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *lines]
+    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+
+
+async def accept(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+    """The healthy receiver."""
+    writer.write(answer())
+
+
+@dataclass
+class Receiver:
+    """Keeps, per event, how often it arrived and how often it was answered with 2xx; judges every signature."""
+
+    port: int = 0
+    handlers: dict[str, Handler] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    arrivals: list[Arrival] = field(default_factory=list)
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    forged: list[Arrival] = field(default_factory=list)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def url(self, path: str = "/hook") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def ids(self, path: str = "/hook") -> set[str]:
+        return {event_id for (at, event_id) in self.counts if at == path}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head[1:] if line)}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                path = head[0].split(" ")[1]
+                key = (path, headers.get("webhook-id", ""))
+                self.counts[key] = self.counts.get(key, 0) + 1
+                arrival = Arrival(path, headers, body, self.counts[key])
+                self._judge(arrival)
+                self.arrivals.append(arrival)
+                async with self.changed:
+                    self.changed.notify_all()
+                await self.handlers.get(path, accept)(arrival, writer)
+                await writer.drain()
+        writer.close()
+
+    def _judge(self, arrival: Arrival) -> None:
+        secret = self.secrets.get(arrival.path)
+        if secret is None:
+            return
+        try:
+            Webhook(secret).verify(arrival.body, arrival.headers)
+        except Exception:  # noqa: BLE001 - the judge raises several kinds, and all of them mean no
+            self.forged.append(arrival)
+
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float = WAIT_S, what: str = "") -> None:
+        async with self.changed:
+            try:
+                await asyncio.wait_for(self.changed.wait_for(condition), timeout_s)
+            except TimeoutError:
+                raise AssertionError(f"waited {timeout_s} s in vain for {what or 'arrivals'}") from None
+
+    async def until_all(self, expected: set[str], path: str = "/hook", *, timeout_s: float = WAIT_S) -> None:
+        await self.until(
+            lambda: expected <= self.ids(path), timeout_s=timeout_s, what=f"{len(expected)} events at {path}"
+        )
+
+
+@contextlib.asynccontextmanager
+async def receiver() -> AsyncIterator[Receiver]:
+    found = Receiver()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, limit=2**22)
+    found.port = server.sockets[0].getsockname()[1]
+    try:
+        yield found
+    finally:
+        server.close()
+
+
+class Hookpost:
+    """One `hookpost` server process and its children."""
+
+    def __init__(self, folder: Path, *arguments: str, command: str = "serve", **settings: str) -> None:
+        self.folder = folder
+        self._arguments = [command, *arguments]
+        self._settings = settings
+        self.process: asyncio.subprocess.Process | None = None
+        self.lines: list[str] = []
+        self.output: list[str] = []
+        self.url = ""
+        self.key = ""
+        self.children: dict[str, int] = {}
+        self._changed = asyncio.Condition()
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def start(self, *, wait: bool = True) -> Hookpost:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HOOKPOST_")}
+        environment |= {
+            "HOOKPOST_ALLOW_NETWORKS": "127.0.0.0/8",
+            "HOOKPOST_LOG_FORMAT": "text",
+            "HOOKPOST_ADMIN_KEY": ADMIN_KEY,
+            "HOOKPOST_PORT": "0",
+            "HOOKPOST_DATA_DIR": str(self.folder),
+        }
+        environment |= {f"HOOKPOST_{name.upper()}": value for name, value in self._settings.items()}
+        self.lines.clear()
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hookpost.app.cli", *self._arguments,
+            env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        self._readers = [
+            asyncio.create_task(self._follow(self.process.stdout, self.output)),
+            asyncio.create_task(self._follow(self.process.stderr, self.lines)),
+        ]
+        if wait:
+            await self.until_line(r"server_ready")
+        return self
+
+    async def _follow(self, stream: asyncio.StreamReader | None, lines: list[str]) -> None:
+        assert stream is not None
+        async for raw in stream:
+            line = raw.decode(errors="replace").rstrip()
+            lines.append(line)
+            if found := re.search(r"its API key\s+(\S+)", line):
+                self.key = found[1]
+            if found := re.search(r"server_ready: ready at (\S+)", line):
+                self.url = found[1]
+            if found := re.search(r"child_started: started (\S+) \(pid (\d+)\)", line):
+                self.children[found[1]] = int(found[2])
+            async with self._changed:
+                self._changed.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def until_line(self, pattern: str, *, count: int = 1, timeout_s: float = WAIT_S) -> str:
+        """Wait for the ``count``-th log line that matches; returns it."""
+
+        def found() -> list[str]:
+            return [line for line in self.lines if re.search(pattern, line)]
+
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: len(found()) >= count), timeout_s)
+            except TimeoutError:
+                log = "\n".join(self.lines[-30:])
+                raise AssertionError(f"no line {count} like {pattern!r} within {timeout_s} s:\n{log}") from None
+        return found()[count - 1]
+
+    def kill_child(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.children[name], number)
+
+    def postmaster(self) -> int:
+        return int((self.folder / "postgres" / "postmaster.pid").read_text().split("\n")[0])
+
+    async def kill(self) -> None:
+        """kill -9 of the supervisor alone."""
+        assert self.process is not None
+        self.process.kill()
+        await self.process.wait()
+        await asyncio.gather(*self._readers)
+
+    async def stop(self) -> int:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.terminate()
+        code = await asyncio.wait_for(self.process.wait(), WAIT_S)
+        await asyncio.gather(*self._readers)
+        return code
+
+    # ---- the API ----
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        expect: int | None = None,
+        **headers: str,
+    ) -> Any:
+        """One request; the decoded answer, or (status, answer, headers) when no status is expected."""
+        status, head, answered = await self.raw(
+            method, path, None if body is None else json.dumps(body).encode(), key=key, **headers
+        )
+        decoded = json.loads(answered) if answered else None
+        if expect is None:
+            return status, decoded, head
+        assert status == expect, (status, decoded)
+        return decoded
+
+    async def raw(
+        self, method: str, path: str, body: bytes | None, *, key: str | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            lines = [
+                f"{method} {path} HTTP/1.1",
+                f"host: {host}",
+                f"authorization: Bearer {key or self.key}",
+                "connection: close",
+                "content-type: application/json",
+                f"content-length: {len(body or b'')}",
+            ]
+            lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+            writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b""))
+            return await read_response(reader)
+        finally:
+            writer.close()
+
+    async def tenant(self, name: str) -> str:
+        """A new tenant's key, good for everything."""
+        tenant = await self.call("POST", "/v1/tenants", {"name": name}, key=ADMIN_KEY, expect=201)
+        path = f"/v1/tenants/{tenant['tenant_id']}/api_keys"
+        created = await self.call("POST", path, {"name": "all"}, key=ADMIN_KEY, expect=201)
+        return str(created["key"])
+
+    async def endpoint(self, url: str, *, key: str | None = None, **fields: Any) -> dict[str, Any]:
+        body = {"url": url, **fields}
+        created: dict[str, Any] = await self.call("POST", "/v1/webhook_endpoints", body, key=key, expect=201)
+        return created
+
+    async def post(
+        self, type: str = "invoice.paid", payload: Any = None, *, key: str | None = None, **fields: Any
+    ) -> str:
+        body = {"type": type, "payload": payload, **fields}
+        answered = await self.call("POST", "/v1/events", body, key=key, expect=202)
+        return str(answered["event_id"])
+
+    async def polled(
+        self, path: str, condition: Callable[[Any], bool], *, key: str | None = None, timeout_s: float = WAIT_S
+    ) -> Any:
+        """What GET answers, once the condition holds for it."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            answered = await self.call("GET", path, key=key, expect=200)
+            if condition(answered):
+                return answered
+            assert asyncio.get_running_loop().time() < deadline, (path, answered)
+            await asyncio.sleep(0.02)
+
+    async def settled(
+        self, event_id: str, *statuses: str, key: str | None = None, timeout_s: float = WAIT_S
+    ) -> dict[str, Any]:
+        """The event once its status, or that of one of its deliveries, is one of these."""
+        wanted = statuses or ("delivered",)
+        event: dict[str, Any] = await self.polled(
+            f"/v1/events/{event_id}",
+            lambda event: event["status"] in wanted or any(d["status"] in wanted for d in event["deliveries"]),
+            key=key,
+            timeout_s=timeout_s,
+        )
+        return event
+
+    async def attempts(
+        self, event_id: str, count: int = 1, *, key: str | None = None, timeout_s: float = WAIT_S
+    ) -> list[dict[str, Any]]:
+        """The attempts of an event, the first first, once there are so many."""
+        path = f"/v1/deliveries?event_id={event_id}&limit=500"
+        listed = await self.polled(path, lambda found: len(found["data"]) >= count, key=key, timeout_s=timeout_s)
+        return sorted(listed["data"], key=lambda attempt: str(attempt["attempt_id"]))
+
+
+async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in head[1:] if line)}
+    if "content-length" in headers:
+        body = await reader.readexactly(int(headers["content-length"]))
+    else:
+        body = await reader.read()
+    return int(head[0].split(" ")[1]), headers, body
+
+
+class Load:
+    """Producers that keep posting until they are stopped; what was acknowledged is in ``accepted``.
+
+    A refused or cut request is posted again with the same idempotency key, as a careful producer does.
+    """
+
+    def __init__(self, server: Hookpost, *, connections: int = 8, size: int = 100) -> None:
+        self._server = server
+        self._connections = connections
+        self._filler = "x" * size
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Condition()
+        self.accepted: set[str] = set()
+        self.retried = 0
+
+    async def __aenter__(self) -> Load:
+        self._tasks = [asyncio.create_task(self._produce(number)) for number in range(self._connections)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End; every event that was begun is acknowledged before this returns."""
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def until(self, count: int, *, timeout_s: float = WAIT_S) -> None:
+        """Wait until so many more events are acknowledged."""
+        goal = len(self.accepted) + count
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(lambda: len(self.accepted) >= goal), timeout_s)
+
+    async def _produce(self, number: int) -> None:
+        count = 0
+        connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        while not self._stop.is_set():
+            count += 1
+            body = json.dumps(
+                {
+                    "type": "load.test",
+                    "payload": {"n": count, "filler": self._filler},
+                    "idempotency_key": f"{number}-{count}",
+                }
+            ).encode()
+            while True:
+                try:
+                    connection = connection or await self._connect()
+                    status, _, answered = await self._post(*connection, body)
+                except (OSError, asyncio.IncompleteReadError):
+                    if connection is not None:
+                        connection[1].close()
+                    connection, status = None, 0
+                if status == 202:
+                    break
+                self.retried += 1
+                await asyncio.sleep(0.05)
+            self.accepted.add(json.loads(answered)["event_id"])
+            async with self._changed:
+                self._changed.notify_all()
+        if connection is not None:
+            connection[1].close()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = self._server.url.removeprefix("http://").partition(":")
+        return await asyncio.open_connection(host, int(port))
+
+    async def _post(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
+        writer.write(
+            b"POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + self._server.key.encode()
+            + b"\r\ncontent-type: application/json\r\ncontent-length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+        )  # fmt: skip
+        return await read_response(reader)
+
+
+def fresh_folder() -> Path:
+    """Outside of pytest's own folders, which are closed to the user the database runs as when we are root."""
+    folder = Path(tempfile.mkdtemp(prefix="hookpost-e2e-"))
+    folder.chmod(0o755)
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def running(*arguments: str, folder: Path | None = None, **settings: str) -> AsyncIterator[Hookpost]:
+    """A server on a fresh folder, stopped in order at the end."""
+    place = folder or fresh_folder()
+    server = Hookpost(place / "data", *arguments, **settings)
+    try:
+        yield await server.start()
+    finally:
+        if server.process is not None:
+            with contextlib.suppress(AssertionError, TimeoutError):
+                await server.stop()
+            if server.process.returncode is None:
+                server.process.kill()
+                await server.process.wait()
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)

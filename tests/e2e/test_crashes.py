@@ -1,0 +1,262 @@
+"""Everything that may die dies in the middle of a load; by the receiver's ledger, every accepted event arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from hookpost.storage.postgres.embedded import bin_dir, find_running
+from tests.e2e.harness import Hookpost, Load, Receiver, fresh_folder, receiver, running
+
+pytestmark = pytest.mark.process
+
+SOME = 300
+
+
+async def subscribe(server: Hookpost, ledger: Receiver) -> None:
+    endpoint = await server.endpoint(ledger.url())
+    ledger.secrets["/hook"] = endpoint["secret"]
+
+
+def check(load: Load, ledger: Receiver) -> None:
+    """Nothing accepted is missing, nothing is forged."""
+    assert load.accepted <= ledger.ids()
+    assert not ledger.forged
+
+
+def duplicates(ledger: Receiver) -> int:
+    return sum(count - 1 for count in ledger.counts.values())
+
+
+def alive(pid: int) -> bool:
+    """A dead process that nobody has collected yet counts as dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def test_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_in_flight_repeat() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        async with Load(server) as load:
+            for round_ in range(1, 4):
+                await load.until(SOME)
+                server.kill_child("worker-1")
+                await server.until_line("shards_acquired", count=round_ + 1)
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
+        # What repeats is what was sent and not yet settled: at most what can be in flight, three times.
+        assert duplicates(ledger) <= 3 * 64
+        marked = await server.call("GET", "/v1/deliveries?limit=500", expect=200)
+        assert {attempt["outcome"] for attempt in marked["data"]} == {"delivered"}
+
+
+async def test_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_stored() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        async with Load(server) as load:
+            for round_ in range(1, 4):
+                await load.until(SOME)
+                server.kill_child("api-1")
+                await server.until_line("api_ready", count=round_ + 1)
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
+        assert load.retried > 0
+        # An idempotency key posted again after the crash is the same event: nothing arrives that was not acknowledged.
+        assert ledger.ids() == load.accepted
+        assert duplicates(ledger) == 0
+
+
+async def test_postgresql_killed_in_the_middle_is_started_again_and_nothing_is_lost() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        async with Load(server) as load:
+            await load.until(SOME)
+            os.kill(server.postmaster(), signal.SIGKILL)
+            await server.until_line("postgres_started", count=2)
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
+        assert ledger.ids() == load.accepted
+
+
+async def test_postgresql_restarted_in_order_in_the_middle_loses_nothing() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        async with Load(server) as load:
+            await load.until(SOME)
+            os.kill(server.postmaster(), signal.SIGINT)
+            await server.until_line("postgres_started", count=2)
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
+
+
+async def test_a_dump_held_open_under_load_slows_nothing_down_to_a_stop() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        dsn = find_running(server.folder)
+        assert dsn is not None
+        dump = await asyncpg.connect(dsn)
+        try:
+            transaction = dump.transaction(isolation="repeatable_read", readonly=True)
+            await transaction.start()
+            seen = await dump.fetchval("select count(*) from events")
+            async with Load(server) as load:
+                await load.until(5 * SOME)
+            await ledger.until_all(load.accepted)
+            check(load, ledger)
+            assert await dump.fetchval("select count(*) from events") == seen
+            await transaction.rollback()
+            updated = await dump.fetch(
+                "select relname, n_tup_upd from pg_stat_user_tables where relname ~ '^(events|attempts|progress)_'"
+            )
+            assert updated and all(row["n_tup_upd"] == 0 for row in updated)
+        finally:
+            await dump.close()
+
+
+async def test_a_real_dump_runs_beside_the_load() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        dsn = find_running(server.folder)
+        assert dsn is not None
+        async with Load(server) as load:
+            await load.until(SOME)
+            dump = await asyncio.create_subprocess_exec(
+                bin_dir() / "pg_dump", "--dbname", dsn, "--file", os.devnull, stderr=subprocess.PIPE
+            )
+            _, errors = await dump.communicate()
+            assert dump.returncode == 0, errors
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
+
+
+async def test_midnight_passes_under_load() -> None:
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        dsn = find_running(server.folder)
+        assert dsn is not None
+        operator = await asyncpg.connect(dsn)
+        try:
+            async with Load(server) as load:
+                await load.until(SOME)
+                await operator.execute(
+                    "create or replace function hookpost_now() returns timestamptz language sql volatile as"
+                    " $$ select clock_timestamp() + interval '1 day' $$"
+                )
+                await load.until(SOME)
+            await ledger.until_all(load.accepted)
+            check(load, ledger)
+            days = await operator.fetch("select distinct day from events order by day")
+            assert len(days) == 2
+            assert (days[1]["day"] - days[0]["day"]).days == 1
+            ordered = await operator.fetchval(
+                "select bool_and(day >= before) from"
+                " (select day, lag(day, 1, day) over (partition by shard order by seq) as before from events) e"
+            )
+            assert ordered
+            attempts = await operator.fetchval("select count(distinct (event_id, endpoint_id)) from attempts")
+            assert attempts == len(load.accepted)
+        finally:
+            await operator.close()
+
+
+async def test_kill_9_of_the_whole_server_then_the_next_start_adopts_the_database_and_goes_on() -> None:
+    folder = fresh_folder()
+    try:
+        async with receiver() as ledger:
+            server = Hookpost(folder / "data")
+            await server.start()
+            await subscribe(server, ledger)
+            load = Load(server)
+            async with load:
+                await load.until(SOME)
+                postmaster, port, key = server.postmaster(), server.url.rpartition(":")[2], server.key
+                await server.kill()
+                again = Hookpost(folder / "data", "--port", port)
+                again.key = key
+                await again.start()
+                try:
+                    assert again.postmaster() == postmaster
+                    assert any("postgres_adopted" in line for line in again.lines)
+                    await load.until(SOME)
+                    await load.stop()
+                    await ledger.until_all(load.accepted)
+                    check(load, ledger)
+                finally:
+                    assert await again.stop() == 0
+        assert not alive(postmaster), "the adopted PostgreSQL still runs after an orderly stop"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_a_worker_stopped_for_longer_than_its_lease_writes_nothing_and_another_takes_over() -> None:
+    async with running("--workers", "2", lease_s="3", renew_s="0.9") as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        for name in ("worker-1", "worker-2"):
+            await server.until_line(rf"{name}\s+shards_acquired")
+        async with Load(server) as load:
+            await load.until(SOME)
+            taken = sum("shards_acquired" in line for line in server.lines)
+            server.kill_child("worker-1", signal.SIGSTOP)
+            await server.until_line("shards_acquired", count=taken + 1)
+            await load.until(SOME)
+            server.kill_child("worker-1", signal.SIGCONT)
+            await server.until_line(r"worker-1\s+lease_lost")
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
+        dsn = find_running(server.folder)
+        operator = await asyncpg.connect(dsn)
+        try:
+            twice = await operator.fetchval(
+                "select count(*) from (select from attempts group by event_id, endpoint_id, generation, retry_count"
+                " having count(*) > 1) a"
+            )
+            assert twice == 0
+        finally:
+            await operator.close()
+
+
+async def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing_that_could_repeat() -> None:
+    folder = fresh_folder()
+    release = asyncio.Event()
+
+    async def slow(arrival, writer):  # type: ignore[no-untyped-def]
+        await release.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    try:
+        async with receiver() as ledger:
+            ledger.handlers["/hook"] = slow
+            server = await Hookpost(folder / "data").start()
+            await subscribe(server, ledger)
+            posted = {await server.post() for _ in range(10)}
+            await ledger.until_all(posted)
+            stopping = asyncio.create_task(server.stop())
+            await server.until_line("server_stopping")
+            release.set()
+            assert await stopping == 0
+            again = await Hookpost(folder / "data").start()
+            again.key = server.key
+            try:
+                for event_id in posted:
+                    event = await again.settled(event_id)
+                    assert event["deliveries"][0]["attempt_count"] == 1
+                assert duplicates(ledger) == 0
+            finally:
+                assert await again.stop() == 0
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,256 @@
+"""Who may do what: every way a key can be wrong, scopes, and how fast a revocation works."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from rows import TenantClient, make_tenant
+
+from hookpost.model import show_id
+from hookpost.policy.keys import hash_secret, make_key, parse_key
+from hookpost.storage.contract import ApiKey, NotFound
+from hookpost.web import auth
+from hookpost.web.auth import Authenticator, Principal
+from hookpost.web.problems import Problem
+
+ENDPOINTS = "/v1/webhook_endpoints"
+KEY = make_key(b"k" * 8, b"s" * 32)
+TENANT = uuid4()
+
+
+class Keys:
+    """A store of keys in memory, that counts and can be held."""
+
+    def __init__(self, **key: Any) -> None:
+        parsed = parse_key(KEY)
+        assert parsed is not None
+        values = {"tenant_id": TENANT, "scopes": frozenset(), "expires_at": None, "revoked": False, **key}
+        self.key: ApiKey | None = ApiKey(key_id=parsed.key_id, key_hash=hash_secret(parsed.secret), **values)
+        self.asked = 0
+        self.tenants = {TENANT}
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def find_key(self, key_id: str) -> ApiKey | None:
+        self.asked += 1
+        found = self.key
+        await self.free.wait()
+        return found if found is not None and found.key_id == key_id else None
+
+    async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
+        if tenant_id not in self.tenants:
+            raise NotFound("there is no such tenant")
+        return {}
+
+
+def made(store: Keys, clock: Any, **options: Any) -> Authenticator:
+    return Authenticator(store, now=clock.now, monotonic=clock.monotonic, **options)
+
+
+async def refused(authenticator: Authenticator, authorization: str | None, tenant: str | None = None) -> int:
+    with pytest.raises(Problem) as caught:
+        await authenticator.principal(authorization, tenant)
+    return caught.value.status
+
+
+BAD = [
+    None,
+    "",
+    "Bearer",
+    "Bearer ",
+    "Basic " + KEY,
+    KEY,
+    "Bearer " + KEY[:-1],
+    "Bearer " + KEY[:-1] + ("0" if KEY[-1] != "0" else "1"),
+    "Bearer " + KEY.replace("hpk_", "xyz_"),
+    "Bearer " + make_key(b"k" * 8, b"t" * 32),
+    "Bearer " + make_key(b"q" * 8, b"s" * 32),
+    "Bearer " + KEY + " x",
+    "Bearer " + "x" * 5000,
+    "Bearer \u00ff\u0000",
+]
+
+
+@pytest.mark.parametrize("authorization", BAD, ids=range(len(BAD)))
+async def test_every_wrong_key_gets_the_same_answer(
+    tenant: TenantClient, authorization: str | None, clock: Any
+) -> None:
+    assert await refused(made(Keys(), clock), authorization) == 401
+    if authorization is not None and not (authorization.isascii() and authorization.isprintable()):
+        return
+    headers = {} if authorization is None else {"Authorization": authorization}
+    answers = [
+        await tenant.client.get(ENDPOINTS, headers={"Authorization": ""} | headers),
+        await tenant.client.get(ENDPOINTS, headers={"Authorization": "Bearer " + make_key(b"z" * 8, b"z" * 32)}),
+    ]
+    assert answers[0].status_code == 401
+    assert answers[0].headers["www-authenticate"].startswith("Bearer")
+    assert answers[0].content == answers[1].content
+
+
+async def test_the_scheme_is_not_case_sensitive(clock: Any) -> None:
+    assert (await made(Keys(), clock).principal(f"bearer  {KEY}", None)).tenant_id == TENANT
+
+
+async def test_a_known_key_is_not_looked_up_again_within_a_second(clock: Any) -> None:
+    store = Keys()
+    authenticator = made(store, clock)
+    for _ in range(100):
+        assert await authenticator.principal(f"Bearer {KEY}", None) == Principal(TENANT, False, auth.SCOPES)
+    assert store.asked == 1
+    clock.advance(auth.KEY_CACHE_S)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    assert store.asked == 2
+
+
+async def test_a_revoked_key_stops_working_within_a_second(clock: Any) -> None:
+    store = Keys()
+    authenticator = made(store, clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    store.key = Keys(revoked=True).key
+    clock.advance(auth.KEY_CACHE_S)
+    assert await refused(authenticator, f"Bearer {KEY}") == 401
+
+
+async def test_a_key_expires_although_it_is_remembered(clock: Any) -> None:
+    authenticator = made(Keys(expires_at=clock.now() + 0.5), clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    clock.advance(0.5)
+    assert await refused(authenticator, f"Bearer {KEY}") == 401
+
+
+async def test_many_at_once_ask_the_store_once(clock: Any) -> None:
+    store = Keys()
+    store.free.clear()
+    authenticator = made(store, clock)
+    asking = [asyncio.create_task(authenticator.principal(f"Bearer {KEY}", None)) for _ in range(50)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    store.free.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert {answer for answer in answers[1:] if isinstance(answer, Principal)} == {
+        Principal(TENANT, False, auth.SCOPES)
+    }
+    assert store.asked == 1
+
+
+async def test_a_look_up_that_began_before_a_revocation_is_not_joined_after_it(clock: Any) -> None:
+    store = Keys()
+    store.free.clear()
+    authenticator = made(store, clock)
+    early = asyncio.create_task(authenticator.principal(f"Bearer {KEY}", None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    store.key = Keys(revoked=True).key
+    clock.advance(auth.KEY_CACHE_S)
+    late = asyncio.create_task(authenticator.principal(f"Bearer {KEY}", None))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    store.free.set()
+    assert (await early).tenant_id == TENANT
+    with pytest.raises(Problem):
+        await late
+    assert await refused(authenticator, f"Bearer {KEY}") == 401
+
+
+async def test_what_is_remembered_is_bounded(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "KEYS_CACHED_MAX", 3)
+    authenticator = made(Keys(), clock)
+    for spaces in range(1, 10):
+        await authenticator.principal(f"Bearer{' ' * spaces}{KEY}", None)
+    assert len(authenticator._known) == 3
+    assert authenticator._asked == {}
+
+
+async def test_an_admin_key_acts_for_the_tenant_it_names(clock: Any) -> None:
+    authenticator = made(Keys(), clock, admin_key_hash=hash_secret("the operator's own"))
+    own = "Bearer the operator's own"
+    assert await authenticator.principal(own, None) == Principal(None, True, auth.SCOPES)
+    assert await authenticator.principal(own, show_id("ten", TENANT)) == Principal(TENANT, True, auth.SCOPES)
+    for unknown in (show_id("ten", uuid4()), "", "ten_x", "ep_" + TENANT.hex):
+        assert await refused(authenticator, own, unknown) == 404
+
+
+async def test_a_stored_admin_key_works_until_the_operator_brings_one(clock: Any) -> None:
+    store = Keys(tenant_id=None)
+    assert (await made(store, clock).principal(f"Bearer {KEY}", None)).admin
+    assert await refused(made(store, clock, admin_key_hash=hash_secret("x" * 16)), f"Bearer {KEY}") == 401
+
+
+async def test_a_tenants_key_may_name_its_own_tenant_only(clock: Any) -> None:
+    authenticator = made(Keys(), clock)
+    assert (await authenticator.principal(f"Bearer {KEY}", show_id("ten", TENANT))).tenant_id == TENANT
+    assert await refused(authenticator, f"Bearer {KEY}", show_id("ten", uuid4())) == 404
+    assert await refused(authenticator, f"Bearer {KEY}", "nonsense") == 404
+
+
+# ---- over HTTP -----------------------------------------------------------------------------------------------------
+
+ROUTES = [
+    ("GET", ENDPOINTS, "read"),
+    ("GET", "/v1/events", "read"),
+    ("GET", f"/v1/events/evt_{uuid4().hex}", "read"),
+    ("GET", "/v1/attempts", "read"),
+    ("GET", "/v1/deliveries", "read"),
+    ("GET", "/v1/dead_letters", "read"),
+    ("GET", ENDPOINTS + "/{id}", "read"),
+    ("GET", ENDPOINTS + "/{id}/deliveries?status=dead", "read"),
+    ("GET", ENDPOINTS + "/{id}/secret", "endpoints:write"),
+    ("POST", ENDPOINTS, "endpoints:write"),
+    ("PATCH", ENDPOINTS + "/{id}", "endpoints:write"),
+    ("DELETE", ENDPOINTS + "/{id}", "endpoints:write"),
+    ("POST", ENDPOINTS + "/{id}/pause", "endpoints:write"),
+    ("POST", ENDPOINTS + "/{id}/resume", "endpoints:write"),
+    ("POST", ENDPOINTS + "/{id}/test", "endpoints:write"),
+    ("POST", ENDPOINTS + "/{id}/secret/rotate", "endpoints:write"),
+    ("POST", "/v1/events/evt_" + "0" * 32 + "/replay", "replay"),
+]
+
+
+@pytest.mark.parametrize("given", sorted(auth.SCOPES))
+async def test_a_key_does_what_its_scopes_say(admin: httpx.AsyncClient, given: str) -> None:
+    tenant = await make_tenant(admin, scopes=[given])
+    for method, path, needed in ROUTES:
+        body = {"url": "https://example.com"} if method in ("POST", "PATCH") and path.count("/") <= 3 else None
+        answer = await tenant.request(method, path.format(id=f"ep_{uuid4().hex}"), json=body)
+        if given == needed:
+            assert answer.status_code in (200, 201, 404), (method, path, answer.text)
+        else:
+            assert answer.status_code == 403, (method, path, answer.text)
+            assert needed in answer.json()["detail"]
+
+
+async def test_tenants_and_keys_need_the_admin_key(tenant: TenantClient) -> None:
+    own = f"/v1/tenants/{tenant.tenant_id}"
+    for method, path in [
+        ("GET", "/v1/tenants"), ("POST", "/v1/tenants"), ("GET", own), ("DELETE", own), ("GET", f"{own}/api_keys"),
+    ]:  # fmt: skip
+        assert (await tenant.request(method, path, json={"name": "x"})).status_code == 403
+    assert (await tenant.get(f"/v1/tenants/ten_{uuid4().hex}")).status_code == 404
+
+
+async def test_a_revoked_key_is_refused_over_http(admin: httpx.AsyncClient, tenant: TenantClient, clock: Any) -> None:
+    assert (await tenant.get(ENDPOINTS)).status_code == 200
+    path = f"/v1/tenants/{tenant.tenant_id}/api_keys"
+    key_id = (await admin.get(path)).json()["data"][0]["api_key_id"]
+    assert (await admin.delete(f"{path}/{key_id}")).status_code == 204
+    assert (await admin.delete(f"{path}/key_{'0' * 16}")).status_code == 404
+    clock.advance(auth.KEY_CACHE_S)
+    assert (await tenant.get(ENDPOINTS)).status_code == 401
+    assert (await admin.get(path)).json()["data"][0]["revoked_at"] is not None
+
+
+async def test_no_route_but_health_and_documents_is_open(admin: httpx.AsyncClient) -> None:
+    paths = (await admin.get("/openapi.json")).json()["paths"]
+    for path, operations in paths.items():
+        for method in operations:
+            if (method, path) in {("post", "/v1/events"), ("post", "/v1/events/batch")}:
+                continue
+            answer = await admin.request(method, path, headers={"Authorization": "Bearer wrong"})
+            assert (answer.status_code == 401) == path.startswith("/v1/"), path
