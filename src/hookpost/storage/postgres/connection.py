@@ -47,6 +47,12 @@ async def prepare(connection: Any) -> None:
     )
 
 
+async def _keep(connection: Any) -> None:
+    """We set nothing for a session, and a round trip for each use costs; only a transaction left open is ended."""
+    if connection.is_in_transaction():
+        await connection.reset()
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Turn the driver's errors into the contract's, saying what was being done."""
@@ -83,6 +89,7 @@ class Connections:
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=STATEMENT_TIMEOUT_S,
                 init=prepare,
+                reset=_keep,
                 server_settings=self._server_settings(),
             )
 
