@@ -497,7 +497,6 @@ class Worker:
                 telemetry.count("settle_failures")
                 if tried == 1:
                     telemetry.log("settle_failed", reason=error)
-                self._note_store(error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
         telemetry.count("settles")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import secrets
 import socket
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ def timeouts(settings: Settings) -> Timeouts:
 
 def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresStore:
     """The store of one process."""
+    quieten_libraries()
     return PostgresStore(
         dsn,
         application=application,
@@ -74,6 +76,11 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         retry=retry_policy(settings),
         timeouts=timeouts(settings),
     )
+
+
+def quieten_libraries() -> None:
+    """asyncpg warns each second that it cannot fill its pool; that the database is away is said by us, once."""
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
 
 
 def tune_gc() -> None:
