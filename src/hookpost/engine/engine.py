@@ -11,6 +11,7 @@ import heapq
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from random import Random
 from typing import assert_never
 from uuid import UUID
@@ -47,8 +48,18 @@ FETCHES_MAX = 8
 HOLD_STEP_S = 1.0
 # When memory is full it is emptied down to this part, so that one spill serves many reads.
 ROOM_LEFT = 0.75
-# Two backlog rows of one lane are never due at the same instant as a fetch's boundary: this is PostgreSQL's resolution.
-TICK_S = 1e-6
+# A row is due later than any fetch could reach that was issued before it was stored. PostgreSQL's resolution is 1 µs,
+# and rounding to it may take away half of one.
+TICK_S = 2e-6
+# Timers overtaken by earlier ones are swept when there are this many, and twice as many as were left last time.
+TIMERS_SWEPT_AT = 1024
+
+
+class Wanted(Enum):
+    """Which rows of its backlog a lane wants."""
+
+    DUE = auto()
+    EXPIRED = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +76,8 @@ class _Shard:
     """One owned shard: its progress and what happened since the last settle."""
 
     __slots__ = (
-        "attempts", "clean", "dead", "deletes", "draining", "dropped_lanes", "fence", "in_flight", "lanes", "number",
-        "possible_duplicates_before", "progress", "revived", "settle_no", "touched", "upserts",
+        "attempts", "dead", "deletes", "doubt_stored", "doubtful_until", "draining", "dropped_lanes", "fence",
+        "in_flight", "lanes", "number", "progress", "read_created_at", "revived", "settle_no", "touched", "upserts",
     )  # fmt: skip
 
     def __init__(self, takeover: Takeover, now: float) -> None:
@@ -75,10 +86,12 @@ class _Shard:
         self.settle_no = takeover.settle_no
         self.progress = ShardProgress(takeover.read_to, takeover.read_day)
         self.lanes: dict[UUID, Lane] = {}
-        self.possible_duplicates_before = 0.0 if takeover.clean else now
+        # What existed by then may have been sent by the last owner, who did not live to record it.
+        self.doubtful_until = 0.0 if takeover.clean else now
+        self.doubt_stored = False
+        self.read_created_at = 0.0
         self.in_flight = 0
         self.draining = False
-        self.clean = takeover.clean
         self.touched = False
         self.attempts: list[Attempt] = []
         self.upserts: dict[tuple[UUID, int], BacklogChange] = {}
@@ -101,13 +114,23 @@ class _Shard:
             dead=self.dead,
             revived=self.revived,
             dropped_lanes=self.dropped_lanes,
-            clean=self.draining and self.in_flight == 0,
+            clean=self.draining and self.in_flight == 0 and not self._doubtful(),
         )
         self.attempts, self.upserts, self.deletes = [], {}, []
         self.dead, self.revived, self.dropped_lanes = [], [], []
         self.touched = False
-        self.clean = part.clean
         return part
+
+    def _doubtful(self) -> bool:
+        """Is something left that the last owner may have sent and not recorded?"""
+        return self.doubtful_until > 0 and (
+            self.doubt_stored
+            or self.read_created_at <= self.doubtful_until
+            or any(
+                lane.fetching or lane.next_due <= self.doubtful_until or any(w.possible_duplicate for w in lane.queue)
+                for lane in self.lanes.values()
+            )
+        )
 
 
 class Engine:
@@ -123,6 +146,7 @@ class Engine:
         self._turns = Turns()
         self._timers: list[tuple[float, int, Lane]] = []
         self._timer_no = 0
+        self._timers_max = TIMERS_SWEPT_AT
         self._wanted: deque[Lane] = deque()
         self._fetching = 0
         self._missing: dict[UUID, UUID] = {}
@@ -130,7 +154,7 @@ class Engine:
         self._gone: dict[UUID, Gone] = {}
         self._touched: list[_Shard] = []
         self._released: list[tuple[Lane, int]] = []
-        self._due_lanes: list[Lane] = []
+        self._unsettled_lanes: list[Lane] = []
         self.in_flight = 0
         self.in_flight_bytes = 0
         self.buffered = 0
@@ -154,11 +178,13 @@ class Engine:
             lane.stored = summary.count
             lane.next_due = summary.next_due
             lane.next_deadline = summary.next_deadline
+            if lane.endpoint.config is not None and lane.endpoint.config.deleted:
+                self._cancel_lane(lane)
             self._consider(lane, now)
         for row in takeover.rows:
             done = takeover.done.get(row.seq, ())
             owed = [endpoint_id for endpoint_id in row.owed if endpoint_id not in done]
-            self._accept(shard, row, owed, done, possible_duplicate=not takeover.clean, reopened=True, now=now)
+            self._accept(shard, row, owed, done, now=now)
 
     def drain_shard(self, number: int) -> None:
         """Start nothing more for this shard; what is in flight may end."""
@@ -235,19 +261,25 @@ class Engine:
 
     def configure(self, tenants: Iterable[Tenant], endpoints: Iterable[Endpoint], *, now: float) -> None:
         """Take over loaded or changed configuration; lanes open and close as it says."""
+        changed: set[TenantState] = set()
         for tenant in tenants:
             state = self._tenant(tenant.tenant_id)
             state.config = tenant
             self._share_tenant(state)
+            changed.add(state)
+        if changed:
+            for endpoint in self._endpoints.values():
+                if endpoint.tenant in changed:
+                    self._share_endpoint(endpoint)
         for config in endpoints:
             self._missing.pop(config.endpoint_id, None)
-            endpoint = self._endpoints.get(config.endpoint_id)
-            if endpoint is None:
+            known = self._endpoints.get(config.endpoint_id)
+            if known is None:
                 continue
-            endpoint.config = config
-            endpoint.hold_until = max(endpoint.hold_until, config.hold_until)
-            self._share_endpoint(endpoint)
-            for lane in list(endpoint.lanes.values()):
+            known.config = config
+            known.hold_until = max(known.hold_until, config.hold_until)
+            self._share_endpoint(known)
+            for lane in known.lanes.values():
                 if config.deleted:
                     self._cancel_lane(lane)
                 elif lane.queue:
@@ -294,8 +326,9 @@ class Engine:
             if row.kind == Kind.REPLAY:
                 shard.revived.extend((row.event_id, endpoint_id) for endpoint_id in row.owed)
             if row.owed and row.kind != Kind.CONTROL:
-                self._accept(shard, row, row.owed, (), possible_duplicate=False, reopened=False, now=now)
+                self._accept(shard, row, row.owed, (), now=now)
         if rows:
+            shard.read_created_at = rows[-1].created_at
             self._touch(shard)
 
     def _accept(
@@ -305,8 +338,6 @@ class Engine:
         owed: Sequence[UUID],
         done: Sequence[UUID],
         *,
-        possible_duplicate: bool,
-        reopened: bool,
         now: float,
     ) -> None:
         entry = Entry(
@@ -315,6 +346,7 @@ class Engine:
         )  # fmt: skip
         entry.done.extend(done)
         shard.progress.reopen(entry)
+        possible_duplicate = row.created_at <= shard.doubtful_until
         for endpoint_id in owed:
             lane = self._lane(shard, endpoint_id, row.tenant_id)
             work = Work(entry, lane, row.created_at, possible_duplicate=possible_duplicate)
@@ -369,11 +401,12 @@ class Engine:
         work = lane.queue.popleft()
         if lane.queue:
             self._turns.enter(lane)
-        elif lane.stored > len(lane.busy):
+        if lane.next_due <= now:
             self._consider(lane, now)
         if work.entry.payload is None:
             self._unbuffer(work)
             self._bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
+            self._wake_waiting(endpoint)
             return None
         return work
 
@@ -397,9 +430,12 @@ class Engine:
         if wait.reason is WaitReason.IN_FLIGHT_CAP:
             lane.blocked = True
             endpoint.waiting.append(lane)
-        elif endpoint.config is None:
             return
-        elif parks(wait, now=now):
+        # It does not take the place that was free for it: the lanes behind it must hear of the gate, too.
+        self._wake_waiting(endpoint)
+        if endpoint.config is None:
+            return
+        if parks(wait, now=now):
             self._park(lane, wait.reason, now)
         if wait.until is not None:
             self._wake_at(lane, wait.until)
@@ -446,6 +482,8 @@ class Engine:
         lane = work.lane
         endpoint = lane.endpoint
         self._end(work, lane, endpoint)
+        if outcome.retry_after is not None:
+            self._note_hold(endpoint, outcome, now)
         if not lane.open:
             return
         shard = self._shards[lane.shard]
@@ -469,14 +507,12 @@ class Engine:
                 self._finish(work)
             case Retry(due_at=due_at):
                 self._record(shard, work, outcome, "retry")
-                self._note_hold(endpoint, outcome, now)
                 if config.deleted:
                     self._finish(work)
                 else:
                     self._store(work, WaitReason.RETRY, due_at, work.retry_count + 1, outcome, now)
             case Dead(reason=reason):
                 self._record(shard, work, outcome, "dead")
-                self._note_hold(endpoint, outcome, now)
                 if outcome.status == 410:
                     self._gone[endpoint.endpoint_id] = Gone(config.tenant_id, endpoint.endpoint_id)
                 self._bury(work, reason, outcome, attempts=work.retry_count + 1, now=now)
@@ -517,9 +553,9 @@ class Engine:
     def _note_hold(self, endpoint: EndpointState, outcome: Outcome, now: float) -> None:
         """Retry-After holds the endpoint, not only the delivery that was answered with it."""
         until = now + retry_after_s(outcome, now=now)
-        if until > endpoint.hold_until + HOLD_STEP_S and until > now:
+        if until > now and until > endpoint.hold_until + HOLD_STEP_S:
             self._holds[endpoint.endpoint_id] = Hold(endpoint.endpoint_id, until)
-        endpoint.hold_until = max(endpoint.hold_until, until if until > now else 0.0)
+        endpoint.hold_until = max(endpoint.hold_until, until)
 
     def _bury(self, work: Work, reason: DeadReason, outcome: Outcome | None, *, attempts: int, now: float) -> None:
         entry = work.entry
@@ -563,8 +599,8 @@ class Engine:
         config = lane.endpoint.config
         assert config is not None
         shard = self._shards[lane.shard]
-        # A row must lie behind all that was fetched, or no fetch would find it again.
-        due_at = max(due_at, now, lane.after[0] + TICK_S)
+        # A row must lie behind all that was or is being fetched, or no fetch would find it again.
+        due_at = max(due_at, now + TICK_S)
         deadline = work.deadline or entry.created_at + config.retry.deadline_s
         key = (lane.endpoint.endpoint_id, entry.seq)
         shard.upserts[key] = BacklogChange(
@@ -588,13 +624,14 @@ class Engine:
             lane.stored += 1
             lane.busy.add(entry.seq)
         self._released.append((lane, entry.seq))
-        if lane.due_building == NEVER:
-            self._due_lanes.append(lane)
+        self._look_again(lane, due_at, deadline)
+
+    def _look_again(self, lane: Lane, due_at: float, deadline: float) -> None:
+        """Once this settle is committed, the lane's backlog has a row due then, with that deadline."""
+        if lane.due_building == lane.deadline_building == NEVER:
+            self._unsettled_lanes.append(lane)
         lane.due_building = min(lane.due_building, due_at)
-        lane.next_deadline = min(lane.next_deadline, deadline)
-        if due_at < lane.next_due:
-            lane.next_due = due_at
-            self._wake_at(lane, due_at)
+        lane.deadline_building = min(lane.deadline_building, deadline)
 
     # ---- memory full, gates closed --------------------------------------------------------------------------------
 
@@ -614,24 +651,25 @@ class Engine:
                 self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
 
     def _park(self, lane: Lane, reason: WaitReason, now: float) -> None:
-        queue, lane.queue = lane.queue, type(lane.queue)()
+        queue, lane.queue = lane.queue, deque()
         for work in queue:
             self._put_away(work, reason, now)
+        self._consider(lane, now)
 
     def _put_away(self, work: Work, reason: WaitReason, now: float) -> None:
         """Out of memory: a fresh delivery becomes a backlog row, a fetched one is one already."""
         lane = work.lane
         self._unbuffer(work)
         if not work.stored:
+            if work.possible_duplicate:
+                self._shards[lane.shard].doubt_stored = True
             self._store(work, reason, now, work.retry_count, None, now)
             return
         lane.busy.discard(work.entry.seq)
         lane.after = FROM_START
         lane.rescan = lane.fetching
+        lane.next_due = min(lane.next_due, work.due_at)
         lane.next_deadline = min(lane.next_deadline, work.deadline)
-        if work.due_at < lane.next_due:
-            lane.next_due = work.due_at
-            self._wake_at(lane, max(work.due_at, lane.endpoint.hold_until))
 
     def _cancel_lane(self, lane: Lane) -> None:
         """The endpoint was deleted: what is owed to it is cancelled, also in the backlog."""
@@ -656,6 +694,14 @@ class Engine:
         lane.alarm = moment
         self._timer_no += 1
         heapq.heappush(self._timers, (moment, self._timer_no, lane))
+        if len(self._timers) > self._timers_max:
+            self._sweep_timers()
+
+    def _sweep_timers(self) -> None:
+        """Of each lane only the earliest timer counts; without this a lane would leave one behind with every retry."""
+        valid = {id(timer[2]): timer for timer in self._timers if timer[2].open and timer[0] == timer[2].alarm}
+        self._timers = sorted(valid.values())
+        self._timers_max = max(TIMERS_SWEPT_AT, 2 * len(self._timers))
 
     def tick(self, *, now: float) -> None:
         """Time went on: look again at the lanes that waited for it."""
@@ -672,30 +718,35 @@ class Engine:
         return self._timers[0][0] if self._timers else None
 
     def _consider(self, lane: Lane, now: float) -> None:
-        """Does this lane want rows of its backlog, or when will it?"""
-        config = lane.endpoint.config
-        if config is None or config.deleted or lane.fetching or lane.wanted or lane.stored <= 0:
-            return
-        wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
-        if wait is None:
-            self._consider_due(lane, now)
-        elif wait.until is not None:
-            self._wake_at(lane, wait.until)
-        elif lane.next_deadline > now:
-            self._wake_at(lane, lane.next_deadline)
-        elif lane.due_building == lane.due_settling == NEVER:
-            self._want(lane)
+        """Does this lane want rows of its backlog? If not now, it is looked at again when it will."""
+        if not lane.fetching and not lane.wanted and self._wants(lane, now) is not None:
+            lane.wanted = True
+            self._wanted.append(lane)
 
-    def _consider_due(self, lane: Lane, now: float) -> None:
+    def _wants(self, lane: Lane, now: float) -> Wanted | None:
+        endpoint = lane.endpoint
+        config = endpoint.config
+        if config is None or config.deleted or lane.stored <= 0:
+            return None
+        wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
+        if wait is not None:
+            return self._wants_closed(lane, wait, now)
         if lane.next_due > now:
-            if lane.next_due < NEVER:
-                self._wake_at(lane, lane.next_due)
+            self._wake_at(lane, lane.next_due)
         elif len(lane.queue) < FETCH_MAX // 2 and min(lane.due_building, lane.due_settling) > lane.next_due:
-            self._want(lane)
+            return Wanted.DUE
+        return None
 
-    def _want(self, lane: Lane) -> None:
-        lane.wanted = True
-        self._wanted.append(lane)
+    def _wants_closed(self, lane: Lane, wait: Wait, now: float) -> Wanted | None:
+        """A lane that is closed for long lets go of what reaches its deadline meanwhile."""
+        until = NEVER if wait.until is None else wait.until
+        if not parks(wait, now=now):
+            self._wake_at(lane, until)
+        elif lane.next_deadline > now:
+            self._wake_at(lane, min(until, lane.next_deadline))
+        else:
+            return Wanted.EXPIRED
+        return None
 
     def take_fetches(self, *, now: float) -> list[Fetch]:
         """Backlog reads to start now; each must end in ``on_backlog`` or ``on_fetch_failed``."""
@@ -705,23 +756,24 @@ class Engine:
                 break
             lane = self._wanted.popleft()
             lane.wanted = False
-            config = lane.endpoint.config
-            if not lane.open or config is None or lane.stored <= 0 or self._shards[lane.shard].draining:
-                continue
-            expired = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now) is not None
-            uncommitted = min(lane.due_building, lane.due_settling)
-            until = now if expired else min(now, uncommitted - TICK_S)
-            lane.fetching = True
-            lane.rescan = False
-            if expired:
-                lane.next_deadline = NEVER
-            else:
-                lane.next_due = NEVER
-            self._fetching += 1
-            fetches.append(
-                Fetch(lane, lane.shard, lane.endpoint.endpoint_id, lane.after, until, FETCH_MAX, expired=expired)
-            )
+            wanted = self._wants(lane, now) if lane.open and not self._shards[lane.shard].draining else None
+            if wanted is not None:
+                fetches.append(self._fetch(lane, wanted, now))
         return fetches
+
+    def _fetch(self, lane: Lane, wanted: Wanted, now: float) -> Fetch:
+        """What is due (or expires) next is not known from here on until the answer tells it."""
+        lane.fetching = True
+        lane.rescan = False
+        self._fetching += 1
+        expired = wanted is Wanted.EXPIRED
+        if expired:
+            until = now
+            lane.next_deadline = NEVER
+        else:
+            until = min(now, lane.due_building - TICK_S, lane.due_settling - TICK_S)
+            lane.next_due = NEVER
+        return Fetch(lane, lane.shard, lane.endpoint.endpoint_id, lane.after, until, FETCH_MAX, expired=expired)
 
     def on_fetch_failed(self, fetch: Fetch, *, now: float, again_s: float) -> None:
         """The store did not answer: nothing was learnt, ask again later."""
@@ -731,11 +783,11 @@ class Engine:
         else:
             fetch.lane.next_due = min(fetch.lane.next_due, now + again_s)
         if fetch.lane.open:
+            # What is due by now is not known any more.
+            self._shards[fetch.shard].doubt_stored = True
             self._wake_at(fetch.lane, now + again_s)
 
-    def on_backlog(
-        self, fetch: Fetch, rows: Sequence[BacklogRow], *, more: bool, behind: float, now: float
-    ) -> None:
+    def on_backlog(self, fetch: Fetch, rows: Sequence[BacklogRow], *, more: bool, behind: float, now: float) -> None:
         """The rows asked for; ``more`` says that not all fitted; ``behind`` is the least due time (of an expired fetch:
         the least deadline) behind ``fetch.until``, infinite when there is none."""
         lane = fetch.lane
@@ -745,10 +797,14 @@ class Engine:
         if not lane.open or config is None or config.deleted:
             return
         if fetch.expired:
-            lane.next_deadline = min(lane.next_deadline, now if more else behind)
+            lane.next_deadline = min(lane.next_deadline, behind)
             for row in rows:
                 if row.position not in busy:
                     self._expire(lane, row, now)
+            if more:
+                # The next ones can be told from these when these are gone.
+                self._look_again(lane, NEVER, now)
+                self._touch(self._shards[lane.shard])
         else:
             if not lane.rescan and rows:
                 lane.after = (rows[-1].due_at, rows[-1].position)
@@ -775,7 +831,8 @@ class Engine:
 
     def _load(self, lane: Lane, row: BacklogRow) -> None:
         entry = self._entry_of(lane, row)
-        before = self._shards[lane.shard].possible_duplicates_before
+        doubtful_until = self._shards[lane.shard].doubtful_until
+        untried = row.retry_count == 0 and row.created_at <= doubtful_until
         work = Work(
             entry,
             lane,
@@ -783,14 +840,14 @@ class Engine:
             retry_count=row.retry_count,
             deadline=row.deadline,
             stored=True,
-            possible_duplicate=row.due_at <= before,
+            possible_duplicate=untried or row.due_at <= doubtful_until,
         )
         lane.busy.add(row.position)
         lane.queue.append(work)
         self._buffer(work)
 
     def _expire(self, lane: Lane, row: BacklogRow, now: float) -> None:
-        """Held by its tenant's own gate until its deadline: dead, without an attempt."""
+        """Kept back by its tenant or its receiver until its deadline: dead, without an attempt."""
         work = Work(self._entry_of(lane, row), lane, row.due_at, retry_count=row.retry_count, stored=True)
         lane.busy.add(row.position)
         self._bury(work, DeadReason.DEADLINE, None, attempts=row.retry_count, now=now)
@@ -813,9 +870,10 @@ class Engine:
             return None
         touched, self._touched = self._touched, []
         released, self._released = self._released, []
-        lanes, self._due_lanes = self._due_lanes, []
+        lanes, self._unsettled_lanes = self._unsettled_lanes, []
         for lane in lanes:
             lane.due_settling, lane.due_building = lane.due_building, NEVER
+            lane.deadline_settling, lane.deadline_building = lane.deadline_building, NEVER
         self.pending_attempts = 0
         return Settle([shard.take() for shard in touched], released, lanes)
 
@@ -827,7 +885,9 @@ class Engine:
             else:
                 lane.busy.discard(position)
         for lane in settle.lanes:
-            lane.due_settling = NEVER
+            lane.next_due = min(lane.next_due, lane.due_settling)
+            lane.next_deadline = min(lane.next_deadline, lane.deadline_settling)
+            lane.due_settling = lane.deadline_settling = NEVER
             if lane.open:
                 self._consider(lane, now)
 

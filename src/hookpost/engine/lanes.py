@@ -52,16 +52,19 @@ class EndpointState:
 class Lane:
     """The deliveries of one endpoint in one shard.
 
-    Of the backlog: ``stored`` rows in all, the next of those not in memory due at ``next_due``; ``busy`` are the positions
-    in memory or settled but not yet committed, which a fetch must not bring back; every other row lies behind ``after``.
-    ``due_building`` and ``due_settling`` are the least due times of rows not yet committed: no fetch may reach them.
+    Of the backlog: ``stored`` rows in all; of those that are committed and not in memory none is due before
+    ``next_due`` or has a deadline before ``next_deadline``; ``busy`` are the positions in memory or settled but not yet
+    committed, which a fetch must not bring back; every other row lies behind ``after``.
+    ``due_*`` and ``deadline_*`` are the least of the rows not yet committed, in the settle that is being gathered and
+    in the one under way. No fetch may reach them; when they are committed they count as next.
     ``ready`` says that the lane is in the round of turns, ``blocked`` that it waits for a place of its endpoint,
     ``alarm`` is the earliest time it will be looked at again.
     """
 
     __slots__ = (
-        "after", "alarm", "blocked", "busy", "due_building", "due_settling", "endpoint", "fetching", "next_deadline",
-        "next_due", "open", "queue", "ready", "released", "rescan", "shard", "stored", "wanted",
+        "after", "alarm", "blocked", "busy", "deadline_building", "deadline_settling", "due_building", "due_settling",
+        "endpoint", "fetching", "next_deadline", "next_due", "open", "queue", "ready", "released", "rescan", "shard",
+        "stored", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -83,6 +86,8 @@ class Lane:
         self.released: list[int] = []
         self.due_building = NEVER
         self.due_settling = NEVER
+        self.deadline_building = NEVER
+        self.deadline_settling = NEVER
 
 
 class Turns:

@@ -228,12 +228,12 @@ class DeadLetter:
     last_error_code: str | None = None
 
 
-# The columns of an attempt in the order of its tuple; the database adds the day. A tuple, as there are a billion a day.
+# The columns of an attempt in the order of its tuple, the day aside. A tuple, as there are a billion a day.
 ATTEMPT_COLUMNS = (
-    "attempt_id", "shard", "settle_no", "position", "event_id", "endpoint_id", "tenant_id", "generation", "scheduled_at",
-    "started_at", "finished_at", "http_status", "error_code", "retry_count", "latency_ms", "dns_ms", "connect_ms",
-    "tls_ms", "first_byte_ms", "response_hash", "response_head", "request_bytes", "response_bytes", "worker", "outcome",
-    "possible_duplicate", "address", "protocol",
+    "attempt_id", "shard", "settle_no", "position", "event_id", "endpoint_id", "tenant_id", "generation",
+    "scheduled_at", "started_at", "finished_at", "http_status", "error_code", "retry_count", "latency_ms", "dns_ms",
+    "connect_ms", "tls_ms", "first_byte_ms", "response_hash", "response_head", "request_bytes", "response_bytes",
+    "worker", "outcome", "possible_duplicate", "address", "protocol",
 )  # fmt: skip
 Attempt = tuple[Any, ...]
 

@@ -5,6 +5,7 @@ Pure: `now` and `rng` are arguments. The classes of failure live in `classify`; 
 
 from __future__ import annotations
 
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from random import Random
 
@@ -68,9 +69,11 @@ def parse_retry_after(raw: bytes, *, now: float) -> float:
     """Read a Retry-After value: delay in seconds or an HTTP date. What is neither, or lies in the past, is 0."""
     text = raw.strip().decode("latin-1")
     if text.isascii() and text.isdigit():
-        return min(float(text[:32]), RETRY_AFTER_MAX_S)
+        return min(float(text), RETRY_AFTER_MAX_S)
     try:
-        moment = parsedate_to_datetime(text).timestamp()
+        date = parsedate_to_datetime(text)
+        # The asctime form of a date names no zone; all HTTP dates are UTC (RFC 9110 §5.6.7).
+        moment = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, IndexError, TypeError):
         return 0.0
     return min(max(0.0, moment - now), RETRY_AFTER_MAX_S)

@@ -1,0 +1,214 @@
+"""Judges that never convict prove nothing: each fault put into the engine here must be found within a few seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hookpost.engine import engine as engine_module
+from hookpost.engine.engine import Engine, _Shard
+from hookpost.engine.lanes import NEVER, Turns
+from hookpost.engine.progress import ShardProgress
+from tests.engine.model import Violation
+from tests.sim.world import simulate
+
+SEEDS = range(30)
+Fault = Callable[[pytest.MonkeyPatch], None]
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(put: Fault) -> Fault:
+    FAULTS[put.__name__] = put
+    return put
+
+
+def wrap(patch: pytest.MonkeyPatch, owner: type, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method by ``around(original, self, *args, **kwargs)``."""
+    original = getattr(owner, name)
+    patch.setattr(owner, name, lambda self, *args, **kwargs: around(original, self, *args, **kwargs))
+
+
+@fault
+def the_snapshot_forgets_open_entries(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, ShardProgress, "snapshot", lambda f, p: replace(f(p), open=(), partial=(), cursor=p.read_to))
+
+
+@fault
+def the_snapshot_forgets_who_of_a_fan_out_is_done(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, ShardProgress, "snapshot", lambda f, p: replace(f(p), partial=()))
+
+
+@fault
+def a_retry_is_finished_and_not_stored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Engine, "_store", lambda self, work, *rest: self._finish(work))
+
+
+@fault
+def a_gap_goes_unnoticed(patch: pytest.MonkeyPatch) -> None:
+    def advance(self: ShardProgress, seq: int, day: int) -> None:
+        self.read_to, self.read_day = seq, day
+
+    patch.setattr(ShardProgress, "advance", advance)
+
+
+@fault
+def a_fetch_brings_back_what_is_in_memory(patch: pytest.MonkeyPatch) -> None:
+    def load(original: Any, self: Engine, lane: Any, row: Any) -> None:
+        original(self, lane, row)
+        lane.busy.discard(row.position)
+
+    wrap(patch, Engine, "_load", load)
+
+
+@fault
+def a_fetch_under_way_brings_back_what_was_settled_meanwhile(patch: pytest.MonkeyPatch) -> None:
+    def on_settled(original: Any, self: Engine, settle: Any, *, now: float) -> None:
+        original(self, settle, now=now)
+        for lane, position in settle.released:
+            lane.busy.discard(position)
+
+    wrap(patch, Engine, "on_settled", on_settled)
+
+
+@fault
+def a_fetch_reaches_rows_that_are_not_committed(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, Engine, "_fetch", lambda f, e, lane, wanted, now: replace(f(e, lane, wanted, now), until=now))
+
+
+@fault
+def a_row_may_lie_before_what_was_fetched(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(engine_module, "TICK_S", 0.0)
+
+
+@fault
+def rows_that_are_committed_are_not_looked_for(patch: pytest.MonkeyPatch) -> None:
+    def take_settle(original: Any, self: Engine) -> Any:
+        settle = original(self)
+        for lane in settle.lanes if settle else ():
+            lane.due_settling = NEVER
+        return settle
+
+    wrap(patch, Engine, "take_settle", take_settle)
+
+
+@fault
+def finished_rows_stay_in_the_backlog(patch: pytest.MonkeyPatch) -> None:
+    def take(original: Any, self: _Shard) -> Any:
+        part = original(self)
+        part.deletes.clear()
+        return part
+
+    wrap(patch, _Shard, "take", take)
+
+
+@fault
+def an_endpoints_cap_is_one_too_many(patch: pytest.MonkeyPatch) -> None:
+    def admit(original: Any, self: Engine, endpoint: Any, work: Any, now: float) -> Any:
+        endpoint.cap += 1
+        try:
+            return original(self, endpoint, work, now)
+        finally:
+            endpoint.cap -= 1
+
+    wrap(patch, Engine, "_admit", admit)
+
+
+@fault
+def a_tenants_cap_is_one_too_many(patch: pytest.MonkeyPatch) -> None:
+    def share(original: Any, self: Engine, tenant: Any) -> None:
+        original(self, tenant)
+        tenant.cap += 1
+
+    wrap(patch, Engine, "_share_tenant", share)
+
+
+@fault
+def a_lane_that_waits_for_a_place_is_not_woken(patch: pytest.MonkeyPatch) -> None:
+    def wake(original: Any, self: Engine, endpoint: Any, *, everyone: bool = False) -> None:
+        if everyone:
+            original(self, endpoint, everyone=True)
+
+    wrap(patch, Engine, "_wake_waiting", wake)
+
+
+@fault
+def a_tenant_with_a_place_free_again_is_not_woken(patch: pytest.MonkeyPatch) -> None:
+    def enter(self: Turns, tenant: Any) -> None:
+        if not tenant.turning and tenant.lanes and tenant.in_flight == 0:
+            tenant.turning = True
+            self._tenants.append(tenant)
+
+    patch.setattr(Turns, "resume", enter)
+
+
+@fault
+def deadlines_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    decide = engine_module.decide
+    patch.setattr(engine_module, "decide", lambda *a, **k: decide(*a, **{**k, "deadline": NEVER}))
+
+
+@fault
+def retry_after_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Engine, "_note_hold", lambda self, *rest: None)
+
+
+@fault
+def backoff_is_halved(patch: pytest.MonkeyPatch) -> None:
+    def store(original: Any, self: Engine, work: Any, reason: Any, due_at: float, *rest: Any) -> None:
+        now = rest[-1]
+        original(self, work, reason, now + (due_at - now) / 2, *rest)
+
+    wrap(patch, Engine, "_store", store)
+
+
+@fault
+def paused_endpoints_are_sent_to(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(engine_module, "endpoint_gate", lambda *rest, **named: None)
+
+
+@fault
+def duplicates_are_not_marked(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, Engine, "open_shard", lambda f, e, takeover, *, now: f(e, replace(takeover, clean=True), now=now))
+
+
+@fault
+def a_drain_is_called_clean_too_early(patch: pytest.MonkeyPatch) -> None:
+    def take(original: Any, self: _Shard) -> Any:
+        part = original(self)
+        part.clean = self.draining
+        return part
+
+    wrap(patch, _Shard, "take", take)
+
+
+@fault
+def a_lost_shard_keeps_its_memory(patch: pytest.MonkeyPatch) -> None:
+    def close(original: Any, self: Engine, number: int) -> None:
+        before = self.buffered
+        original(self, number)
+        self.buffered = before
+
+    wrap(patch, Engine, "close_shard", close)
+
+
+@fault
+def attempts_are_recorded_twice(patch: pytest.MonkeyPatch) -> None:
+    def record(original: Any, self: Engine, *rest: Any) -> None:
+        original(self, *rest)
+        original(self, *rest)
+
+    wrap(patch, Engine, "_record", record)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAULTS[name](monkeypatch)
+    for seed in SEEDS:
+        try:
+            simulate(seed)
+        except Violation:
+            return
+    pytest.fail(f"{name} was not found in {len(SEEDS)} seeds")

@@ -1,0 +1,619 @@
+"""The engine by hand: its main behaviours as examples, and each bug that was found in it, as small as it can be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from uuid import UUID
+
+import pytest
+
+from hookpost.engine import engine as engine_module
+from hookpost.engine.engine import FETCH_MAX, Engine, Limits
+from hookpost.engine.progress import GapError
+from hookpost.engine.work import BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Settle, ShardSettle, Takeover, Work
+from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
+from tests.engine.model import NEVER, column
+
+NOW = 1_800_000_000.0
+TENANT, OTHER_TENANT = UUID(int=0x10), UUID(int=0x20)
+E1, E2 = UUID(int=0x11), UUID(int=0x12)
+OK = Outcome(None, 200)
+BROKEN = Outcome(ErrorCode.HTTP_5XX, 500)
+GONE = Outcome(ErrorCode.HTTP_410, 410)
+REFUSED = Outcome(ErrorCode.HTTP_4XX, 400)
+
+
+def busy(retry_after: bytes) -> Outcome:
+    return Outcome(ErrorCode.HTTP_5XX, 503, retry_after=retry_after)
+
+
+class Bench:
+    """One engine on a bench: shards open, endpoints configured, each step a call."""
+
+    def __init__(
+        self,
+        *endpoints: Endpoint,
+        shards: tuple[int, ...] = (0,),
+        limits: Limits | None = None,
+        takeovers: tuple[Takeover, ...] = (),
+        tenant_cap: int = 512,
+    ) -> None:
+        self.now = NOW
+        self.engine = Engine(worker="w", limits=limits or Limits(), rng=Random(1))
+        self.seqs = dict.fromkeys(shards, 0)
+        self.endpoints = {endpoint.endpoint_id: endpoint for endpoint in endpoints or (endpoint(),)}
+        self.tenants = [Tenant(tenant_id, (0,), tenant_cap) for tenant_id in (TENANT, OTHER_TENANT)]
+        self.attempts = 0
+        for shard in shards:
+            self.engine.open_shard(next((t for t in takeovers if t.shard == shard), Takeover(shard, 1)), now=self.now)
+        self.configure()
+
+    def configure(self, *endpoints: Endpoint) -> None:
+        self.endpoints.update({endpoint.endpoint_id: endpoint for endpoint in endpoints})
+        self.engine.configure(self.tenants, self.endpoints.values(), now=self.now)
+
+    def post(
+        self, *owed: UUID, shard: int = 0, count: int = 1, payload: bytes | None = b"{}", tenant: UUID = TENANT
+    ) -> None:
+        rows = []
+        for _ in range(count):
+            self.seqs[shard] += 1
+            rows.append(row(self.seqs[shard], owed or (E1,), shard=shard, payload=payload, tenant=tenant, at=self.now))
+        self.engine.on_rows(shard, rows, now=self.now)
+        if self.engine.missing:
+            self.configure()
+
+    def sends(self, limit: int = 1000) -> list[Work]:
+        works = self.engine.take_sends(limit, now=self.now)
+        for work in works:
+            self.attempts += 1
+            work.attempt_id = UUID(int=self.attempts)
+        return works
+
+    def end(self, work: Work, outcome: Outcome) -> None:
+        moment = replace(outcome, started_at=self.now, finished_at=self.now)
+        self.engine.on_outcome(work, moment, now=self.now)
+
+    def take(self) -> Settle:
+        settle = self.engine.take_settle()
+        assert settle is not None
+        return settle
+
+    def settle(self, shard: int = 0) -> ShardSettle:
+        settle = self.take()
+        self.engine.on_settled(settle, now=self.now)
+        return next(part for part in settle.shards if part.shard == shard)
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.engine.tick(now=self.now)
+
+    def fetches(self) -> list[Fetch]:
+        return self.engine.take_fetches(now=self.now)
+
+    def answer(self, fetch: Fetch, *rows: BacklogRow, more: bool = False, behind: float = NEVER) -> None:
+        self.engine.on_backlog(fetch, rows, more=more, behind=behind, now=self.now)
+
+
+def endpoint(endpoint_id: UUID = E1, *, cap: int = 64, tenant: UUID = TENANT, **changes: object) -> Endpoint:
+    made = Endpoint(endpoint_id, tenant, "https://receiver.example/", max_in_flight=cap)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def row(
+    seq: int,
+    owed: tuple[UUID, ...] = (E1,),
+    *,
+    shard: int = 0,
+    kind: int = Kind.DELIVER,
+    payload: bytes | None = b"{}",
+    tenant: UUID = TENANT,
+    at: float = NOW,
+) -> JournalRow:
+    event_id = UUID(int=0x1000 * (shard + 1) + seq)
+    return JournalRow(shard, seq, 9000, kind, event_id, tenant, "order.paid", payload, list(owed), 0, at)
+
+
+def stored(
+    position: int,
+    *,
+    due_at: float = NOW,
+    retry_count: int = 0,
+    deadline: float = NOW + 1000,
+    created_at: float = NOW,
+    payload: bytes | None = b"{}",
+) -> BacklogRow:
+    event_id = UUID(int=0x1000 + position)
+    return BacklogRow(
+        position, 9000, event_id, "order.paid", payload, 0, "retry", due_at, retry_count, deadline, created_at
+    )
+
+
+def backlog(count: int, *, next_due: float = NOW, next_deadline: float = NOW + 1000, clean: bool = True) -> Takeover:
+    """A shard whose last owner left ``count`` deliveries to E1 in the backlog and nothing open."""
+    lane = LaneSummary(E1, TENANT, count, next_due, next_deadline)
+    return Takeover(0, 2, settle_no=7, read_to=100, read_day=9000, lanes=(lane,), clean=clean)
+
+
+# ---- examples -----------------------------------------------------------------------------------------------------
+
+
+def test_a_first_time_delivery_costs_one_attempt_row_and_no_backlog_row() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, OK)
+    part = bench.settle()
+    [attempt] = part.attempts
+    assert column(attempt, "outcome") == "delivered"
+    assert (part.upserts, part.deletes, part.dead) == ({}, [], [])
+    assert (part.progress.cursor, part.progress.read_to, part.progress.open) == (1, 1, ())
+
+
+def test_the_cursor_stays_before_an_open_entry_and_names_the_endpoints_that_are_done() -> None:
+    bench = Bench(endpoint(E1), endpoint(E2))
+    bench.post(E1, E2)
+    bench.post(E1)
+    first, second, third = sorted(bench.sends(), key=lambda work: (work.entry.seq, work.lane.endpoint.endpoint_id))
+    bench.end(first, OK)
+    bench.end(third, OK)
+    progress = bench.settle().progress
+    assert (progress.cursor, progress.read_to, progress.open, progress.partial) == (0, 2, ((1, 2),), ((1, (E1,)),))
+    bench.end(second, OK)
+    assert bench.settle().progress.cursor == 2
+
+
+def test_a_failed_delivery_waits_in_the_backlog_and_is_sent_again_when_due() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, BROKEN)
+    part = bench.settle()
+    [change] = part.upserts.values()
+    assert (change.reason, change.retry_count) == ("retry", 1)
+    assert NOW + 2.5 <= change.due_at <= NOW + 5
+    assert part.progress.cursor == 1
+    assert bench.engine.next_wakeup() == change.due_at
+    bench.wait(5)
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1, due_at=change.due_at, retry_count=1))
+    [again] = bench.sends()
+    bench.end(again, OK)
+    assert bench.settle().deletes == [(E1, 1)]
+
+
+def test_a_refused_delivery_is_dead_after_one_attempt() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, REFUSED)
+    [letter] = bench.settle().dead
+    assert (letter.reason, letter.attempt_count, letter.last_http_status) == ("http_4xx", 1, 400)
+
+
+def test_a_410_asks_to_disable_the_endpoint() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, GONE)
+    assert [(gone.tenant_id, gone.endpoint_id) for gone in bench.engine.take_gone()] == [(TENANT, E1)]
+    assert bench.engine.take_gone() == []
+
+
+@pytest.mark.parametrize("status", [EndpointStatus.PAUSED, EndpointStatus.DISABLED])
+def test_events_for_a_closed_endpoint_are_parked_and_go_out_when_it_opens(status: EndpointStatus) -> None:
+    bench = Bench(endpoint(status=status))
+    bench.post()
+    bench.post()
+    assert bench.sends() == []
+    part = bench.settle()
+    assert {change.reason for change in part.upserts.values()} == {status.value}
+    assert part.progress.cursor == 2
+    bench.wait(60)
+    assert bench.fetches() == []
+    bench.configure(endpoint())
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1), stored(2))
+    assert len(bench.sends()) == 2
+
+
+def test_a_delivery_that_waits_for_a_paused_endpoint_dies_at_its_deadline() -> None:
+    bench = Bench(endpoint(status=EndpointStatus.PAUSED, retry=RetryPolicy(deadline_s=100)))
+    bench.post()
+    assert bench.sends() == []
+    bench.settle()
+    assert bench.engine.next_wakeup() == NOW + 100
+    bench.wait(100)
+    [fetch] = bench.fetches()
+    assert fetch.expired
+    bench.answer(fetch, stored(1, deadline=NOW + 100))
+    [letter] = bench.settle().dead
+    assert (letter.reason, letter.attempt_count) == ("deadline", 0)
+
+
+def test_full_memory_spills_the_longest_lane_and_no_other() -> None:
+    bench = Bench(endpoint(E1, cap=1), endpoint(E2, cap=1), limits=Limits(buffer=10))
+    bench.post(E1, count=9)
+    bench.post(E2, count=2)
+    assert len(bench.sends()) == 2
+    assert bench.engine.buffered == 9
+    bench.post(E1)
+    assert bench.engine.room() == (0, 0)
+    assert bench.sends() == []
+    upserts = bench.settle().upserts
+    assert {endpoint_id for endpoint_id, _ in upserts} == {E1}
+    assert len(upserts) == 9
+    assert {change.reason for change in upserts.values()} == {"in_flight_cap"}
+    assert bench.engine.room()[0] == 9
+
+
+def test_a_new_owner_takes_exactly_what_is_open() -> None:
+    rows = (row(3, (E1, E2)), row(5))
+    takeover = Takeover(0, 9, settle_no=4, read_to=6, read_day=9000, rows=rows, done={3: (E1,)}, clean=True)
+    bench = Bench(endpoint(E1), endpoint(E2), takeovers=(takeover,))
+    works = bench.sends()
+    assert {(work.entry.seq, work.lane.endpoint.endpoint_id) for work in works} == {(3, E2), (5, E1)}
+    assert not any(work.possible_duplicate for work in works)
+    bench.seqs[0] = 6
+    bench.post()
+    assert [work.entry.seq for work in bench.sends()] == [7]
+    part = bench.settle()
+    assert (part.settle_no, part.fence, part.progress.cursor) == (5, 9, 2)
+    assert part.progress.open == ((3, 4), (5, 6), (7, 8))
+
+
+def test_after_a_gap_nothing_is_read_and_nothing_skipped() -> None:
+    bench = Bench()
+    with pytest.raises(GapError):
+        bench.engine.on_rows(0, [row(1), row(3)], now=NOW)
+    assert bench.engine.read_to(0) == (1, 9000)
+    bench.engine.on_rows(0, [row(2), row(3)], now=NOW)
+    bench.configure()
+    assert [work.entry.seq for work in bench.sends()] == [1, 2, 3]
+
+
+def test_one_tenants_flood_and_anothers_few_take_turns() -> None:
+    other = endpoint(E2, tenant=OTHER_TENANT)
+    bench = Bench(endpoint(E1), other)
+    bench.post(E1, count=20)
+    bench.post(E2, count=3, tenant=OTHER_TENANT)
+    order = [work.entry.tenant_id for work in bench.sends(8)]
+    assert order == [TENANT, OTHER_TENANT] * 3 + [TENANT] * 2
+
+
+def test_endpoints_of_a_tenant_take_turns() -> None:
+    bench = Bench(endpoint(E1), endpoint(E2))
+    bench.post(E1, count=5)
+    bench.post(E2, count=5)
+    order = [work.lane.endpoint.endpoint_id for work in bench.sends(6)]
+    assert order == [E1, E2] * 3
+
+
+def test_a_place_of_the_endpoint_goes_to_the_lane_that_waited() -> None:
+    bench = Bench(endpoint(cap=1), shards=(0, 1))
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.configure()
+    bench.post(shard=0, count=2)
+    bench.post(shard=1, count=2)
+    order = []
+    for _ in range(4):
+        [work] = bench.sends()
+        assert bench.sends() == []
+        order.append(work.entry.shard)
+        bench.end(work, OK)
+    assert order == [0, 1, 0, 1]
+
+
+def test_retry_after_holds_the_whole_endpoint() -> None:
+    bench = Bench()
+    bench.post(count=2)
+    [first, second] = bench.sends()
+    bench.end(first, busy(b"7"))
+    bench.end(second, OK)
+    bench.post()
+    assert bench.sends() == []
+    bench.wait(6.9)
+    assert bench.sends() == []
+    bench.wait(0.1)
+    assert [work.entry.seq for work in bench.sends()] == [3]
+
+
+def test_an_outcome_of_a_lost_shard_is_dropped() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.engine.close_shard(0)
+    bench.end(work, OK)
+    assert bench.engine.take_settle() is None
+    assert (bench.engine.in_flight, bench.engine.in_flight_bytes, bench.engine.buffered) == (0, 0, 0)
+
+
+def test_a_drained_shard_sends_nothing_and_is_clean_when_the_last_request_ended() -> None:
+    bench = Bench()
+    bench.post(count=2)
+    [work] = bench.sends(1)
+    bench.engine.drain_shard(0)
+    assert not bench.settle().clean
+    assert bench.sends() == []
+    bench.end(work, OK)
+    part = bench.settle()
+    assert part.clean
+    assert part.progress.open == ((2, 3),)
+
+
+def test_a_deleted_endpoint_cancels_what_is_owed_to_it() -> None:
+    bench = Bench(endpoint(E1, cap=1), endpoint(E2))
+    bench.post(E1, E2, count=2)
+    bench.sends()
+    bench.configure(endpoint(E1, deleted=True))
+    part = bench.settle()
+    assert part.dropped_lanes == [E1]
+    assert part.progress.partial == ((2, (E1,)),)
+
+
+def test_a_replay_takes_the_dead_letter_away() -> None:
+    bench = Bench()
+    bench.engine.on_rows(0, [row(1, kind=Kind.REPLAY)], now=NOW)
+    bench.configure()
+    assert bench.settle().revived == [(UUID(int=0x1001), E1)]
+    assert len(bench.sends()) == 1
+
+
+def test_a_control_entry_only_moves_the_reader() -> None:
+    bench = Bench()
+    bench.engine.on_rows(0, [row(1, (), kind=Kind.CONTROL)], now=NOW)
+    assert bench.settle().progress.cursor == 1
+    assert bench.sends() == []
+
+
+# ---- bugs that were found -----------------------------------------------------------------------------------------
+
+
+def test_a_row_stored_while_an_earlier_one_is_fetched_is_not_forgotten() -> None:
+    """Its due time was dropped with the fetch, and the fetch could not see it, as it was not committed."""
+    bench = Bench(takeovers=(backlog(1, next_due=NOW + 10),))
+    bench.seqs[0] = 100
+    bench.post()
+    [work] = bench.sends()
+    bench.wait(9.999)
+    bench.end(work, BROKEN)
+    settle = bench.take()
+    bench.wait(0.001)
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1, due_at=NOW + 10))
+    bench.engine.on_settled(settle, now=bench.now)
+    [due_at] = [change.due_at for part in settle.shards for change in part.upserts.values()]
+    assert bench.engine.next_wakeup() == due_at
+    bench.wait(5)
+    assert len(bench.fetches()) == 1
+
+
+def test_the_last_rows_are_fetched_though_others_are_delivered_and_not_committed_yet() -> None:
+    """What was finished and not committed was taken for rows in memory, so the rest was not seen to be outside."""
+    bench = Bench(endpoint(cap=1), takeovers=(backlog(FETCH_MAX + 1),))
+    [fetch] = bench.fetches()
+    bench.answer(fetch, *(stored(position) for position in range(1, FETCH_MAX + 1)), more=True)
+    asked = []
+    for _ in range(FETCH_MAX):
+        [work] = bench.sends()
+        bench.end(work, OK)
+        asked += bench.fetches()
+    assert len(asked) == 1
+
+
+def test_a_lane_waits_no_longer_when_the_place_it_waits_for_was_not_used() -> None:
+    """The lane that was woken had nothing but an event without payload: nobody woke the next."""
+    bench = Bench(endpoint(cap=1), shards=(0, 1, 2))
+    bench.post(shard=0)
+    [work] = bench.sends()
+    bench.post(shard=1, payload=None)
+    bench.post(shard=2)
+    assert bench.sends() == []
+    bench.end(work, OK)
+    assert [work.entry.shard for work in bench.sends()] == [2]
+    assert [letter.reason for letter in bench.settle(1).dead] == ["payload_missing"]
+
+
+def test_all_lanes_that_wait_for_a_place_hear_that_their_endpoint_is_held() -> None:
+    """Only the first was woken and parked; the others waited for a place that nobody was going to give back."""
+    bench = Bench(endpoint(cap=1), shards=(0, 1, 2))
+    bench.post(shard=0)
+    [work] = bench.sends()
+    bench.post(shard=1)
+    bench.post(shard=2)
+    assert bench.sends() == []
+    bench.end(work, busy(b"60"))
+    assert bench.sends() == []
+    parked = {part.shard for part in bench.take().shards if part.upserts}
+    assert parked == {0, 1, 2}
+
+
+def test_a_row_stored_at_the_very_instant_of_a_fetch_lies_behind_it() -> None:
+    """Both at one microsecond, the row's position before the last one fetched: the keyset would pass it by."""
+    bench = Bench(takeovers=(backlog(1, next_due=NOW),))
+    [fetch] = bench.fetches()
+    bench.configure(endpoint(status=EndpointStatus.PAUSED))
+    bench.seqs[0] = 100
+    bench.post()
+    [change] = bench.settle().upserts.values()
+    assert round(change.due_at * 1e6) > round(fetch.until * 1e6)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3e-6, 0.49e-6, 0.51e-6, 0.7e-6])
+def test_no_fetch_reaches_a_row_that_is_not_committed_whatever_the_rounding(fraction: float) -> None:
+    for offset in range(200):
+        bench = Bench(takeovers=(backlog(2, next_due=NOW),))
+        bench.now = NOW + 1 + offset * 1.37e-5 + fraction
+        bench.configure(endpoint(status=EndpointStatus.PAUSED))
+        bench.seqs[0] = 100
+        bench.post()
+        [change] = bench.take().shards[0].upserts.values()
+        bench.configure(endpoint())
+        bench.now += 1
+        [fetch] = bench.fetches()
+        assert round(fetch.until * 1e6) < round(change.due_at * 1e6)
+
+
+def test_timers_that_were_overtaken_do_not_pile_up() -> None:
+    """A lane that waits for a far moment left a timer there each time that something nearer came between."""
+    bench = Bench(endpoint(retry=RetryPolicy(base_s=5, cap_s=5)), takeovers=(backlog(1, next_due=NOW + 10_000),))
+    bench.seqs[0] = 100
+    for _ in range(1500):
+        bench.post()
+        [work] = bench.sends()
+        bench.end(work, BROKEN)
+        bench.settle()
+        bench.wait(5)
+        [fetch] = bench.fetches()
+        bench.answer(fetch, stored(bench.seqs[0], due_at=bench.now, retry_count=1), behind=NOW + 10_000)
+        [work] = bench.sends()
+        bench.end(work, OK)
+        bench.settle()
+    assert len(bench.engine._timers) <= engine_module.TIMERS_SWEPT_AT
+    assert bench.engine.next_wakeup() == NOW + 10_000
+
+
+def test_an_endpoint_configured_before_its_tenant_gets_its_share_when_the_tenant_comes() -> None:
+    """The worker's refresh brings endpoints first; their share stayed 0 and nothing was ever sent."""
+    bench = Bench()
+    bench.engine.configure((), [endpoint(E2)], now=NOW)
+    engine = Engine(worker="w", limits=Limits(), rng=Random(1))
+    engine.open_shard(Takeover(0, 1), now=NOW)
+    engine.on_rows(0, [row(1)], now=NOW)
+    engine.configure((), [endpoint()], now=NOW)
+    engine.configure([Tenant(TENANT, (0,))], (), now=NOW)
+    assert len(engine.take_sends(10, now=NOW)) == 1
+
+
+def test_a_tenants_new_spread_changes_the_shares_of_its_endpoints() -> None:
+    bench = Bench(endpoint(cap=8))
+    bench.post(count=9)
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.engine.configure(bench.tenants, (), now=NOW)
+    assert len(bench.sends()) == 4
+
+
+def test_a_shard_taken_over_with_rows_of_an_endpoint_known_to_be_deleted_drops_them() -> None:
+    """Nobody told the new lane, as the configuration had been loaded for another shard's lane long ago."""
+    bench = Bench(shards=(1,))
+    bench.seqs[1] = 0
+    bench.post(shard=1)
+    bench.configure(endpoint(deleted=True))
+    bench.engine.open_shard(backlog(3), now=NOW)
+    assert bench.settle(0).dropped_lanes == [E1]
+
+
+def test_a_short_hold_lets_nothing_expire() -> None:
+    """Wanted while open, asked for when held: the fetch turned into one for expired rows and buried them."""
+    bench = Bench(takeovers=(backlog(1, next_due=NOW, next_deadline=NOW - 1),))
+    bench.seqs[0] = 100
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, busy(b"3"))
+    assert bench.fetches() == []
+    bench.wait(3)
+    [fetch] = bench.fetches()
+    assert not fetch.expired
+
+
+def test_a_hold_of_years_does_not_keep_deliveries_beyond_their_deadline() -> None:
+    bench = Bench(endpoint(retry=RetryPolicy(deadline_s=100)))
+    bench.post(count=2)
+    [first, second] = bench.sends()
+    bench.end(first, busy(b"999999999"))
+    bench.end(second, BROKEN)
+    part = bench.settle()
+    assert [letter.reason for letter in part.dead] == ["retry_after_beyond_deadline"]
+    bench.wait(100)
+    [fetch] = bench.fetches()
+    assert fetch.expired
+    bench.answer(fetch, stored(2, deadline=NOW + 100, retry_count=1))
+    assert [letter.reason for letter in bench.settle().dead] == ["deadline"]
+
+
+def test_a_paused_endpoint_under_steady_traffic_still_lets_go_of_what_expired() -> None:
+    """There was always some row not yet committed, and until none was nothing was looked for."""
+    bench = Bench(endpoint(status=EndpointStatus.PAUSED, retry=RetryPolicy(deadline_s=10)))
+    asked = []
+    for _ in range(15):
+        bench.post()
+        settle = bench.take()
+        bench.post()
+        bench.engine.on_settled(settle, now=bench.now)
+        bench.wait(1)
+        fetches = bench.fetches()
+        asked += fetches
+        for fetch in fetches:
+            bench.answer(fetch, behind=bench.now + 1)
+    assert asked
+    assert all(fetch.expired for fetch in asked)
+
+
+def test_expired_rows_are_asked_for_again_only_when_the_last_ones_are_gone() -> None:
+    """Until the settle is committed the store would answer with the same rows, over and over."""
+    bench = Bench(endpoint(status=EndpointStatus.PAUSED), takeovers=(backlog(100, next_deadline=NOW - 1),))
+    [fetch] = bench.fetches()
+    bench.answer(fetch, *(stored(n, deadline=NOW - 1) for n in range(1, FETCH_MAX + 1)), more=True)
+    assert bench.fetches() == []
+    bench.settle()
+    [fetch] = bench.fetches()
+    assert fetch.expired
+
+
+def test_the_hold_of_a_request_whose_shard_was_lost_counts_all_the_same() -> None:
+    bench = Bench(shards=(0, 1))
+    bench.post(shard=0)
+    [work] = bench.sends()
+    bench.engine.close_shard(0)
+    bench.post(shard=1)
+    bench.end(work, busy(b"5"))
+    assert bench.sends() == []
+    assert [hold.endpoint_id for hold in bench.engine.take_holds()] == [E1]
+
+
+def test_after_a_crash_whatever_the_last_owner_may_have_sent_says_so() -> None:
+    """It may have read, and sent, further than it had written down."""
+    takeover = Takeover(0, 2, settle_no=1, read_to=1, read_day=9000, rows=(row(1),), clean=False)
+    bench = Bench(takeovers=(takeover,))
+    bench.seqs[0] = 1
+    bench.post()
+    bench.now += 1
+    bench.post()
+    assert [work.possible_duplicate for work in bench.sends()] == [True, True, False]
+
+
+def test_a_doubtful_delivery_that_was_parked_is_still_doubtful() -> None:
+    takeover = Takeover(0, 2, settle_no=1, read_to=1, read_day=9000, rows=(row(1),), clean=False)
+    bench = Bench(endpoint(status=EndpointStatus.PAUSED), takeovers=(takeover,))
+    bench.now += 5
+    bench.sends()
+    [change] = bench.settle().upserts.values()
+    bench.configure(endpoint())
+    bench.wait(1)
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1, due_at=change.due_at))
+    assert [work.possible_duplicate for work in bench.sends()] == [True]
+
+
+def test_a_drain_is_not_clean_while_the_doubt_of_a_crash_is_not_settled() -> None:
+    takeover = Takeover(0, 2, settle_no=1, read_to=1, read_day=9000, rows=(row(1),), clean=False)
+    bench = Bench(takeovers=(takeover,))
+    bench.engine.drain_shard(0)
+    assert not bench.settle().clean
+    settled = Bench(takeovers=(takeover,))
+    settled.seqs[0] = 1
+    [work] = settled.sends()
+    settled.end(work, OK)
+    assert settled.engine.in_flight_of(0) == 0
+    settled.now += 1
+    settled.post()
+    settled.engine.drain_shard(0)
+    assert settled.settle().clean
+
+
+def test_a_drain_is_not_clean_before_all_was_read_that_the_crashed_owner_may_have_read() -> None:
+    takeover = Takeover(0, 2, settle_no=1, read_to=1, read_day=9000, clean=False)
+    bench = Bench(takeovers=(takeover,))
+    bench.engine.drain_shard(0)
+    assert not bench.settle().clean
