@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID
@@ -43,6 +43,8 @@ STALE_MAX = 10
 ROUTES_MAX = 10_000
 # Workers are rung at most this often; NOTIFY takes a lock that is global to the database.
 RING_EVERY_S = 0.05
+# How long closing waits for a store that owes no answer any more.
+CLOSE_S = 0.2
 # How often requests that waited too long are looked for.
 SWEEP_EVERY_S = 0.05
 
@@ -111,6 +113,11 @@ class _Ticket:
         if not self.future.done():
             self.future.set_exception(error)
 
+    def abandon(self) -> None:
+        """Nobody waits any more: what has not been appended need not be, and an error need not be heard."""
+        if not self.future.cancel() and not self.future.cancelled():
+            self.future.exception()
+
 
 class _Pending:
     """One event on its way to the store."""
@@ -168,12 +175,17 @@ class Ingest:
         return self._events, self._bytes
 
     async def close(self) -> None:
-        """Take no more, and end what is under way with an answer."""
+        """Take no more, and end what is under way with an answer; a store that hangs is left alone after that."""
         self._closed = True
-        while self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._limits.timeout_s)
+        waiting = [ticket.future for ticket in self._tickets if not ticket.future.done()]
+        if waiting:
+            await asyncio.wait(waiting)  # the sweep ends each of them in time
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._tasks:
+            _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
+            for task in hanging:
+                task.cancel()
 
     # ---- one request ----------------------------------------------------------------------------------------------
 
@@ -191,19 +203,28 @@ class Ingest:
             or self._bytes + size > limits.queue_bytes
         ):
             raise Overloaded("the queue in front of the store is full")
-        self._events += len(submissions)
-        self._bytes += size
+        loop = asyncio.get_running_loop()
+        ticket = _Ticket(loop.create_future(), len(submissions), loop.time() + limits.timeout_s)
+        self._watch(ticket, loop)
+        waiting = deque(submissions)
+        self._hold(waiting)
         try:
-            loop = asyncio.get_running_loop()
-            ticket = _Ticket(loop.create_future(), len(submissions), loop.time() + limits.timeout_s)
-            self._watch(ticket, loop)
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             for index, submission in enumerate(submissions):
                 await self._match(_Pending(ticket, index, submission), routes)
+                self._let_go([waiting.popleft()])
             return await ticket.future
         finally:
-            self._events -= len(submissions)
-            self._bytes -= size
+            self._let_go(waiting)
+            ticket.abandon()
+
+    def _hold(self, submissions: Collection[Submission]) -> None:
+        self._events += len(submissions)
+        self._bytes += sum(len(submission.payload) for submission in submissions)
+
+    def _let_go(self, submissions: Collection[Submission]) -> None:
+        self._events -= len(submissions)
+        self._bytes -= sum(len(submission.payload) for submission in submissions)
 
     async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
         """Await shared work no longer than the request may wait."""
@@ -212,7 +233,6 @@ class Ingest:
             ticket.future.result()
         routes = work.result()
         if routes is None:
-            ticket.future.cancel()
             raise UnknownTenant("the tenant does not exist")
         return routes
 
@@ -221,14 +241,11 @@ class Ingest:
         if submission.targets is None:
             owed = routes.matcher.match(submission.type)
         else:
-            missing = next((t for t in submission.targets if t not in routes.pinned), None)
+            routes = await self._knowing(pending.ticket, routes, submission.targets)
+            missing = _unknown(routes, submission.targets)
             if missing is not None:
-                # It may have been created on another node a moment ago: look once more before refusing.
-                routes = await self._within(pending.ticket, self._load(routes.routes.tenant_id))
-                missing = next((t for t in submission.targets if t not in routes.pinned), None)
-                if missing is not None:
-                    pending.ticket.answer(pending.index, UnknownEndpoint(missing))
-                    return
+                pending.ticket.answer(pending.index, UnknownEndpoint(missing))
+                return
             owed = tuple(dict.fromkeys(submission.targets))
         now = self._now()
         event_id = uuid7(nanoseconds=int(now * 1e9))
@@ -247,6 +264,16 @@ class Ingest:
         )
         self._enqueue(pending)
 
+    async def _knowing(self, ticket: _Ticket, routes: _Routes, targets: tuple[UUID, ...]) -> _Routes:
+        """Routes that know the targets. One that is missing may have been created on another node a moment ago: look
+        again before refusing, and once more if that look had begun before we asked."""
+        tenant_id = routes.routes.tenant_id
+        joined = True
+        while joined and _unknown(routes, targets) is not None:
+            joined = tenant_id in self._loading
+            routes = await self._within(ticket, self._load(tenant_id))
+        return routes
+
     # ---- routes ---------------------------------------------------------------------------------------------------
 
     def _load(self, tenant_id: UUID) -> asyncio.Task[_Routes | None]:
@@ -254,6 +281,8 @@ class Ingest:
         task = self._loading.get(tenant_id)
         if task is None:
             task = self._loading[tenant_id] = asyncio.create_task(self._load_now(tenant_id))
+            # All who asked may be gone when it fails.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
     async def _load_now(self, tenant_id: UUID) -> _Routes | None:
@@ -279,11 +308,14 @@ class Ingest:
         if not queue and shard not in self._busy:
             self._waiting.append(shard)
         queue.append(pending)
+        self._hold([pending.submission])
         self._start()
 
     def _start(self) -> None:
         while self._waiting and len(self._busy) < APPENDS_MAX:
             shard = self._waiting.popleft()
+            if shard in self._busy:
+                continue  # it stood in line twice, its queue having been emptied in between; it goes on by itself
             self._busy.add(shard)
             task = asyncio.create_task(self._work(shard))
             self._tasks.add(task)
@@ -291,11 +323,15 @@ class Ingest:
 
     async def _work(self, shard: int) -> None:
         """One append for the shard; then it queues up again behind the other shards."""
+        group = self._take(shard)
         try:
-            group = self._take(shard)
             if group:
                 await self._append(shard, group)
+        except Exception as error:  # noqa: BLE001 - whatever it was, all of the group get an answer
+            _fail(group, StoreUnavailable("internal error while appending"))
+            telemetry.log_error("ingest", error)
         finally:
+            self._let_go([pending.submission for pending in group])
             self._busy.discard(shard)
             if self._queues[shard]:
                 self._waiting.append(shard)
@@ -307,7 +343,9 @@ class Ingest:
         queue = self._queues[shard]
         while queue and len(group) < GROUP_EVENTS_MAX and size < GROUP_BYTES_MAX:
             pending = queue.popleft()
-            if not pending.ticket.future.done():
+            if pending.ticket.future.done():
+                self._let_go([pending.submission])
+            else:
                 group.append(pending)
                 size += len(pending.event.payload)
         return group
@@ -317,9 +355,12 @@ class Ingest:
         versions: dict[UUID, int] = {}
         outdated: list[_Pending] = []
         for pending in group:
-            known = self._routes.get(pending.event.tenant_id, pending.routes)
-            if known is pending.routes:
-                versions[pending.event.tenant_id] = known.routes.config_version
+            if pending.ticket.future.done():
+                continue
+            routes = pending.routes
+            version = routes.routes.config_version
+            known = self._routes.get(pending.event.tenant_id, routes)
+            if known is routes and versions.setdefault(pending.event.tenant_id, version) == version:
                 current.append(pending)
             else:
                 outdated.append(pending)
@@ -332,9 +373,6 @@ class Ingest:
             await self._isolate(shard, current, error)
         except StoreUnavailable as error:
             _fail(current, error)
-        except Exception as error:
-            _fail(current, StoreUnavailable("internal error while appending"))
-            telemetry.log_error("ingest", error)
         else:
             if isinstance(result, Stale):
                 await self._refresh(current, result)
@@ -398,7 +436,14 @@ class Ingest:
             ticket = tickets.popleft()
             if not ticket.future.done():
                 ticket.fail(Overloaded("the store did not answer in time"))
+        self._drop_ended()
         self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop) if tickets else None
+
+    def _drop_ended(self) -> None:
+        """While the store hangs, requests end and their events would stay in memory."""
+        for queue in self._queues.values():
+            while queue and queue[0].ticket.future.done():
+                self._let_go([queue.popleft().submission])
 
     def _ring(self) -> None:
         if self._ringing:
@@ -425,6 +470,10 @@ class Ingest:
             return  # workers look by themselves
 
 
+def _unknown(routes: _Routes, targets: tuple[UUID, ...]) -> UUID | None:
+    return next((target for target in targets if target not in routes.pinned), None)
+
+
 def _fail(group: Iterable[_Pending], error: Exception) -> None:
     for pending in group:
         pending.ticket.fail(error)
@@ -436,6 +485,7 @@ def request_hash(submission: Submission) -> bytes:
     digest.update(b"\0")
     digest.update(sha256(submission.payload).digest())
     if submission.targets is not None:
-        for target in sorted(submission.targets):
+        digest.update(b"targets")  # an empty list is not the same as none: it owes the event to nobody
+        for target in sorted(set(submission.targets)):
             digest.update(target.bytes)
     return digest.digest()

@@ -74,8 +74,12 @@ def test_a_list_with_a_default_can_be_emptied(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("PORT", "99999", "HOOKPOST_PORT=99999: must be a whole number, 1 to 65535 (port to listen on)"),
-        ("PORT", "http", "HOOKPOST_PORT=http: must be a whole number, 1 to 65535"),
+        (
+            "PORT",
+            "99999",
+            "HOOKPOST_PORT=99999: must be a whole number, 0 to 65535 (port to listen on; 0 takes a free one)",
+        ),
+        ("PORT", "http", "HOOKPOST_PORT=http: must be a whole number, 0 to 65535"),
         ("RENEW_S", "nan", "HOOKPOST_RENEW_S=nan: must be a number, 0.5 to 100"),
         ("IDEMPOTENCY_HOURS", "0", "must be a number, above 0 to 720"),
         ("TOTAL_TIMEOUT_S", "31", "HOOKPOST_TOTAL_TIMEOUT_S=31: must be a number, 0.1 to 30"),
@@ -126,7 +130,7 @@ def test_settings_that_exclude_each_other_are_refused(settings: dict[str, object
 
 
 def test_all_faults_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOOKPOST_PORT", "0")
+    monkeypatch.setenv("HOOKPOST_PORT", "70000")
     monkeypatch.setenv("HOOKPOST_SHARDS", "0")
     with pytest.raises(ConfigError) as refused:
         load()

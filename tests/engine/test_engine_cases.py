@@ -572,6 +572,20 @@ def test_the_hold_of_a_request_whose_shard_was_lost_counts_all_the_same() -> Non
     assert [hold.endpoint_id for hold in bench.engine.take_holds()] == [E1]
 
 
+def test_a_hold_outlives_the_shard_it_came_with() -> None:
+    """With its last lane the endpoint was forgotten, and its hold with it, before anyone else had been told."""
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, busy(b"5"))
+    bench.engine.close_shard(0)
+    bench.engine.open_shard(Takeover(0, 2, read_to=1, read_day=9000), now=bench.now)
+    bench.post()
+    assert bench.sends() == []
+    bench.wait(5)
+    assert len(bench.sends()) == 1
+
+
 def test_after_a_crash_whatever_the_last_owner_may_have_sent_says_so() -> None:
     """It may have read, and sent, further than it had written down."""
     takeover = Takeover(0, 2, settle_no=1, read_to=1, read_day=9000, rows=(row(1),), clean=False)

@@ -1,6 +1,6 @@
 """Run inside a network namespace by test_names.py: a DNS server of our own, receivers, a transport; prints JSON.
 
-Not a test module: ``python namespace_scenarios.py SCENARIO``.
+Not a test module: ``python -m tests.transport.namespace_scenarios SCENARIO``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import cast
 
-from receivers import answering, listening
-
-from conftest import LOOPBACK, sent
 from hookpost.model import Outcome, Request, Timeouts
 from hookpost.policy.egress import EgressPolicy
 from hookpost.transport import Transport
+from tests.transport.conftest import LOOPBACK, sent
+from tests.transport.receivers import answering, listening
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 A, AAAA = 1, 28

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 import pytest
-from receivers import answering, listening
 
-from conftest import MakeTransport, sent
 from hookpost.model import ErrorCode
 from hookpost.policy.egress import EgressPolicy
+from tests.transport.conftest import MakeTransport, sent
+from tests.transport.receivers import answering, listening
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))

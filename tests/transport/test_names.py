@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.netns
-SCRIPT = Path(__file__).parent / "namespace_scenarios.py"
+SCRIPT = "tests.transport.namespace_scenarios"
+ROOT = Path(__file__).parents[2]
 
 
 def run(namespace: str, scenario: str) -> dict[str, Any]:
-    command = ["ip", "netns", "exec", namespace, sys.executable, str(SCRIPT), scenario]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = ["ip", "netns", "exec", namespace, sys.executable, "-m", SCRIPT, scenario]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

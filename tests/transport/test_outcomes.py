@@ -12,11 +12,11 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from receivers import answering, listening, resetting, resetting_after, speaking, stalling
 
-from conftest import LOOPBACK, QUICK, MakeTransport, sent
 from hookpost.model import ErrorCode, Outcome, Request, Timeouts
 from hookpost.transport import Transport
+from tests.transport.conftest import LOOPBACK, QUICK, MakeTransport, sent
+from tests.transport.receivers import answering, listening, resetting, resetting_after, speaking, stalling
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 SHORT = Timeouts(connect_s=0.2, first_byte_s=0.3, total_s=0.6)

@@ -6,10 +6,10 @@ import asyncio
 import ssl
 
 import pytest
-from receivers import answering, http2, listening, stalling
 
-from conftest import Identities, MakeTransport, sent
 from hookpost.model import ErrorCode
+from tests.transport.conftest import Identities, MakeTransport, sent
+from tests.transport.receivers import answering, http2, listening, stalling
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from rows import Submitted, TenantClient, make_tenant
 
 from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.keys import hash_secret
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.app import WebSettings, make_app
 from hookpost.web.auth import Authenticator
+from tests.web.rows import Submitted, TenantClient, make_tenant
 
 ADMIN_KEY = "an-admin-key-of-the-tests"
 

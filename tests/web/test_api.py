@@ -10,7 +10,11 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from pydantic import BaseModel
-from rows import (
+
+from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.postgres.store import PostgresStore
+from hookpost.web import schemas
+from tests.web.rows import (
     Submitted,
     TenantClient,
     add_attempt,
@@ -21,10 +25,6 @@ from rows import (
     event_path,
     make_tenant,
 )
-
-from hookpost.storage.contract import StoreUnavailable
-from hookpost.storage.postgres.store import PostgresStore
-from hookpost.web import schemas
 
 ENDPOINTS = "/v1/webhook_endpoints"
 URL = "https://example.com/hook"

@@ -8,14 +8,14 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from rows import TenantClient, make_tenant
 
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
-from hookpost.storage.contract import ApiKey, NotFound
+from hookpost.storage.contract import ApiKey, NotFound, StoreUnavailable
 from hookpost.web import auth
 from hookpost.web.auth import Authenticator, Principal
 from hookpost.web.problems import Problem
+from tests.web.rows import TenantClient, make_tenant
 
 ENDPOINTS = "/v1/webhook_endpoints"
 KEY = make_key(b"k" * 8, b"s" * 32)
@@ -157,6 +157,22 @@ async def test_a_look_up_that_began_before_a_revocation_is_not_joined_after_it(c
     with pytest.raises(Problem):
         await late
     assert await refused(authenticator, f"Bearer {KEY}") == 401
+
+
+async def test_a_store_that_hangs_is_found_out_in_time_and_does_not_pile_up_look_ups(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "LOOK_UP_S_MAX", 0.01)
+    monkeypatch.setattr(auth, "LOOK_UPS_MAX", 2)
+    store = Keys()
+    store.free.clear()
+    authenticator = made(store, clock)
+    for spaces in (1, 1, 2, 3):
+        with pytest.raises(StoreUnavailable):
+            await authenticator.principal(f"Bearer{' ' * spaces}{KEY}", None)
+    assert store.asked == 2
+    store.free.set()
+    assert (await authenticator.principal(f"Bearer {KEY}", None)).tenant_id == TENANT
 
 
 async def test_what_is_remembered_is_bounded(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from rows import (
+
+from hookpost.storage.postgres.admin import event_status
+from tests.web.rows import (
     TenantClient,
     add_attempt,
     add_dead,
@@ -19,8 +21,6 @@ from rows import (
     event_path,
     set_progress,
 )
-
-from hookpost.storage.postgres.admin import event_status
 
 
 @dataclass

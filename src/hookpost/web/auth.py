@@ -1,7 +1,8 @@
 """Who is asking, and what may they do?
 
 Relies on the store for keys and tenants. Promises: whatever is wrong with a key, the answer is the same 401; a revoked
-key stops working within ``KEY_CACHE_S``; a request with a known key costs one hash and one dict look-up.
+key stops working within ``KEY_CACHE_S``; a request with a known key costs one hash and one dict look-up; a store that
+hangs is found out within ``LOOK_UP_S_MAX``.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from uuid import UUID
 
 from hookpost.model import IdError, parse_id, show_id
 from hookpost.policy.keys import hash_secret, parse_key, same_hash
-from hookpost.storage.contract import ApiKey, NotFound
+from hookpost.storage.contract import ApiKey, NotFound, StoreUnavailable
 from hookpost.web.problems import Problem, not_found, refusal
 
 # A revocation works after that long at the latest: "at once", for a person.
 KEY_CACHE_S = 1.0
+# A request for a store that hangs is to be refused within a second, and its key is the first thing that is looked up.
+LOOK_UP_S_MAX = 0.7
+# Look-ups under way at once: those that a hanging store never answers go on until its own timeouts.
+LOOK_UPS_MAX = 1_000
 # Keys in use at the same moment, in one process; some 300 bytes each.
 KEYS_CACHED_MAX = 10_000
 # Longer ones are none of ours.
@@ -90,7 +95,7 @@ class Authenticator:
         self._now = now
         self._monotonic = monotonic
         self._known: dict[bytes, _Known] = {}
-        # Look-ups under way, with the time they began. As many as requests are being authenticated, at most.
+        # Look-ups under way, with the time they began.
         self._asked: dict[bytes, tuple[float, asyncio.Task[_Known]]] = {}
 
     async def principal(self, authorization: str | None, tenant_header: str | None) -> Principal:
@@ -109,15 +114,21 @@ class Authenticator:
     async def _ask_once(self, digest: bytes, look_up: Callable[[], Awaitable[_Known]]) -> _Known:
         """Join a look-up that is under way, if it began recently enough to know of a revocation; else begin one.
 
-        The task outlives a caller that is cancelled, as others may wait for it; it is bounded by the store's timeouts.
+        The task outlives a caller that is cancelled or gives up, as others may wait for it; the store's own timeouts
+        bound it.
         """
         now = self._monotonic()
         began_at, task = self._asked.get(digest, (0.0, None))
         if task is None or began_at + KEY_CACHE_S <= now:
+            if len(self._asked) >= LOOK_UPS_MAX:
+                raise StoreUnavailable("look up an API key: too many look-ups are under way")
             task = asyncio.ensure_future(self._ask(digest, now, look_up))
             self._asked[digest] = (now, task)
             task.add_done_callback(lambda done: self._answered(digest, done))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.wait_for(asyncio.shield(task), LOOK_UP_S_MAX)
+        except TimeoutError:
+            raise StoreUnavailable(f"look up an API key: no answer within {LOOK_UP_S_MAX} s") from None
 
     async def _ask(self, digest: bytes, began_at: float, look_up: Callable[[], Awaitable[_Known]]) -> _Known:
         found = await look_up()
