@@ -169,7 +169,7 @@ class WorkerStore(Protocol):
         """The living nodes and the owners of all shards of the pool (None: free, or its owner's lease has expired)."""
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
-        """Take up to ``limit`` free shards. After a restart of the store a silent owner keeps its shards for one lease."""
+        """Take up to ``limit`` free shards. After the store was restarted a silent owner keeps its own for a lease."""
 
     async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
         """Give shards (number → fence) back; those lost meanwhile are left alone."""

@@ -24,9 +24,9 @@ ACQUIRE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 # asyncpg raises these for values it cannot encode, besides its own DataError.
 _ENCODING_ERRORS = (asyncpg.DataError, ValueError, TypeError, OverflowError)
-# SQLSTATE classes and codes that blame the data and nothing else.
-_DATA_CLASSES = ("22", "23")
-_NO_PARTITION = "no partition of relation"
+# SQLSTATE classes that blame the data: its form, a constraint, a limit of the program (a key too long for its index).
+_DATA_CLASSES = ("22", "23", "54")
+_CHECK_VIOLATION = "23514"
 
 
 def _encode_time(moment: float) -> tuple[int]:
@@ -34,7 +34,7 @@ def _encode_time(moment: float) -> tuple[int]:
 
 
 def _decode_time(value: tuple[int]) -> float:
-    return (value[0] + EPOCH_US) / 1e6
+    return float("inf") if value[0] == INFINITY_US else (value[0] + EPOCH_US) / 1e6
 
 
 async def prepare(connection: Any) -> None:
@@ -59,14 +59,19 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as error:
-        code = error.sqlstate or ""
-        if code.startswith(_DATA_CLASSES) and _NO_PARTITION not in str(error):
+        if _blames_the_data(error):
             raise DataRejected(f"{doing}: {error}") from error
         raise StoreUnavailable(f"{doing}: {error}") from error
     except _ENCODING_ERRORS as error:
         raise DataRejected(f"{doing}: {error}") from error
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, asyncio.TimeoutError) as error:
+    except (TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
         raise StoreUnavailable(f"{doing}: {type(error).__name__} {error}") from error
+
+
+def _blames_the_data(error: Any) -> bool:
+    """A missing partition is a check violation too, the one that names no constraint (its text may be translated)."""
+    missing_partition = error.sqlstate == _CHECK_VIOLATION and error.constraint_name is None
+    return (error.sqlstate or "").startswith(_DATA_CLASSES) and not missing_partition
 
 
 class Connections:
@@ -81,7 +86,7 @@ class Connections:
 
     async def open(self) -> None:
         """Connect; raises StoreUnavailable."""
-        with translated("connect"):
+        try:
             self._pool = await asyncpg.create_pool(
                 self._dsn,
                 min_size=self._size_min,
@@ -92,6 +97,8 @@ class Connections:
                 reset=_keep,
                 server_settings=self._server_settings(),
             )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+            raise StoreUnavailable(f"connect: {type(error).__name__} {error}") from error
 
     def _server_settings(self) -> dict[str, str]:
         return {
@@ -121,11 +128,11 @@ class Connections:
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 yield connection
 
-    async def connect_alone(self) -> Any:
-        """A connection outside of the pool, for LISTEN."""
-        with translated("listen"):
+    async def connect_alone(self, doing: str, **settings: str) -> Any:
+        """A connection outside of the pool, for what needs a session of its own."""
+        with translated(doing):
             return await asyncpg.connect(
                 self._dsn,
                 timeout=CONNECT_TIMEOUT_S,
-                server_settings={"application_name": self._application + " listen"},
+                server_settings={"application_name": f"{self._application} {doing}", "timezone": "UTC", **settings},
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 
 SQL = load("maintenance")
@@ -29,21 +29,31 @@ class MaintenanceQueries:
             return int(answer.split()[-1])
 
     async def prune_progress(self) -> int:
-        pruned = 0
-        async with self._connections.use("prune progress") as connection:
-            for row in await connection.fetch(SQL["old_progress"]):
-                if await self._drop_if_replaced(connection, row["relname"]):
-                    pruned += 1
-        return pruned
+        # A session of its own, as its lock and its settings must end with it, however it ends.
+        connection = await self._connections.connect_alone("prune", lock_timeout=DDL_LOCK_TIMEOUT)
+        try:
+            with translated("prune progress"):
+                return await _prune(connection)
+        finally:
+            connection.terminate()
 
-    async def _drop_if_replaced(self, connection: Any, partition: str) -> bool:
-        """A partition may go when each of its shards has a later row elsewhere: the last row of a shard is its memory."""
-        query = (
-            f"select exists (select from {partition} p where not exists"  # noqa: S608 - the name is the catalogue's own
-            f" (select from progress q where q.shard = p.shard and q.day > p.day))"
-        )
-        if await connection.fetchval(query):
+
+async def _prune(connection: Any) -> int:
+    pruned = 0
+    if await connection.fetchval(SQL["prune_turn"]):
+        for partition in await connection.fetch(SQL["old_progress"]):
+            pruned += await _prune_one(connection, partition)
+    return pruned
+
+
+async def _prune_one(connection: Any, partition: Any) -> bool:
+    """Drop the partition unless it is needed; one that a disturbed turn has left half detached is finished first."""
+    name = partition["name"]
+    if partition["pending"]:
+        await connection.execute(f"alter table progress detach partition {name} finalize")
+    elif partition["attached"]:
+        if await connection.fetchval(SQL["progress_needed"], partition["day"]):
             return False
-        await connection.execute(f"alter table progress detach partition {partition} concurrently")
-        await connection.execute(f"drop table {partition}")
-        return True
+        await connection.execute(f"alter table progress detach partition {name} concurrently")
+    await connection.execute(f"drop table {name}")
+    return True

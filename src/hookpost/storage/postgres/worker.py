@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -33,12 +35,18 @@ SQL = load("worker")
 CHANGES_OVERLAP_S = 10.0
 # A settle that takes longer is given up, looked up and repeated; well below the lease.
 SETTLE_TIMEOUT_S = 10.0
+# So much for undoing what failed; then the connection is cut, and the server undoes it by itself.
+ROLLBACK_TIMEOUT_S = 1.0
 # A worker that cannot listen looks more often.
 DEAF_S = 0.1
 _COPY_COLUMNS = ("day", *ATTEMPT_COLUMNS)
-_ERROR_CODE = ATTEMPT_COLUMNS.index("error_code")
-_STATUS = ATTEMPT_COLUMNS.index("http_status")
-_HEAD = ATTEMPT_COLUMNS.index("response_head")
+# What an attempt that the database refuses is stored without: what a receiver could have put into it, then the rest.
+_CUTS: tuple[dict[str, Any], ...] = (
+    {"http_status": None, "error_code": "internal_error", "response_hash": None, "response_head": b"", "address": "",
+     "protocol": ""},
+    {"started_at": 0.0, "finished_at": 0.0, "latency_ms": 0, "dns_ms": 0, "connect_ms": 0, "tls_ms": 0,
+     "first_byte_ms": 0, "request_bytes": 0, "response_bytes": 0},
+)  # fmt: skip
 _RANGE = re.compile(r"\[(\d+),(\d+)\)")
 
 
@@ -72,13 +80,14 @@ class WorkerQueries:
         return Survey(tuple(row["node_id"] for row in nodes), {row["shard"]: row["owner"] for row in owners}, now)
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
-        async with self._connections.use("claim shards") as connection:
+        async with self._connections.use("claim shards") as connection, connection.transaction():
+            await connection.execute(SQL["claim_turn"])
             rows = await connection.fetch(SQL["claim"], node_id, pool, limit, lease_s)
         return sorted((Claimed(row["shard"], row["fence"]) for row in rows), key=lambda claimed: claimed.shard)
 
     async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
         async with self._connections.use("release shards") as connection:
-            await connection.executemany(SQL["release"], [(shard, node_id, fence) for shard, fence in shards.items()])
+            await connection.executemany(SQL["release"], [(shard, node_id, shards[shard]) for shard in sorted(shards)])
 
     async def leave(self, node_id: UUID) -> None:
         async with self._connections.use("leave") as connection, connection.transaction():
@@ -90,7 +99,8 @@ class WorkerQueries:
             last = await connection.fetchrow(SQL["last_progress"], shard)
             if last is None:
                 floor = await connection.fetchrow(SQL["floor"], shard)
-                return Takeover(shard, fence, read_to=floor["floor_seq"], read_day=0)
+                # An owner that never settled may have sent all the same.
+                return Takeover(shard, fence, read_to=floor["floor_seq"], read_day=0, clean=fence == 1)
             open_seqs = [seq for start, end in _ranges(last["open"]) for seq in range(start, end)]
             rows = await connection.fetch(SQL["open_rows"], shard, open_seqs) if open_seqs else []
             lanes = await connection.fetch(SQL["lane_summaries"], shard)
@@ -107,7 +117,7 @@ class WorkerQueries:
                 LaneSummary(row["endpoint_id"], row["tenant_id"], row["count"], row["next_due"], row["next_deadline"])
                 for row in lanes
             ),
-            clean=last["clean"],
+            clean=last["clean"] and last["fence"] == fence - 1,
         )
 
     # ---- reading ------------------------------------------------------------------------------------------------
@@ -115,10 +125,11 @@ class WorkerQueries:
     async def read(
         self, positions: Mapping[int, tuple[int, int]], *, rows_max: int, bytes_max: int
     ) -> dict[int, list[JournalRow]]:
-        day = min(read_day for _, read_day in positions.values())
+        seqs = [seq for seq, _ in positions.values()]
+        days = [day for _, day in positions.values()]
         async with self._connections.use("read the journal") as connection:
             rows = await connection.fetch(
-                SQL["read"], list(positions), [seq for seq, _ in positions.values()], day, rows_max, bytes_max
+                SQL["read"], list(positions), seqs, min(days, default=0), rows_max, bytes_max, days
             )
         found: dict[int, list[JournalRow]] = {}
         for row in rows:
@@ -126,66 +137,38 @@ class WorkerQueries:
         return found
 
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
-        lane = (fetch.shard, fetch.endpoint_id)
         async with self._connections.use(f"fetch the backlog of shard {fetch.shard}") as connection:
             if fetch.expired:
-                rows = await connection.fetch(SQL["fetch_expired"], *lane, fetch.until, fetch.limit + 1)
-                behind = await connection.fetchval(SQL["next_deadline"], *lane, fetch.until)
-            else:
-                rows = await connection.fetch(SQL["fetch_due"], *lane, *fetch.after, fetch.until, fetch.limit + 1)
-                behind = await connection.fetchval(SQL["next_due"], *lane, fetch.until)
-        kept: list[BacklogRow] = []
-        size = 0
-        for row in rows[: fetch.limit]:
-            kept.append(_backlog_row(row))
-            size += len(row["payload"] or b"")
-            if size >= bytes_max:
-                break
-        return kept, len(kept) < len(rows), NEVER if behind is None else behind
+                return await _fetch_expired(connection, fetch)
+            return await _fetch_due(connection, fetch, bytes_max)
 
     # ---- settling -----------------------------------------------------------------------------------------------
 
     async def settle(self, parts: Sequence[ShardSettle]) -> None:
-        await self._settle(parts, _copy_attempts)
+        await self._settle(parts, _whole)
 
     async def settle_by_row(self, parts: Sequence[ShardSettle]) -> int:
-        cut = 0
+        by_row = _ByRow()
+        await self._settle(parts, by_row)
+        return by_row.cut
 
-        async def one_by_one(connection: Any, day: int, attempts: Sequence[Attempt]) -> None:
-            nonlocal cut
-            for attempt in attempts:
-                try:
-                    with translated("store an attempt"):
-                        async with connection.transaction():
-                            await _copy_attempts(connection, day, [attempt])
-                except DataRejected:
-                    cut += 1
-                    await _copy_attempts(connection, day, [_cut(attempt)])
-
-        await self._settle(parts, one_by_one)
-        return cut
-
-    async def _settle(self, parts: Sequence[ShardSettle], store_attempts: Callable[..., Any]) -> None:
-        async with self._connections.use("settle") as connection, asyncio.timeout(SETTLE_TIMEOUT_S):
+    async def _settle(self, parts: Sequence[ShardSettle], store: _StoreRows) -> None:
+        async with self._connections.use("settle") as connection:
             transaction = connection.transaction()
-            await transaction.start()
             try:
-                lost, day = await connection.fetchrow(SQL["settle"], *_progress_columns(parts))
-                if lost:
-                    raise FenceLost(lost)
-                attempts = [attempt for part in parts for attempt in part.attempts]
-                if attempts:
-                    await store_attempts(connection, day, attempts)
-                await _settle_rare(connection, parts)
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await transaction.start()
+                    lost, already, day = await connection.fetchrow(SQL["settle"], *_progress_columns(parts))
+                    if lost:
+                        raise FenceLost(lost)
+                    if not already:
+                        attempts = [attempt for part in parts for attempt in part.attempts]
+                        await store(connection, partial(_copy_attempts, connection, day), attempts, _CUT_ATTEMPT)
+                        await _settle_rare(connection, parts, store)
             except BaseException:
-                await _rollback(transaction)
+                await _roll_back(connection, transaction)
                 raise
-            try:
-                await transaction.commit()
-            except (asyncpg.InterfaceError, OSError, TimeoutError, asyncpg.PostgresConnectionError) as error:
-                raise CommitUnknown(f"settle: the connection was lost while committing: {error}") from error
-            except asyncpg.OperatorInterventionError as error:
-                raise CommitUnknown(f"settle: the server went away while committing: {error}") from error
+            await _commit(connection, transaction)
 
     async def settled(self, part: ShardSettle) -> bool:
         async with self._connections.use("look up a settle") as connection:
@@ -259,10 +242,13 @@ class WorkerQueries:
     async def _listen(self) -> None:
         """Listening is a favour: without it (a pooler in between, the store away) workers look by themselves."""
         try:
-            self._listener = await self._connections.connect_alone()
+            listener = await self._connections.connect_alone("listen")
+            self._listener = listener
             with translated("listen"):
-                await self._listener.add_listener("hookpost", lambda *_: self._rung.set())
+                await listener.add_listener("hookpost", lambda *_: self._rung.set())
         except StoreUnavailable:
+            if self._listener is not None:
+                self._listener.terminate()
             self._listener = None
 
 
@@ -303,50 +289,135 @@ def _progress_columns(parts: Sequence[ShardSettle]) -> tuple[list[Any], ...]:
     )
 
 
-async def _copy_attempts(connection: Any, day: int, attempts: Sequence[Attempt]) -> None:
+async def _fetch_due(connection: Any, fetch: Fetch, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
+    lane = (fetch.shard, fetch.endpoint_id)
+    rows = await connection.fetch(SQL["fetch_due"], *lane, *fetch.after, fetch.until, fetch.limit + 1, bytes_max)
+    behind = await connection.fetchval(SQL["next_due"], *lane, fetch.until)
+    kept = [_backlog_row(row) for row in rows[: fetch.limit]]
+    more = bool(rows) and rows[0]["found"] > len(kept)
+    return kept, more, NEVER if behind is None else behind
+
+
+async def _fetch_expired(connection: Any, fetch: Fetch) -> tuple[list[BacklogRow], bool, float]:
+    """What expires next is looked for when all that has expired is gone: it takes a look at the whole lane."""
+    lane = (fetch.shard, fetch.endpoint_id)
+    rows = await connection.fetch(SQL["fetch_expired"], *lane, fetch.until, fetch.limit + 1)
+    more = len(rows) > fetch.limit
+    behind = None if more else await connection.fetchval(SQL["next_deadline"], *lane, fetch.until)
+    return [_backlog_row(row) for row in rows[: fetch.limit]], more, NEVER if behind is None else behind
+
+
+# ---- rows of a settle ---------------------------------------------------------------------------------------------
+
+_Row = tuple[Any, ...]
+_Write = Callable[[Sequence[_Row]], Awaitable[None]]
+# How to store a row that was refused, tried one after the other; after the last one it may be left out, or not.
+_Cut = tuple[Callable[[_Row], _Row], ...]
+_StoreRows = Callable[[Any, _Write, Sequence[_Row], tuple[_Cut, bool]], Awaitable[None]]
+
+
+async def _whole(connection: Any, write: _Write, rows: Sequence[_Row], cut: tuple[_Cut, bool]) -> None:  # noqa: ARG001
+    """Store the rows in one go."""
+    if rows:
+        await write(rows)
+
+
+class _ByRow:
+    """Stores rows one by one when they are refused together; counts those that had to be cut."""
+
+    def __init__(self) -> None:
+        self.cut = 0
+
+    async def __call__(self, connection: Any, write: _Write, rows: Sequence[_Row], cut: tuple[_Cut, bool]) -> None:
+        if not rows or await _refusal(connection, write, rows) is None:
+            return
+        for row in rows:
+            await self._store(connection, write, row, *cut)
+
+    async def _store(self, connection: Any, write: _Write, row: _Row, cuts: _Cut, may_go: bool) -> None:
+        refusal = await _refusal(connection, write, [row])
+        if refusal is None:
+            return
+        self.cut += 1
+        for cut in cuts:
+            row = cut(row)
+            refusal = await _refusal(connection, write, [row])
+            if refusal is None:
+                return
+        if not may_go:
+            raise refusal
+
+
+async def _refusal(connection: Any, write: _Write, rows: Sequence[_Row]) -> DataRejected | None:
+    """Store the rows, or say why the database refuses them."""
+    try:
+        with translated("store a row of a settle"):
+            async with connection.transaction():
+                await write(rows)
+    except DataRejected as error:
+        return error
+    return None
+
+
+async def _copy_attempts(connection: Any, day: int, attempts: Sequence[_Row]) -> None:
     await connection.copy_records_to_table(
         "attempts", records=[(day, *attempt) for attempt in attempts], columns=_COPY_COLUMNS
     )
 
 
-def _cut(attempt: Attempt) -> Attempt:
-    """The same attempt without what a receiver could have put into it."""
-    values = list(attempt)
-    values[_ERROR_CODE] = "internal_error"
-    values[_STATUS] = None
-    values[_HEAD] = b""
-    return tuple(values)
+def _cut_attempt(cut: Mapping[str, Any], attempt: Attempt) -> Attempt:
+    return tuple(cut.get(column, value) for column, value in zip(ATTEMPT_COLUMNS, attempt, strict=True))
 
 
-async def _settle_rare(connection: Any, parts: Sequence[ShardSettle]) -> None:
+def _cut_note(row: _Row) -> _Row:
+    """A backlog row or a dead letter without the note about its last attempt."""
+    return (*row[:-2], None, None)
+
+
+# The history may lack an attempt rather than that a shard stands still; a delivery must never get lost.
+_CUT_ATTEMPT: tuple[_Cut, bool] = (tuple(partial(_cut_attempt, cut) for cut in _CUTS), True)
+_CUT_NOTE: tuple[_Cut, bool] = ((_cut_note,), False)
+_NO_CUT: tuple[_Cut, bool] = ((), False)
+
+
+async def _settle_rare(connection: Any, parts: Sequence[ShardSettle], store: _StoreRows) -> None:
     """What a delivery that works the first time never writes. Lock order: dead letters, then backlog, each sorted."""
     revived = sorted({pair for part in parts for pair in part.revived})
+    dead = _dead_rows(parts)
     if revived:
-        await connection.execute(SQL["settle_revived"], *_columns(revived))
-    dead = sorted(
+        await connection.execute(SQL["settle_dead_locks"], *_columns([*revived, *(row[:2] for row in dead)]))
+    dropped = sorted((part.shard, endpoint_id) for part in parts for endpoint_id in part.dropped_lanes)
+    deletes = sorted((part.shard, endpoint_id, position) for part in parts for endpoint_id, position in part.deletes)
+    upserts = [_upsert_row(part.shard, change) for part in parts for change in part.upserts.values()]
+    upserts.sort(key=lambda row: row[:3])
+    for name, rows, cut in (
+        ("settle_revived", revived, _NO_CUT),
+        ("settle_dead", dead, _CUT_NOTE),
+        ("settle_dropped_lanes", dropped, _NO_CUT),
+        ("settle_deletes", deletes, _NO_CUT),
+        ("settle_upserts", upserts, _CUT_NOTE),
+    ):
+        await store(connection, partial(_execute, connection, name), rows, cut)
+
+
+async def _execute(connection: Any, name: str, rows: Sequence[_Row]) -> None:
+    await connection.execute(SQL[name], *_columns(rows))
+
+
+def _dead_rows(parts: Sequence[ShardSettle]) -> list[_Row]:
+    """Of several deaths of one delivery the latest generation's."""
+    letters = sorted(
         ((letter, part.shard) for part in parts for letter in part.dead),
         key=lambda pair: (pair[0].event_id, pair[0].endpoint_id, pair[0].generation),
     )
-    if dead:
-        latest = {(d.event_id, d.endpoint_id): (d, shard) for d, shard in dead}
-        rows = [
-            (
-                d.event_id, d.endpoint_id, d.tenant_id, shard, d.position, d.day, d.generation, d.type, d.reason,
-                d.died_at, d.attempt_count, d.last_http_status, d.last_error_code,
-            )
-            for d, shard in latest.values()
-        ]  # fmt: skip
-        await connection.execute(SQL["settle_dead"], *_columns(rows))
-    dropped = sorted((part.shard, endpoint_id) for part in parts for endpoint_id in part.dropped_lanes)
-    if dropped:
-        await connection.execute(SQL["settle_dropped_lanes"], *_columns(dropped))
-    deletes = sorted((part.shard, endpoint_id, position) for part in parts for endpoint_id, position in part.deletes)
-    if deletes:
-        await connection.execute(SQL["settle_deletes"], *_columns(deletes))
-    upserts = [(part.shard, change) for part in parts for change in part.upserts.values()]
-    if upserts:
-        rows = sorted((_upsert_row(shard, change) for shard, change in upserts), key=lambda row: row[:3])
-        await connection.execute(SQL["settle_upserts"], *_columns(rows))
+    latest = {(letter.event_id, letter.endpoint_id): (letter, shard) for letter, shard in letters}
+    return [
+        (
+            d.event_id, d.endpoint_id, d.tenant_id, shard, d.position, d.day, d.generation, d.type, d.reason,
+            d.died_at, d.attempt_count, d.last_http_status, d.last_error_code,
+        )
+        for d, shard in latest.values()
+    ]  # fmt: skip
 
 
 def _upsert_row(shard: int, change: BacklogChange) -> tuple[Any, ...]:
@@ -361,9 +432,27 @@ def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-async def _rollback(transaction: Any) -> None:
+async def _commit(connection: Any, transaction: Any) -> None:
+    try:
+        async with asyncio.timeout(SETTLE_TIMEOUT_S):
+            await transaction.commit()
+    except (
+        asyncpg.InterfaceError, OSError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError,
+    ) as error:  # fmt: skip
+        _cut_off(connection)
+        raise CommitUnknown(f"settle: no answer to the commit: {type(error).__name__} {error}") from error
+
+
+async def _roll_back(connection: Any, transaction: Any) -> None:
     """The connection may be gone; the first error is the one to tell."""
     try:
-        await transaction.rollback()
+        async with asyncio.timeout(ROLLBACK_TIMEOUT_S):
+            await transaction.rollback()
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-        return
+        _cut_off(connection)
+
+
+def _cut_off(connection: Any) -> None:
+    """Never to be used again; the pool may have found out first."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()

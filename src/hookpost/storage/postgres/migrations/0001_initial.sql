@@ -251,11 +251,16 @@ end
 $$;
 
 -- The day and number of the last row of a shard. The caller holds the shard's lock.
+-- A shard that was silent for days is looked up in all partitions; as a rule two or three will do, and for these the day
+-- must be a value: a function call would neither prune partitions nor be found by an index.
 create function hookpost_last(p_shard int, out last_seq bigint, out last_day date) language plpgsql as
 $$
+declare
+    today     date := hookpost_today();
+    yesterday date := today - 1;
 begin
     select e.seq, e.day into last_seq, last_day from events e
-    where e.shard = p_shard and e.day >= hookpost_today() - 1 order by e.seq desc limit 1;
+    where e.shard = p_shard and e.day >= yesterday order by e.seq desc limit 1;
     if not found then
         select e.seq, e.day into last_seq, last_day from events e where e.shard = p_shard order by e.seq desc limit 1;
     end if;
@@ -265,7 +270,7 @@ begin
             raise exception 'shard % does not exist', p_shard using errcode = 'HP001';
         end if;
     end if;
-    last_day := greatest(last_day, hookpost_today());
+    last_day := greatest(last_day, today);
 end
 $$;
 
@@ -319,20 +324,22 @@ begin
     left join tenants t on t.tenant_id = u.tenant_id and t.deleted_at is null
     where t.config_version is distinct from u.version;
     if stale is not null then
-        delete from idempotency_keys k where k.event_id = any (winners) and k.tenant_id = any (p_tenants);
+        delete from idempotency_keys k using unnest(p_of, p_keys, p_ids) u(of, key, id)
+        where k.tenant_id = u.of and k.key = u.key and k.event_id = u.id and u.id = any (winners);
         return;
     end if;
 
     if p_keys is not null then
         -- The losers: their winner has committed by now, or stands in this very call.
-        select array_agg(case when u.key is null or u.id = any (winners) then 0
+        select array_agg(case when u.key is null or w.id is not null then 0
                               when k.event_id is null then 3
                               when k.request_hash = u.hash then 1 else 2 end::smallint order by u.ord),
                array_agg(k.event_id order by u.ord),
                array_agg(k.delivery_count order by u.ord),
-               count(*) filter (where u.key is null or u.id = any (winners))
+               count(*) filter (where u.key is null or w.id is not null)
         into verdicts, first_ids, first_counts, meant
         from unnest(p_of, p_keys, p_ids, p_hashes) with ordinality u(of, key, id, hash, ord)
+        left join unnest(winners) w(id) on w.id = u.id
         left join idempotency_keys k on k.tenant_id = u.of and k.key = u.key;
     end if;
 
@@ -370,20 +377,29 @@ end
 $$;
 
 -- Opens a settle: locks and checks the fences, then writes the progress rows. Returns the shards whose fence has moved on
--- (then nothing was written) and the day for the attempts. `for no key update` changes no row and leaves no dead one.
+-- (then nothing was written), whether this very settle was committed before, and the day for the attempts.
+-- `for no key update` changes no row and leaves no dead one. A commit of unknown end may still be under way when it is
+-- repeated: the lock waits for it, and as a settle is one transaction its first shard speaks for all.
 create function hookpost_settle(
     p_shards int[], p_fences bigint[], p_settle_nos bigint[], p_cursors bigint[], p_read_tos bigint[],
     p_read_days date[], p_open text[], p_partial text[], p_clean boolean[],
-    out lost int[], out today date
+    out lost int[], out already boolean, out today date
 ) language plpgsql as
 $$
+declare
+    earliest date;
 begin
     today := hookpost_today();
     perform 1 from shards s where s.shard = any (p_shards) order by s.shard for no key update;
     select array_agg(u.shard) into lost
     from unnest(p_shards, p_fences) u(shard, fence) left join shards s on s.shard = u.shard
     where s.fence is distinct from u.fence;
-    if lost is not null then
+    earliest := today - 7;
+    already := exists (
+        select from progress p
+        where p.shard = p_shards[1] and p.settle_no = p_settle_nos[1] and p.fence = p_fences[1] and p.day >= earliest
+    );
+    if lost is not null or already then
         return;
     end if;
     insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day, open, partial, clean)

@@ -16,6 +16,11 @@ where s.pool = $1 order by s.shard
 -- name: living
 select node_id from nodes where pool = $1 and expires_at > clock_timestamp() order by node_id
 
+-- name: claim_turn
+-- Claims go one after the other: a claim that looked before another one committed would take the same shards again, as
+-- the recheck behind a row lock does not look at the other table anew.
+select pg_advisory_xact_lock(7703, 0)
+
 -- name: claim
 -- Take free shards. An owner silent since before the database was started had no way to renew: it keeps its shards for
 -- one lease from the start. A shard taken from a silent owner is not quiet before that owner's last request must have ended.
@@ -44,7 +49,7 @@ delete from nodes where node_id = $1
 
 -- name: last_progress
 -- Where the last settle of a shard left it.
-select settle_no, cursor, read_to, read_day, open::text as open, partial::text as partial, clean
+select settle_no, fence, cursor, read_to, read_day, open::text as open, partial::text as partial, clean
 from progress where shard = $1 order by settle_no desc limit 1
 
 -- name: floor
@@ -64,36 +69,48 @@ from backlog where shard = $1 group by endpoint_id, tenant_id
 
 -- name: read
 -- Journal rows of many shards behind what was read, each shard in order, bounded in rows and in payload bytes (one row
--- always fits). The day's lower bound keeps the look-up out of old partitions.
+-- always fits). The days keep the look-up out of old partitions: each shard's own, and $3, the least of them, before any
+-- partition is opened.
 select e.*
-from unnest($1::int[], $2::bigint[]) as s (shard, after)
+from unnest($1::int[], $2::bigint[], $6::date[]) as s (shard, after, day)
 cross join lateral (
-    select r.*, sum(octet_length(r.payload)) over (order by r.seq) - octet_length(r.payload) as bytes_before
+    select r.*, sum(coalesce(octet_length(r.payload), 0)) over (order by r.seq) - coalesce(octet_length(r.payload), 0)
+           as bytes_before
     from (
         select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at,
                case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
                     else e.payload end as payload
         from events e
-        where e.shard = s.shard and e.seq > s.after and e.day >= $3
+        where e.shard = s.shard and e.seq > s.after and e.day >= $3 and e.day >= s.day
         order by e.seq limit $4
     ) r
 ) e
-where coalesce(e.bytes_before, 0) < $5
+where e.bytes_before < $5
 order by e.shard, e.seq
 
 -- name: fetch_due
--- Backlog rows of one lane that are due, by keyset, with their events; one more than wanted tells that there are more.
-select b.*, e.type,
-       case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
-            else e.payload end as payload
+-- Backlog rows of one lane that are due, by keyset, with their events, bounded in rows and in payload bytes (one row always
+-- fits); `found` tells when there are more.
+select *
 from (
-    select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at, shard
-    from backlog
-    where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at <= $5
-    order by due_at, position limit $6
-) b
-left join events e on e.shard = b.shard and e.seq = b.position and e.day = b.day
-order by b.due_at, b.position
+    select w.*, count(*) over () as found,
+           sum(coalesce(octet_length(w.payload), 0)) over (order by w.due_at, w.position)
+           - coalesce(octet_length(w.payload), 0) as bytes_before
+    from (
+        select b.*, e.type,
+               case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
+                    else e.payload end as payload
+        from (
+            select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at, shard
+            from backlog
+            where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at <= $5
+            order by due_at, position limit $6
+        ) b
+        left join events e on e.shard = b.shard and e.seq = b.position and e.day = b.day
+    ) w
+) f
+where bytes_before < $7
+order by due_at, position
 
 -- name: next_due
 select min(due_at) from backlog where shard = $1 and endpoint_id = $2 and due_at > $3
@@ -108,7 +125,13 @@ select min(deadline) from backlog where shard = $1 and endpoint_id = $2 and dead
 
 -- name: settle
 -- Locks and checks the fences, writes the progress rows; the rest of the settle follows in the same transaction.
-select lost, today from hookpost_settle($1, $2, $3, $4, $5, $6, $7, $8, $9)
+select lost, already, today from hookpost_settle($1, $2, $3, $4, $5, $6, $7, $8, $9)
+
+-- name: settle_dead_locks
+-- The dead letters that a settle will touch, in one order: another shard may hold a replay of the same event.
+select 1 from dead_letters d
+where (d.event_id, d.endpoint_id) in (select * from unnest($1::uuid[], $2::uuid[]))
+order by d.event_id, d.endpoint_id for no key update
 
 -- name: settle_revived
 -- A replay takes the delivery out of the dead letters.
@@ -176,18 +199,25 @@ select tenant_id from tenants where changed_at > $1
 select clock_timestamp()
 
 -- name: hold_endpoint
--- Shared with the other workers by way of changed_at; the config version stays, as ingest does not care.
-with held as (
-    update endpoints set hold_until = $2 where endpoint_id = $1 and (hold_until is null or hold_until < $2)
-    returning tenant_id
+-- Shared with the other workers by way of changed_at; the config version stays, as ingest does not care. The tenant is
+-- locked before its endpoint, as by every change of the configuration.
+with owner as (
+    select t.tenant_id from tenants t
+    where t.tenant_id = (select e.tenant_id from endpoints e where e.endpoint_id = $1) for no key update
+), held as (
+    update endpoints e set hold_until = $2 from owner
+    where e.endpoint_id = $1 and (e.hold_until is null or e.hold_until < $2)
+    returning e.tenant_id
 )
 update tenants t set changed_at = clock_timestamp() from held where t.tenant_id = held.tenant_id
 
 -- name: disable_endpoint
-with closed as (
-    update endpoints set status = 'disabled', status_reason = $3, updated_at = clock_timestamp()
-    where endpoint_id = $2 and tenant_id = $1 and status <> 'disabled' and deleted_at is null
-    returning tenant_id
+with owner as (
+    select t.tenant_id from tenants t where t.tenant_id = $1 for no key update
+), closed as (
+    update endpoints e set status = 'disabled', status_reason = $3, updated_at = clock_timestamp() from owner
+    where e.endpoint_id = $2 and e.tenant_id = owner.tenant_id and e.status <> 'disabled' and e.deleted_at is null
+    returning e.tenant_id
 )
 update tenants t set config_version = t.config_version + 1, changed_at = clock_timestamp()
 from closed where t.tenant_id = closed.tenant_id

@@ -1,0 +1,217 @@
+"""The schema comes up whole or not at all, and a database that may lose what it acknowledged is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from uuid_utils.compat import uuid7
+
+from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.postgres import migrate, store
+from hookpost.storage.postgres.embedded import EmbeddedPostgres
+from tests.conftest import in_database
+from tests.storage.driver import until
+
+
+@pytest.fixture
+async def empty(server: str) -> AsyncIterator[str]:
+    """The DSN of a database without a schema."""
+    name = f"m_{uuid7().hex}"
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"create database {name} strategy wal_log")
+    yield in_database(server, name)
+    await connection.execute(f"drop database {name} with (force)")
+    await connection.close()
+
+
+async def ask(dsn: str, sql: str, *arguments: Any) -> Any:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(sql, *arguments)
+    finally:
+        await connection.close()
+
+
+def as_user(dsn: str, user: str) -> str:
+    assert "//postgres@" in dsn
+    return dsn.replace("//postgres@", f"//{user}@", 1)
+
+
+# ---- migrations -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_empty_database_is_migrated_once(empty: str) -> None:
+    with pytest.raises(migrate.SchemaTooOld, match=r"at revision empty.*run `hookpost migrate`"):
+        await store.require_migrated(empty)
+    assert await store.check_database(empty, unsafe_ok=False) == []
+    assert await store.migrate_database(empty) == ["empty", migrate.head()]
+    assert await store.migrate_database(empty) == []
+    await store.require_migrated(empty)
+    assert await store.check_database(empty, unsafe_ok=False) == []
+
+
+async def test_of_servers_that_start_at_once_one_migrates(empty: str) -> None:
+    results = await asyncio.gather(*(store.migrate_database(empty) for _ in range(4)))
+    assert sorted(results) == [[], [], [], ["empty", migrate.head()]]
+
+
+async def test_a_migration_killed_in_the_middle_leaves_nothing_and_can_be_repeated(empty: str) -> None:
+    # The migration stops at its first table: the name is taken by a transaction that has not ended.
+    other = await asyncpg.connect(empty)
+    await other.execute("begin; create table progress ()")
+    migrating = asyncio.create_task(store.migrate_database(empty))
+    blocked = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    await until(lambda: ask(empty, blocked))
+    await ask(empty, f"select pg_terminate_backend(({blocked}), 5000)")
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await migrating
+    await other.execute("rollback")
+    await other.close()
+    assert await ask(empty, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
+    assert await store.migrate_database(empty) == ["empty", migrate.head()]
+
+
+async def test_a_newer_schema_is_refused_with_advice(empty: str) -> None:
+    await store.migrate_database(empty)
+    await ask(empty, "update alembic_version set version_num = '9999'")
+    for call in (store.migrate_database(empty), store.check_database(empty, unsafe_ok=True)):
+        with pytest.raises(migrate.SchemaTooNew, match=r"at revision 9999.*start the newer Hookpost"):
+            await call
+    with pytest.raises(migrate.SchemaTooOld):
+        await store.require_migrated(empty)
+
+
+async def test_the_sql_for_a_database_administrator_makes_the_same_schema(empty: str, database: str) -> None:
+    connection = await asyncpg.connect(empty)
+    await connection.execute(migrate.upgrade_sql(None))
+    await connection.close()
+    await store.require_migrated(empty)
+    described = (
+        "select array_agg(format('%s.%s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod))"
+        " order by c.relname, a.attnum)::text from pg_class c join pg_attribute a on a.attrelid = c.oid"
+        " where c.relnamespace = 'public'::regnamespace and a.attnum > 0"
+    )
+    assert await ask(empty, described) == await ask(database, described)
+    assert "alembic_version" in await ask(empty, described)
+
+
+# ---- bootstrap ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_start_makes_the_shards_and_the_default_tenant_once(empty: str) -> None:
+    await store.migrate_database(empty)
+    ids = [uuid7() for _ in range(4)]
+    made = await asyncio.gather(
+        *(store.bootstrap(empty, shards=6, tenant_id=tenant_id, pool="default") for tenant_id in ids)
+    )
+    [winner] = [tenant_id for tenant_id in made if tenant_id is not None]
+    assert winner in ids
+    assert await store.bootstrap(empty, shards=9, tenant_id=uuid7(), pool="default") is None
+    assert await ask(empty, "select array_agg(shard order by shard) from shards") == list(range(6))
+    assert await ask(empty, "select home_shards from tenants where name = 'default'") == list(range(6))
+    assert await ask(empty, "select count(*) from tenants") == 1
+    assert await store.platform_value(empty, "default_tenant") == str(winner)
+
+
+async def test_a_fact_of_the_installation_is_kept_by_whoever_comes_first(database: str) -> None:
+    assert await store.platform_value(database, "secret") is None
+    values = await asyncio.gather(*(store.platform_value(database, "secret", f"s{n}") for n in range(5)))
+    assert len(set(values)) == 1
+    assert await store.platform_value(database, "secret", "late") == values[0]
+
+
+# ---- what a database must be ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["database", "role", "role in database"])
+async def test_a_database_that_does_not_wait_for_the_disk_is_refused(empty: str, server: str, level: str) -> None:
+    name = empty.split("?")[0].rsplit("/", 1)[1]
+    role = f"r_{uuid7().hex}"
+    await ask(server, f"create role {role} login superuser")
+    targets = [f"database {name}", f"role {role}", f"role {role} in database {name}"]
+    target = dict(zip(("database", "role", "role in database"), targets, strict=True))
+    dsn = as_user(empty, role)
+    try:
+        assert await ask(dsn, "select current_user") == role
+        assert await store.check_database(dsn, unsafe_ok=False) == []
+        await ask(server, f"alter {target[level]} set synchronous_commit = off")
+        with pytest.raises(store.UnsafeDatabase, match=r"synchronous_commit=off.*HOOKPOST_DATABASE_UNSAFE_OK=true"):
+            await store.check_database(dsn, unsafe_ok=False)
+        [warning] = await store.check_database(dsn, unsafe_ok=True)
+        assert "synchronous_commit=off" in warning
+        for safe in ("on", "local", "remote_write"):
+            await ask(server, f"alter {target[level]} set synchronous_commit = {safe}")
+            assert await store.check_database(dsn, unsafe_ok=False) == []
+    finally:
+        await ask(server, f"alter role {role} in database {name} reset all")
+        await ask(server, f"drop role {role}")
+
+
+@pytest.fixture
+def careless() -> Iterator[EmbeddedPostgres]:
+    """A server of its own that does not flush, as some tuning guides advise."""
+    folder = Path(tempfile.mkdtemp(prefix="hookpost-test-"))
+    folder.chmod(0o755)
+    embedded = EmbeddedPostgres(folder)
+    try:
+        yield embedded
+    finally:
+        embedded.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_a_server_without_fsync_is_refused(careless: EmbeddedPostgres) -> None:
+    dsn = await asyncio.to_thread(careless.start)
+    await ask(dsn, "alter system set fsync = off")
+    await ask(dsn, "select pg_reload_conf()")
+    await until(lambda: ask(dsn, "select current_setting('fsync') = 'off'"))
+    with pytest.raises(store.UnsafeDatabase, match=r"fsync=off.*set fsync=on"):
+        await store.check_database(dsn, unsafe_ok=False)
+    await ask(dsn, "alter system set synchronous_commit = off")
+    await ask(dsn, "select pg_reload_conf()")
+    await until(lambda: ask(dsn, "select current_setting('synchronous_commit') = 'off'"))
+    first, second = await store.check_database(dsn, unsafe_ok=True)
+    assert "fsync=off" in first
+    assert "synchronous_commit=off" in second
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://nobody@127.0.0.1:1/none",
+        "postgresql://nobody@/none?host=/nonexistent",
+        "mysql://root@127.0.0.1/x",
+        "postgresql://host:port/x",
+        "not a url",
+    ],
+)
+async def test_a_database_that_cannot_be_reached_says_what_to_check(dsn: str) -> None:
+    with pytest.raises(StoreUnavailable, match=r"cannot be reached.*check HOOKPOST_DATABASE_URL"):
+        await store.check_database(dsn, unsafe_ok=False)
+    with pytest.raises(StoreUnavailable):
+        await store.PostgresStore(dsn).open()
+
+
+async def test_an_unknown_database_and_a_wrong_user_say_what_to_check(server: str) -> None:
+    for dsn in (in_database(server, "nowhere"), as_user(server, "stranger")):
+        with pytest.raises(StoreUnavailable, match=r"cannot be reached.*check HOOKPOST_DATABASE_URL"):
+            await store.check_database(dsn, unsafe_ok=True)
+
+
+async def test_a_closed_store_says_so(database: str) -> None:
+    opened = store.PostgresStore(database)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await opened.ping()
+    await opened.open()
+    assert await opened.ping() > 1.7e9
+    await opened.close()
+    await opened.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await opened.ping()

@@ -1,0 +1,378 @@
+"""Every hot statement finds its rows by the index that is meant for it, under the generic plan that production uses.
+
+The tables hold thousands of rows over thirty days, of several shards, and are analysed. Of statements inside functions
+the rows that they touch are counted, as PostgreSQL counts them for each table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from hashlib import md5
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from uuid_utils.compat import uuid7
+
+from hookpost.storage.postgres.queries import load
+from tests.conftest import in_database
+
+WORKER, INGEST, MAINTENANCE = load("worker"), load("ingest"), load("maintenance")
+DAYS = 30
+HOT = ("events", "attempts", "progress", "backlog", "dead_letters", "idempotency_keys", "endpoints", "endpoint_secrets")
+FILL = """
+select hookpost_make_partitions(hookpost_today() - 29, hookpost_today() + 3);
+insert into tenants (tenant_id, name, home_shards)
+    select md5('t' || t)::uuid, 't', '{0}' from generate_series(1, 2000) t;
+insert into endpoints (endpoint_id, tenant_id, url)
+    select md5('e' || e)::uuid, md5('t' || 1 + e % 1000)::uuid, 'https://example.com' from generate_series(1, 5000) e;
+insert into endpoint_secrets (endpoint_id, key)
+    select md5('e' || e)::uuid, 'k' from generate_series(1, 5000) e;
+insert into api_keys (key_id, tenant_id, name, key_hash)
+    select 'k' || k, md5('t' || k)::uuid, 'k', 'h' from generate_series(1, 2000) k;
+insert into events (day, shard, seq, event_id, tenant_id, type, payload, owed, created_at)
+    select hookpost_today() - (29 - (n - 1) / 200)::int, shard, n, md5(shard || 'v' || n)::uuid,
+           md5('t' || n % 100)::uuid, 'a', 'p', array[md5('e' || n % 50)::uuid], now() - make_interval(days => (29 - (n - 1) / 200)::int)
+    from generate_series(0, 3) shard, generate_series(1, 200 * 30) n;
+insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)
+    select hookpost_today() - (29 - (n - 1) / 100)::int, shard, n, 1, n, n, hookpost_today()
+    from generate_series(0, 3) shard, generate_series(1, 100 * 30) n;
+insert into backlog (shard, endpoint_id, position, day, tenant_id, event_id, generation, reason, due_at, retry_count,
+                     deadline, created_at)
+    select n % 4, md5('e' || case when n % 5 = 0 then 1 else n % 500 end)::uuid, n, hookpost_today() - n % 3,
+           md5('t1')::uuid, md5(n % 4 || 'v' || n)::uuid, 0, 'retry', now() + make_interval(secs => n % 997 - 500), 1, now() + make_interval(secs => n), now()
+    from generate_series(1, 20000) n;
+insert into dead_letters (event_id, endpoint_id, tenant_id, shard, position, day, generation, type, reason, died_at,
+                          attempt_count)
+    select md5(n % 4 || 'v' || n)::uuid, md5('e' || n % 50)::uuid, md5('t1')::uuid, 0, n, hookpost_today(), 0, 'a',
+           'deadline', now(), 1 from generate_series(1, 10000) n;
+insert into idempotency_keys (tenant_id, key, event_id, request_hash, delivery_count, expires_at)
+    select md5('t' || n % 10)::uuid, 'key' || n, md5('i' || n)::uuid, 'h', 1, now() + make_interval(hours => n)
+    from generate_series(1, 20000) n;
+"""
+# All but the partitions of days to come: nobody analyses an empty table.
+ANALYSE = """
+do $$ declare name text; begin
+    for name in select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace
+                and not relname > 'events_' || to_char(hookpost_today(), 'YYYYMMDD') and relname !~ '^(attempts|progress)_'
+                or relname ~ '^progress_' and relname <= 'progress_' || to_char(hookpost_today(), 'YYYYMMDD')
+    loop execute format('analyze %I', name); end loop;
+    analyze idempotency_keys; analyze tenants; analyze shards;
+end $$
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(server: str) -> Iterator[str]:
+    """A database with thousands of rows of everything over thirty days; tests change nothing in it."""
+    name = f"p_{uuid7().hex}"
+    asyncio.run(_fill(server, name))
+    yield in_database(server, name)
+    asyncio.run(_execute(server, f"drop database {name} with (force)"))
+
+
+async def _fill(server: str, name: str) -> None:
+    await _execute(server, f"create database {name} template hookpost_template strategy wal_log")
+    await _execute(in_database(server, name), FILL)
+    await _execute(in_database(server, name), ANALYSE)
+
+
+async def _execute(dsn: str, sql: str) -> None:
+    connection = await asyncpg.connect(dsn, timeout=60)
+    await connection.execute(sql)
+    await connection.close()
+
+
+@pytest.fixture
+async def db(filled: str) -> AsyncIterator[Any]:
+    """A connection with the settings of production."""
+    settings = {"plan_cache_mode": "force_generic_plan", "jit": "off", "timezone": "UTC"}
+    connection = await asyncpg.connect(filled, server_settings=settings)
+    await connection.execute("begin")
+    yield connection
+    await connection.close()
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+class Plan:
+    """What the generic plan of a statement did."""
+
+    def __init__(self, text: str) -> None:
+        self.root = json.loads(text)[0]["Plan"]
+        self.nodes = list(nodes(self.root))
+
+    def kinds(self) -> set[str]:
+        return {node["Node Type"] for node in self.nodes}
+
+    def scanned_whole(self) -> set[str]:
+        """Hot tables that were read from end to end, or an index of theirs without a condition."""
+        return {
+            node["Relation Name"]
+            for node in self.nodes
+            if node.get("Relation Name", "").startswith(HOT)
+            and (
+                node["Node Type"] == "Seq Scan"
+                or (node["Node Type"].startswith("Index") and "Index Cond" not in node)
+            )
+            and node["Actual Loops"] > 0
+        }
+
+    def scanned(self, table: str) -> set[str]:
+        """Partitions of a table that were opened."""
+        return {
+            node["Relation Name"]
+            for node in self.nodes
+            if node.get("Relation Name", "").startswith(table) and node["Actual Loops"] > 0
+        }
+
+    def indexes(self) -> set[str]:
+        names = {node["Index Name"] for node in self.nodes if "Index Name" in node and node.get("Actual Loops", 1) > 0}
+        return {name.split("_2")[0] + "_…" + name[name.index("_2") + 9 :] if "_2" in name else name for name in names}
+
+    def rows_read(self, table: str) -> float:
+        """Rows that were fetched from a table, also in vain."""
+        return sum(
+            (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+            for node in self.nodes
+            if node.get("Relation Name", "").startswith(table)
+        )
+
+    def __repr__(self) -> str:
+        return json.dumps(self.root, indent=1)
+
+
+async def explain(db: Any, statement: str, *literals: str) -> Plan:
+    """Run a statement by its generic plan; the literals are SQL expressions."""
+    await db.execute(f"prepare hot as {statement}")
+    arguments = f"({', '.join(literals)})" if literals else ""
+    text = await db.fetchval(f"explain (analyze, format json, buffers off, summary off) execute hot{arguments}")
+    await db.execute("deallocate hot")
+    return Plan(text)
+
+
+E1 = "md5('e1')::uuid"
+TODAY = "hookpost_today()"
+
+
+async def test_read_opens_only_recent_partitions_and_sorts_nothing_it_need_not(db: Any) -> None:
+    plan = await explain(
+        db, WORKER["read"], "array[0,1,2,3]", "array[5900,5901,5902,5903]::bigint[]", TODAY, "50", "100000",
+        f"array[{TODAY},{TODAY},{TODAY},{TODAY}]",
+    )  # fmt: skip
+    assert plan.scanned_whole() == set(), plan
+    assert len(plan.scanned("events")) <= 4, plan.scanned("events")
+    assert plan.indexes() == {"events_…_pkey"}
+    assert plan.rows_read("events") <= 4 * 53 * 2, plan
+
+
+async def test_read_of_an_idle_shard_does_not_open_old_partitions_for_the_others(db: Any) -> None:
+    plan = await explain(
+        db, WORKER["read"], "array[0,1,2,3]", "array[10,5901,5902,5903]::bigint[]", f"{TODAY} - 29", "20", "100000",
+        f"array[{TODAY} - 29,{TODAY},{TODAY},{TODAY}]",
+    )  # fmt: skip
+    assert plan.scanned_whole() == set(), plan
+    old = await db.fetchval("select 'events_' || to_char(hookpost_today() - 5, 'YYYYMMDD')")
+    assert sum(node["Actual Loops"] for node in plan.nodes if node.get("Relation Name") == old) == 1, plan
+    assert plan.rows_read("events") <= 20 * 4 + 40, plan.rows_read("events")
+
+
+async def test_read_stops_at_the_limit(db: Any) -> None:
+    plan = await explain(
+        db, WORKER["read"], "array[0]", "array[0]::bigint[]", f"{TODAY} - 29", "10", "100000", f"array[{TODAY} - 29]"
+    )
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("events") <= 10 + DAYS + 4, plan
+
+
+async def test_open_rows(db: Any) -> None:
+    plan = await explain(db, WORKER["open_rows"], "1", "array[5990,5995,6000]::bigint[]")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.indexes() == {"events_…_pkey"}
+    assert plan.rows_read("events") == 3
+
+
+async def test_last_progress_reads_one_row_of_each_partition_at_most(db: Any) -> None:
+    plan = await explain(db, WORKER["last_progress"], "2")
+    assert plan.scanned_whole() == set(), plan
+    assert "Sort" not in plan.kinds()
+    assert plan.rows_read("progress") <= DAYS + 5
+
+
+async def test_settled(db: Any) -> None:
+    plan = await explain(db, WORKER["settled"], "2", "2990", "1")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("progress") == 1
+
+
+async def test_fetch_due_goes_along_its_index(db: Any) -> None:
+    plan = await explain(
+        db, WORKER["fetch_due"], "1", E1, "now() - interval '100 s'", "5", "now()", "11", "100000"
+    )
+    assert plan.scanned_whole() == set(), plan
+    assert "backlog_due" in plan.indexes()
+    assert plan.rows_read("backlog") <= 11, plan
+    assert plan.rows_read("events") <= 11, plan
+    sorted_rows = [node["Actual Rows"] for node in plan.nodes if "Sort" in node["Node Type"]]
+    assert all(rows <= 11 for rows in sorted_rows)
+
+
+async def test_next_due(db: Any) -> None:
+    plan = await explain(db, WORKER["next_due"], "1", E1, "now()")
+    assert plan.indexes() == {"backlog_due"}, plan
+    assert plan.rows_read("backlog") == 1
+
+
+async def test_fetch_expired(db: Any) -> None:
+    plan = await explain(db, WORKER["fetch_expired"], "1", E1, "now() + interval '300 s'", "3")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.indexes() == {"backlog_pkey"}, plan
+    assert plan.rows_read("backlog") <= 3
+    assert "Sort" not in plan.kinds()
+
+
+async def test_next_deadline_and_lane_summaries_stay_in_their_lane_and_shard(db: Any) -> None:
+    plan = await explain(db, WORKER["next_deadline"], "1", E1, "now()")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("backlog") <= 1100
+    plan = await explain(db, WORKER["lane_summaries"], "1")
+    assert plan.scanned_whole() <= {"backlog"}, plan  # a quarter of the table: reading it all may be right
+
+
+SETTLE = {
+    "settle_dead_locks": ("array[md5('1v1')::uuid, md5('1v5')::uuid]", f"array[{E1}, md5('e5')::uuid]"),
+    "settle_revived": ("array[md5('1v1')::uuid, md5('1v5')::uuid]", f"array[{E1}, md5('e5')::uuid]"),
+    "settle_dead": (
+        "array[md5('1v5')::uuid]", f"array[{E1}]", f"array[{E1}]", "array[0]", "array[1]", f"array[{TODAY}]",
+        "array[0]", "array['']", "array['deadline']", "array[now()]", "array[1]", "array[null]::smallint[]", "array[null]",
+    ),
+    "settle_dropped_lanes": ("array[1, 2]", "array[md5('e7')::uuid, md5('e2')::uuid]"),
+    "settle_deletes": ("array[1, 1]", f"array[{E1}, {E1}]", "array[1, 101]::bigint[]"),
+    "settle_upserts": (
+        "array[1]", f"array[{E1}]", "array[1]::bigint[]", f"array[{TODAY}]", f"array[{E1}]", f"array[{E1}]", "array[0]",
+        "array['retry']", "array[now()]", "array[1]", "array[now()]", "array[now()]", "array[null]::smallint[]",
+        "array[null]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SETTLE)
+async def test_the_statements_of_a_settle_look_rows_up(db: Any, name: str) -> None:
+    plan = await explain(db, WORKER[name], *SETTLE[name])
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("backlog") <= (100 if name == "settle_dropped_lanes" else 2), plan
+    assert plan.rows_read("dead_letters") <= 2, plan
+
+
+async def test_configuration_is_looked_up(db: Any) -> None:
+    plan = await explain(db, WORKER["load_endpoints"], f"array[{E1}, md5('e2')::uuid]")
+    assert plan.scanned_whole() == set(), plan
+    plan = await explain(db, INGEST["load_routes"], "md5('t7')::uuid")
+    assert plan.scanned_whole() == set(), plan
+    assert "tenants_pkey" in plan.indexes(), plan
+    plan = await explain(db, INGEST["find_key"], "'k7'")
+    assert {"api_keys_pkey", "tenants_pkey"} == plan.indexes(), plan
+    await db.execute("update tenants set changed_at = now() - interval '1 day'")
+    plan = await explain(db, WORKER["changed_tenants"], "now() - interval '10 s'")
+    assert "tenants_changed_at" in plan.indexes(), plan
+    plan = await explain(db, WORKER["hold_endpoint"], E1, "now()")
+    assert plan.scanned_whole() == set(), plan
+
+
+async def test_expiring_keys_ends_where_nothing_is_expired(db: Any) -> None:
+    plan = await explain(db, MAINTENANCE["expire_keys"], "100")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("idempotency_keys") == 0, plan
+    await db.execute("update idempotency_keys set expires_at = now() where tenant_id = md5('t1')::uuid")
+    plan = await explain(db, MAINTENANCE["expire_keys"], "100")
+    assert plan.rows_read("idempotency_keys") <= 300, plan
+
+
+async def test_whether_progress_is_needed_is_looked_up(db: Any) -> None:
+    plan = await explain(db, MAINTENANCE["progress_needed"], f"{TODAY} - 10")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("progress") <= 4 * 2 * (DAYS + 5), plan
+
+
+# ---- inside the functions -------------------------------------------------------------------------------------------
+
+
+class Touched:
+    """Rows read and scans made of hot tables by this transaction, as PostgreSQL counts them."""
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+
+    async def look(self) -> dict[str, tuple[int, int, int]]:
+        rows = await self.db.fetch(
+            "select relname, coalesce(seq_scan, 0), coalesce(seq_tup_read, 0), coalesce(idx_tup_fetch, 0)"
+            " from pg_stat_xact_user_tables where schemaname = 'public'"
+        )
+        return {name: (scans, read, fetched) for name, scans, read, fetched in rows}
+
+    async def by(self, *statements: tuple[Any, ...]) -> dict[str, tuple[int, int, int]]:
+        before = await self.look()
+        for statement, *arguments in statements:
+            await self.db.fetch(statement, *arguments)
+        after = await self.look()
+        changed = {}
+        for name, count in after.items():
+            old = before.get(name, (0, 0, 0))
+            if count != old:
+                changed[name] = (count[0] - old[0], count[1] - old[1], count[2] - old[2])
+        return changed
+
+
+def append_of(events: int, *, keys: list[str] | None, tenant: str = "t1", version: int = 1) -> tuple[Any, ...]:
+    tenant_id = UUID(md5(tenant.encode()).hexdigest())
+    return (
+        INGEST["append"], 0, 60.0, [tenant_id], [version], [uuid7() for _ in range(events)], [tenant_id] * events,
+        ["t"] * events, [b"p"] * events, [uuid7()] * events, list(range(1, events + 1)), [1] * events, None,
+        keys, None if keys is None else [b"h"] * events,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", [None, ["new1", "new2", "key1", "key11"]])
+async def test_an_append_looks_up_one_row_of_few_partitions(db: Any, keys: list[str] | None) -> None:
+    touched = await Touched(db).by(append_of(4, keys=keys))
+    old = {name for name in touched if name.startswith("events_")}
+    assert len(old) <= 6, touched  # yesterday, today and those ahead
+    assert sum(count[1] for name, count in touched.items() if name.startswith(HOT)) == 0, touched
+    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 6, touched
+    assert touched.get("idempotency_keys", (0, 0, 0))[2] <= 8, touched
+
+
+async def test_a_stale_append_takes_its_keys_back_by_their_index(db: Any) -> None:
+    touched = await Touched(db).by(append_of(3, keys=["n1", "n2", "key1"], version=77))
+    assert touched["idempotency_keys"][:2] == (0, 0), touched
+    assert touched["idempotency_keys"][2] <= 8, touched
+
+
+async def test_an_append_after_days_of_silence_does_not_read_the_past(db: Any) -> None:
+    """Under the shard's lock: a look through all rows of the shard would time out, again and again."""
+    await db.execute("delete from events where day >= hookpost_today() - 4")
+    touched = await Touched(db).by(append_of(1, keys=None))
+    assert sum(count[1] for name, count in touched.items() if name.startswith("events")) == 0, touched
+    # A row of each partition, once; deleted ones of this test's own are passed over.
+    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 2 * DAYS, touched
+
+
+async def test_opening_a_settle_looks_up_its_shards_and_one_row(db: Any) -> None:
+    n = [0, 1, 2, 3]
+    today = await db.fetchval(f"select {TODAY}")
+    await db.execute("set enable_seqscan = off")  # four shards are one page
+    touched = await Touched(db).by(
+        (
+            WORKER["settle"], n, [0] * 4, [9999] * 4, n, n, [today] * 4, ["{}"] * 4, [None] * 4, [False] * 4,
+        )
+    )  # fmt: skip
+    assert not [name for name, count in touched.items() if name.startswith("progress") and count[1]], touched
+    assert sum(count[2] for name, count in touched.items() if name.startswith("progress")) == 0, touched
+    assert touched["shards"][2] <= 12, touched

@@ -1,0 +1,118 @@
+"""Reading the journal: in order, contiguous, bounded, and never stuck."""
+
+from __future__ import annotations
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from hookpost.engine.work import JournalRow, Kind
+from hookpost.storage.contract import Store
+from tests.storage.driver import Driver, Postgres, event, new_endpoint, new_tenant, version
+
+BEGIN = (0, 0)
+ALL = {"rows_max": 1000, "bytes_max": 1_000_000}
+
+
+async def fill(store: Store, shard: int, sizes: list[int]) -> None:
+    tenant = await new_tenant(store)
+    await store.append(shard, [event(tenant, payload=b"x" * size) for size in sizes], await version(store, tenant))
+
+
+def seqs(rows: list[JournalRow]) -> list[int]:
+    return [row.seq for row in rows]
+
+
+async def read_all(store: Store, shard: int, *, rows_max: int, bytes_max: int) -> list[list[int]]:
+    """The batches in which a reader gets the shard."""
+    position, batches = BEGIN, []
+    while rows := (await store.read({shard: position}, rows_max=rows_max, bytes_max=bytes_max)).get(shard):
+        batches.append(seqs(rows))
+        position = (rows[-1].seq, rows[-1].day)
+    return batches
+
+
+async def test_rows_come_back_as_they_were_appended(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    events = [event(tenant, payload=b"\0\xff", owed=(uuid7(), uuid7())), event(tenant, payload=b"", owed=())]
+    await store.append(2, events, await version(store, tenant))
+    rows = (await store.read({2: BEGIN}, **ALL))[2]
+    for row, given, stored in zip(rows, events, await driver.journal(2), strict=True):
+        assert (row.shard, row.kind, row.generation) == (2, Kind.DELIVER, 0)
+        assert (row.event_id, row.tenant_id, row.type) == (given.event_id, given.tenant_id, given.type)
+        assert (row.payload, tuple(row.owed)) == (given.payload, given.owed)
+        assert row.created_at == pytest.approx(stored["created_at"].timestamp(), abs=1e-6)
+
+
+async def test_reading_goes_on_behind_a_position_in_each_shard(driver: Driver) -> None:
+    store = await driver.open()
+    for shard, count in ((0, 3), (1, 5), (3, 2)):
+        await fill(store, shard, [1] * count)
+    day = (await store.read({0: BEGIN}, **ALL))[0][0].day
+    found = await store.read({0: (3, day), 1: (2, day), 2: BEGIN, 3: BEGIN}, **ALL)
+    assert {shard: seqs(rows) for shard, rows in found.items()} == {1: [3, 4, 5], 3: [1, 2]}
+    assert await store.read({}, **ALL) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows_max", "bytes_max", "batches"),
+    [
+        (2, 1000, [[1, 2], [3, 4], [5, 6], [7]]),
+        (1, 1, [[1], [2], [3], [4], [5], [6], [7]]),
+        (100, 10, [[1], [2, 3], [4], [5, 6, 7]]),
+        (100, 100, [[1, 2, 3, 4], [5, 6, 7]]),
+        (100, 1000, [[1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+async def test_rows_and_bytes_are_bounded_but_one_row_always_fits(
+    driver: Driver, rows_max: int, bytes_max: int, batches: list[list[int]]
+) -> None:
+    """The row that reaches the bound still comes, so a payload larger than the bound is no wall."""
+    store = await driver.open()
+    await fill(store, 0, [10, 5, 5, 100, 0, 9, 0])
+    assert await read_all(store, 0, rows_max=rows_max, bytes_max=bytes_max) == batches
+
+
+async def test_a_replay_brings_the_payload_of_its_event(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    original = event(tenant, payload=b'{"n": 1.0e+5}', owed=(endpoint,))
+    await store.append(0, [original], await version(store, tenant))
+    assert await store.append_replay(tenant, original.event_id, endpoint) == 1
+    _, replay = (await store.read({0: BEGIN}, **ALL))[0]
+    assert (replay.kind, replay.generation, replay.owed) == (Kind.REPLAY, 1, [endpoint])
+    assert (replay.payload, replay.type, replay.event_id) == (original.payload, original.type, original.event_id)
+    assert await read_all(store, 0, rows_max=9, bytes_max=5) == [[1], [2]]
+
+
+async def test_rows_without_a_payload_leave_no_gap_where_the_bytes_are_bounded(driver: Driver) -> None:
+    """A control entry, or a replay whose original was dropped: behind a large row it must not come before its turn."""
+    store = await driver.open()
+    await fill(store, 0, [100, 100, 1, 1])
+    assert isinstance(driver, Postgres)
+    await driver.run("update events set payload = null, kind = 2 where seq in (1, 3)")
+    assert await read_all(store, 0, rows_max=100, bytes_max=50) == [[1, 2], [3, 4]]
+    assert await read_all(store, 0, rows_max=3, bytes_max=50) == [[1, 2], [3, 4]]
+    await driver.run("update events set payload = null")
+    assert await read_all(store, 0, rows_max=100, bytes_max=1) == [[1, 2, 3, 4]]
+
+
+async def test_shards_stand_at_different_days(driver: Driver) -> None:
+    store = await driver.open()
+    await store.make_partitions(days_ahead=3)
+    assert isinstance(driver, Postgres)
+    for days, shards in ((0, (0, 1, 2)), (1, (0, 1)), (2, (0,))):
+        [row] = await driver.run("select (date_trunc('day', now()) + make_interval(days => $1))::text as noon", days)
+        await driver.set_clock(row["noon"])
+        for shard in shards:
+            await fill(store, shard, [1, 1])
+    rows = (await store.read({0: BEGIN}, **ALL))[0]
+    assert seqs(rows) == [1, 2, 3, 4, 5, 6]
+    days = [row.day for row in rows]
+    assert days == [days[0], days[0], days[0] + 1, days[0] + 1, days[0] + 2, days[0] + 2]
+    found = await store.read({0: (5, days[4]), 1: (2, days[0]), 2: BEGIN}, **ALL)
+    assert {shard: seqs(rows) for shard, rows in found.items()} == {0: [6], 1: [3, 4], 2: [1, 2]}
+    # An idle shard's old day must not hide the others' rows, nor their recent days its own.
+    found = await store.read({0: (6, days[5]), 2: (1, days[0])}, **ALL)
+    assert {shard: seqs(rows) for shard, rows in found.items()} == {2: [2]}
