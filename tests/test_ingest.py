@@ -1,16 +1,18 @@
-"""Ingest: group commit, one poisoned event, changed configuration, full queues, a store that is slow or gone."""
+"""Group commit: nothing acknowledged that is not stored, a poisoned event fails alone, memory stays bounded."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import gc
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost import ingest as module
 from hookpost.ingest import (
     Ingest,
     IngestLimits,
@@ -33,348 +35,516 @@ from hookpost.storage.contract import (
     Verdict,
 )
 from hookpost.storage.postgres.store import PostgresStore
+from tests.storage.driver import new_endpoint, new_tenant, until
 
-NOW = 1_800_000_000.0
-TENANT, ENDPOINT = UUID(int=1), UUID(int=2)
-POISON = b'"poison"'
-
-Hook = Callable[[int, Sequence[NewEvent]], Awaitable[list[Appended] | Stale | None]]
+POISON = b"poison"
+PATIENT = IngestLimits(timeout_s=20.0)
 
 
-class Scripted:
-    """A store that does what the test says, and keeps what it was given."""
+class ScriptedStore:
+    """A store in memory that does as a test says: appends wait at the gate, and may be given a scripted end."""
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, list[NewEvent]]] = []
-        self.stored: list[NewEvent] = []
+    def __init__(self, *, shards: Sequence[int] = (0,)) -> None:
+        self.tenant = uuid7()
+        self.shards = tuple(shards)
         self.version = 1
-        self.endpoints = [EndpointFilter(ENDPOINT, ("*",), 64)]
-        self.shards: tuple[int, ...] = (0,)
-        self.before: Hook | None = None
+        self.endpoints: list[EndpointFilter] = [EndpointFilter(uuid7(), ("*",), 64)]
+        self.exists = True
+        self.stored: list[NewEvent] = []
+        self.calls: list[tuple[int, list[NewEvent]]] = []
+        self.loads = 0
         self.rings = 0
         self.under_way: dict[int, int] = {}
+        self.open = asyncio.Event()
+        self.open.set()
+        self.loading = asyncio.Event()
+        self.loading.set()
+        self.ends: list[Callable[[], Awaitable[None]]] = []
 
     async def append(
         self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
     ) -> list[Appended] | Stale:
+        assert not self.under_way.get(shard), "two appends to one shard at once"
+        self.under_way[shard] = 1
         self.calls.append((shard, list(events)))
-        self.under_way[shard] = self.under_way.get(shard, 0) + 1
-        assert self.under_way[shard] == 1, "two appends for one shard at the same time"
         try:
-            answer = None if self.before is None else await self.before(shard, events)
-            if answer is not None:
-                return answer
-            if any(version != self.version for version in versions.values()):
-                return Stale(frozenset(versions))
-            if any(event.payload == POISON for event in events):
-                raise DataRejected("poison")
-            self.stored.extend(events)
-            return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
+            await self.open.wait()
+            if self.ends:
+                await self.ends.pop(0)()
         finally:
-            self.under_way[shard] -= 1
+            self.under_way[shard] = 0
+        stale = frozenset(t for t, version in versions.items() if version != self.version or not self.exists)
+        if stale:
+            return Stale(stale)
+        if any(event.payload == POISON for event in events):
+            raise DataRejected("poison")
+        self.stored += events
+        return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
-        if tenant_id != TENANT:
-            return None
-        return TenantRoutes(TENANT, self.version, self.shards, 512, tuple(self.endpoints))
+        self.loads += 1
+        routes = TenantRoutes(tenant_id, self.version, self.shards, 512, tuple(self.endpoints))
+        exists = self.exists
+        await self.loading.wait()
+        return routes if exists else None
 
     async def find_key(self, key_id: str) -> ApiKey | None:
-        raise AssertionError("ingest looks up no keys")
+        return None
 
     async def ring(self) -> None:
         self.rings += 1
 
-
-def ingest(store: Any, **limits: Any) -> Ingest:
-    return Ingest(store, now=lambda: NOW, limits=IngestLimits(**limits))
-
-
-def event(payload: bytes = b"{}", **fields: Any) -> Submission:
-    return Submission("invoice.paid", payload, **fields)
+    def add_endpoint(self) -> UUID:
+        endpoint = EndpointFilter(uuid7(), ("*",), 64)
+        self.endpoints.append(endpoint)
+        self.version += 1
+        return endpoint.endpoint_id
 
 
-async def one(target: Ingest, submission: Submission | None = None) -> Any:
-    return (await target.submit(TENANT, [submission or event()]))[0]
+def end_in(error: Exception) -> Callable[[], Awaitable[None]]:
+    async def end() -> None:
+        raise error
+
+    return end
 
 
-async def test_an_answer_names_the_event_and_to_how_many_it_is_owed() -> None:
-    store = Scripted()
-    answer = await one(ingest(store))
-    assert (answer.verdict, answer.delivery_count) == (Verdict.NEW, 1)
-    assert store.stored[0].event_id == answer.event_id
-    assert store.stored[0].owed == (ENDPOINT,)
+def make(store: Any, limits: IngestLimits = PATIENT) -> Ingest:
+    return Ingest(store, now=time.time, limits=limits)
 
 
-async def test_while_one_append_is_under_way_the_next_group_gathers() -> None:
-    store, release = Scripted(), asyncio.Event()
-
-    async def wait(shard: int, events: Sequence[NewEvent]) -> None:
-        await release.wait()
-
-    store.before = wait
-    target = ingest(store, timeout_s=30)
-    requests = [asyncio.create_task(one(target)) for _ in range(50)]
-    while not store.calls:
-        await asyncio.sleep(0)
-    release.set()
-    await asyncio.gather(*requests)
-    assert [len(events) for _, events in store.calls] == [50] or len(store.calls) == 2
-    assert len(store.stored) == 50
+def submissions(count: int, **values: Any) -> list[Submission]:
+    return [Submission("a.b", **{"payload": b"{}", **values}) for _ in range(count)]
 
 
-async def test_each_shard_takes_one_append_at_a_time() -> None:
-    store = Scripted()
-    store.shards = tuple(range(8))
-    target = ingest(store, timeout_s=30)
-    answers = await asyncio.gather(*(one(target) for _ in range(500)))
-    assert len({answer.event_id for answer in answers}) == 500
-    assert {shard for shard, _ in store.calls} == set(range(8))
-    assert len(store.stored) == 500
+async def spin(happened: Callable[[], bool]) -> None:
+    async def look() -> bool:
+        return happened()
+
+    await until(look)
 
 
-async def test_a_poisoned_event_fails_alone_and_its_neighbours_are_stored_once() -> None:
-    store = Scripted()
-    target = ingest(store, timeout_s=30)
-    payloads = [POISON if number == 13 else b"%d" % number for number in range(40)]
-    answers = await target.submit(TENANT, [event(payload) for payload in payloads])
-    assert [isinstance(answer, Refused) for answer in answers] == [payload is POISON for payload in payloads]
-    assert sorted(stored.payload for stored in store.stored) == sorted(p for p in payloads if p is not POISON)
+async def posted(ingest: Ingest, store: ScriptedStore, count: int, **values: Any) -> list[asyncio.Task[Any]]:
+    """So many requests of one event each, under way."""
+    tasks = [asyncio.create_task(ingest.submit(store.tenant, submissions(1, **values))) for _ in range(count)]
+    await asyncio.sleep(0)
+    return tasks
 
 
-async def test_changed_configuration_is_matched_anew() -> None:
-    store = Scripted()
-    target = ingest(store)
-    await one(target)
-    store.version, store.endpoints = 2, [EndpointFilter(UUID(int=7), ("invoice.*",), 64)]
-    answer = await one(target)
-    assert answer.delivery_count == 1
-    assert store.stored[-1].owed == (UUID(int=7),)
+# ---- group commit ----------------------------------------------------------------------------------------------------
 
 
-async def test_configuration_that_changes_with_every_try_ends_in_an_answer() -> None:
-    store = Scripted()
-
-    async def change(shard: int, events: Sequence[NewEvent]) -> None:
-        store.version += 1
-
-    store.before = change
-    with pytest.raises(Overloaded):
-        await one(ingest(store, timeout_s=30))
-    assert store.stored == []
-
-
-async def test_an_endpoint_that_another_node_has_just_made_is_found() -> None:
-    store = Scripted()
-    target = ingest(store)
-    await one(target)
-    store.endpoints.append(EndpointFilter(UUID(int=9), ("never",), 64))
-    store.version = 2
-    answer = await one(target, event(targets=(UUID(int=9),)))
-    assert answer.delivery_count == 1
-    assert store.stored[-1].owed == (UUID(int=9),)
+async def test_while_one_append_is_under_way_the_next_group_gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store)
+    first = await posted(ingest, store, 1)
+    await spin(lambda: len(store.calls) == 1)
+    more = await posted(ingest, store, 40)
+    assert ingest.queued == (41, 82)
+    store.open.set()
+    answers = await asyncio.gather(*first, *more)
+    assert [len(events) for _, events in store.calls] == [1, 40]
+    assert [answer[0].event_id for answer in answers] == [event.event_id for event in store.stored]
+    assert ingest.queued == (0, 0)
 
 
-async def test_an_unknown_target_is_named_and_the_rest_of_the_batch_is_stored() -> None:
-    store = Scripted()
-    answers = await ingest(store).submit(TENANT, [event(targets=(UUID(int=99),)), event(targets=(ENDPOINT, ENDPOINT))])
-    assert isinstance(answers[0], UnknownEndpoint)
-    assert answers[0].endpoint_id == UUID(int=99)
-    assert isinstance(answers[1], Appended)
-    assert answers[1].delivery_count == 1
+async def test_groups_are_bounded_in_events_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP_EVENTS_MAX", 4)
+    monkeypatch.setattr(module, "GROUP_BYTES_MAX", 10)
+    store = ScriptedStore()
+    ingest = make(store)
+    await ingest.submit(store.tenant, [Submission("a", b"x" * size) for size in (1, 1, 1, 1, 9, 9, 9, 50, 1)])
+    assert [[len(event.payload) for event in events] for _, events in store.calls] == [
+        [1, 1, 1, 1], [9, 9], [9, 50], [1],
+    ]  # fmt: skip
+    assert ingest.queued == (0, 0)
 
 
-async def test_an_unknown_tenant_is_refused() -> None:
-    with pytest.raises(UnknownTenant):
-        await ingest(Scripted()).submit(UUID(int=77), [event()])
+async def test_shards_are_appended_to_side_by_side_and_fairly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "APPENDS_MAX", 2)
+    store = ScriptedStore(shards=range(6))
+    store.open.clear()
+    ingest = make(store)
+    tasks = await posted(ingest, store, 200)
+    await spin(lambda: len(store.calls) == 2)
+    store.open.set()
+    await asyncio.gather(*tasks)
+    shards = [shard for shard, _ in store.calls]
+    assert sorted(shards[:6]) == list(range(6)), "each shard had its turn before any had a second"
+    assert len(store.stored) == 200
 
 
-@pytest.mark.parametrize("limits", [{"queue_events": 10}, {"queue_bytes": 10 * 100}])
-async def test_a_full_queue_refuses_at_once_and_empties_again(limits: dict[str, int]) -> None:
-    store, release = Scripted(), asyncio.Event()
-
-    async def wait(shard: int, events: Sequence[NewEvent]) -> None:
-        await release.wait()
-
-    store.before = wait
-    target = ingest(store, timeout_s=30, **limits)
-    requests = [asyncio.create_task(one(target, event(b"x" * 100))) for _ in range(10)]
-    while target.queued[0] < 10:
-        await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
-        await one(target, event(b"x" * 100))
-    release.set()
-    await asyncio.gather(*requests)
-    assert target.queued == (0, 0)
-    assert len(store.stored) == 10
+async def test_an_event_for_an_endpoint_with_a_small_cap_goes_to_the_first_home_shard() -> None:
+    store = ScriptedStore(shards=(3, 1, 2))
+    store.endpoints = [EndpointFilter(uuid7(), ("pinned",), 2), EndpointFilter(uuid7(), ("free",), 64)]
+    ingest = make(store)
+    await ingest.submit(store.tenant, [Submission("pinned", b"{}") for _ in range(40)])
+    assert {shard for shard, _ in store.calls} == {3}
+    await ingest.submit(store.tenant, [Submission("free", b"{}") for _ in range(60)])
+    assert {shard for shard, _ in store.calls} == {1, 2, 3}
 
 
-async def test_a_store_that_hangs_is_answered_for_in_time_and_what_waited_is_not_sent_later() -> None:
-    store, hang = Scripted(), asyncio.Event()
-
-    async def wait(shard: int, events: Sequence[NewEvent]) -> None:
-        await hang.wait()
-
-    store.before = wait
-    target = ingest(store, timeout_s=0.1)
-    first = asyncio.create_task(one(target))
-    while not store.calls:
-        await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
-        await one(target)
-    with pytest.raises(Overloaded):
-        await first
-    assert target.queued == (0, 0)
-    hang.set()
-    await target.close()
-    assert len(store.calls) == 1, "a request that was refused is not appended afterwards"
+async def test_an_event_nobody_subscribed_to_is_stored_all_the_same() -> None:
+    store = ScriptedStore()
+    store.endpoints = []
+    [answer] = await make(store).submit(store.tenant, submissions(1))
+    assert answer == Appended(Verdict.NEW, store.stored[0].event_id, 0)
+    assert await make(store).submit(store.tenant, []) == []
 
 
-async def test_a_store_that_fails_fails_the_group_and_acknowledges_nothing() -> None:
-    store = Scripted()
-
-    async def fail(shard: int, events: Sequence[NewEvent]) -> None:
-        raise StoreUnavailable("gone")
-
-    store.before = fail
-    target = ingest(store)
-    answers = await asyncio.gather(*(one(target) for _ in range(5)), return_exceptions=True)
-    assert all(isinstance(answer, StoreUnavailable) for answer in answers)
-    assert target.queued == (0, 0)
-    store.before = None
-    assert (await one(target)).verdict is Verdict.NEW
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-async def test_a_bug_in_the_store_is_an_answer_too() -> None:
-    store = Scripted()
+@pytest.mark.parametrize("poisoned", [{0}, {7}, {15}, {3, 4, 11}, set(range(16))])
+async def test_poisoned_events_fail_alone_and_their_neighbours_are_stored_once(poisoned: set[int]) -> None:
+    store = ScriptedStore()
+    events = [Submission("a", POISON if n in poisoned else b"%d" % n) for n in range(16)]
+    ingest = make(store)
+    answers = await ingest.submit(store.tenant, events)
+    assert {n for n, answer in enumerate(answers) if isinstance(answer, Refused)} == poisoned
+    assert sorted(int(event.payload) for event in store.stored) == sorted(set(range(16)) - poisoned)
+    await spin(lambda: ingest.queued == (0, 0))
 
-    async def fail(shard: int, events: Sequence[NewEvent]) -> None:
-        raise ZeroDivisionError
 
-    store.before = fail
+async def test_a_poisoned_event_costs_its_neighbours_nothing_in_the_real_store(store: PostgresStore) -> None:
+    tenant = await new_tenant(store)
+    ingest = make(store)
+    events = [Submission("a", b"%d" % n, key="a\0b" if n == 5 else f"k{n}") for n in range(12)]
+    answers = await ingest.submit(tenant, events)
+    assert [n for n, answer in enumerate(answers) if isinstance(answer, Refused)] == [5]
+    again = await ingest.submit(tenant, [event for n, event in enumerate(events) if n != 5])
+    assert {answer.verdict for answer in again if isinstance(answer, Appended)} == {Verdict.DUPLICATE}
+    await ingest.close()
+
+
+async def test_when_the_store_fails_nobody_of_the_group_is_acknowledged() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    store.ends = [end_in(StoreUnavailable("gone"))]
+    ingest = make(store)
+    tasks = [*await posted(ingest, store, 1), *await posted(ingest, store, 5)]
+    store.open.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    failed = [result for result in results if isinstance(result, StoreUnavailable)]
+    assert len(failed) == 6 - len(store.stored)
+    assert len(failed) >= 1
+    [answer] = await ingest.submit(store.tenant, submissions(1))
+    assert isinstance(answer, Appended)
+    assert ingest.queued == (0, 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("x"), ZeroDivisionError()])
+async def test_an_unexpected_error_is_an_answer_too(error: Exception) -> None:
+    store = ScriptedStore()
+    store.ends = [end_in(error)]
+    ingest = make(store)
     with pytest.raises(StoreUnavailable):
-        await one(ingest(store))
+        await ingest.submit(store.tenant, submissions(3))
+    assert isinstance((await ingest.submit(store.tenant, submissions(1)))[0], Appended)
+    assert ingest.queued == (0, 0)
 
 
-async def test_a_client_that_goes_away_leaves_the_counters_right() -> None:
-    store, release = Scripted(), asyncio.Event()
+async def test_a_store_that_answers_too_little_acknowledges_nothing() -> None:
+    class Short(ScriptedStore):
+        async def append(self, shard: int, events: Any, versions: Any) -> Any:
+            return (await super().append(shard, events, versions))[:-1]  # type: ignore[index]
 
-    async def wait(shard: int, events: Sequence[NewEvent]) -> None:
-        await release.wait()
+    short = Short()
+    with pytest.raises(StoreUnavailable):
+        await make(short).submit(short.tenant, submissions(3))
 
-    store.before = wait
-    target = ingest(store, timeout_s=30)
-    request = asyncio.create_task(one(target))
-    while not store.calls:
-        await asyncio.sleep(0)
-    request.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await request
-    assert target.queued == (0, 0)
-    release.set()
-    assert (await one(target)).verdict is Verdict.NEW
+
+# ---- configuration ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_stale_match_is_made_anew() -> None:
+    store = ScriptedStore()
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    new = store.add_endpoint()
+    [answer] = await ingest.submit(store.tenant, submissions(1))
+    assert isinstance(answer, Appended)
+    assert answer.delivery_count == 2
+    assert new in store.stored[-1].owed
+    assert [len(events) for _, events in store.calls] == [1, 1, 1]
+    assert ingest.queued == (0, 0)
+
+
+async def test_a_configuration_that_never_stands_still_ends_in_an_answer() -> None:
+    class Restless(ScriptedStore):
+        async def append(self, shard: int, events: Any, versions: Any) -> Any:
+            self.version += 1
+            return await super().append(shard, events, versions)
+
+    store = Restless()
+    ingest = make(store)
+    with pytest.raises(Overloaded, match="changes too often"):
+        await ingest.submit(store.tenant, submissions(2))
+    assert store.stored == []
+    await spin(lambda: ingest.queued == (0, 0))
+
+
+async def test_a_tenant_deleted_meanwhile_is_unknown() -> None:
+    store = ScriptedStore()
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    store.exists = False
+    for _ in range(2):  # the first by the append, the second by the look-up
+        with pytest.raises(UnknownTenant):
+            await ingest.submit(store.tenant, submissions(2))
+    await spin(lambda: ingest.queued == (0, 0))
+
+
+async def test_events_of_other_tenants_in_a_stale_group_are_appended(store: PostgresStore) -> None:
+    one, two = await new_tenant(store), await new_tenant(store)
+    ingest = make(store)
+    await asyncio.gather(*(ingest.submit(tenant, submissions(1)) for tenant in (one, two)))
+    endpoint = await new_endpoint(store, one)
+    first, second = await asyncio.gather(*(ingest.submit(tenant, submissions(2)) for tenant in (one, two)))
+    assert [answer.delivery_count for answer in first if isinstance(answer, Appended)] == [1, 1]
+    assert [answer.delivery_count for answer in second if isinstance(answer, Appended)] == [0, 0]
+    assert endpoint is not None
+    await ingest.close()
+
+
+async def test_an_endpoint_created_on_another_node_can_be_a_target_at_once(store: PostgresStore, database: str) -> None:
+    tenant = await new_tenant(store)
+    ingest = make(store)
+    await ingest.submit(tenant, submissions(1))
+    other = PostgresStore(database)
+    await other.open()
+    endpoint = await new_endpoint(other, tenant, ("other.*",))
+    [answer] = await ingest.submit(tenant, submissions(1, targets=(endpoint, endpoint)))
+    assert isinstance(answer, Appended)
+    assert answer.delivery_count == 1
+    unknown = uuid7()
+    stranger = await new_endpoint(other, await new_tenant(other))
+    for target in (unknown, stranger):
+        [refused] = await ingest.submit(tenant, submissions(1, targets=(endpoint, target)))
+        assert isinstance(refused, UnknownEndpoint)
+        assert refused.endpoint_id == target
+    await other.close()
+    await ingest.close()
+
+
+async def test_a_look_that_had_begun_before_the_endpoint_existed_does_not_refuse_it() -> None:
+    store = ScriptedStore()
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    store.loading.clear()
+    early = asyncio.create_task(ingest.submit(store.tenant, submissions(1, targets=(uuid7(),))))
+    await spin(lambda: store.loads == 2)
+    endpoint = store.add_endpoint()
+    late = asyncio.create_task(ingest.submit(store.tenant, submissions(1, targets=(endpoint,))))
+    await asyncio.sleep(0)
+    store.loading.set()
+    assert isinstance((await early)[0], UnknownEndpoint)
+    assert isinstance((await late)[0], Appended)
+
+
+async def test_routes_are_loaded_once_for_all_who_ask_at_the_same_time() -> None:
+    store = ScriptedStore()
+    store.loading.clear()
+    ingest = make(store)
+    tasks = await posted(ingest, store, 30)
+    store.loading.set()
+    await asyncio.gather(*tasks)
+    assert store.loads == 1
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+async def test_beyond_the_bounds_of_events_or_bytes_requests_are_refused_at_once() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store, IngestLimits(queue_events=10, queue_bytes=100, timeout_s=20.0))
+    tasks = await posted(ingest, store, 1, payload=b"x" * 40)
+    tasks += [asyncio.create_task(ingest.submit(store.tenant, submissions(8, payload=b"x" * 5)))]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="full"):
+        await ingest.submit(store.tenant, submissions(1, payload=b"x" * 21))
+    with pytest.raises(Overloaded, match="full"):
+        await ingest.submit(store.tenant, submissions(2, payload=b""))
+    assert ingest.queued == (9, 80)
+    store.open.set()
+    await asyncio.gather(*tasks)
+    assert ingest.queued == (0, 0)
+    await ingest.submit(store.tenant, submissions(10, payload=b"x" * 10))
+
+
+async def test_when_the_store_hangs_an_answer_comes_in_time_and_memory_stays_bounded() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store, IngestLimits(queue_events=50, queue_bytes=10_000, timeout_s=0.05))
+    for _ in range(4):
+        began = time.monotonic()
+        results = await asyncio.gather(
+            *(ingest.submit(store.tenant, submissions(10, payload=b"x" * 100)) for _ in range(8)), return_exceptions=True
+        )
+        assert all(isinstance(result, Overloaded) for result in results), results
+        assert time.monotonic() - began < 5.0
+        lying = sum(len(queue) for queue in ingest._queues.values()) + len(store.calls[0][1])
+        assert lying <= 50
+        assert ingest.queued[0] >= len(store.calls[0][1]), "what is being appended is still in memory"
+    assert len(store.calls) == 1
+    store.open.set()
+    await spin(lambda: ingest.queued == (0, 0))
+    assert len(store.stored) == len(store.calls[0][1]), "who was told to try again was not appended later"
+
+
+async def test_routes_that_do_not_come_end_in_an_answer_too() -> None:
+    store = ScriptedStore()
+    store.loading.clear()
+    ingest = make(store, IngestLimits(timeout_s=0.05))
+    with pytest.raises(Overloaded, match="in time"):
+        await ingest.submit(store.tenant, submissions(1))
+    assert ingest.queued == (0, 0)
+    store.loading.set()
+    assert isinstance((await ingest.submit(store.tenant, submissions(1)))[0], Appended)
+
+
+async def test_a_cancelled_request_is_not_appended_and_leaves_the_counters_right() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store)
+    [first] = await posted(ingest, store, 1)
+    await spin(lambda: len(store.calls) == 1)
+    gone = await posted(ingest, store, 5)
+    [kept] = await posted(ingest, store, 1)
+    for task in (first, *gone):
+        task.cancel()
+    await asyncio.wait((first, *gone))
+    store.open.set()
+    await kept
+    assert [len(events) for _, events in store.calls] == [1, 1], "what was under way is stored, the others never began"
+    assert ingest.queued == (0, 0)
+
+
+async def test_requests_cancelled_one_after_the_other_do_not_pile_up() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store, IngestLimits(queue_events=20, timeout_s=20.0))
+    await posted(ingest, store, 1)
+    await spin(lambda: len(store.calls) == 1)
+    for _ in range(200):
+        [task] = await posted(ingest, store, 1)
+        task.cancel()
+        await asyncio.wait((task,))
+    assert sum(len(queue) for queue in ingest._queues.values()) <= 20
+    store.open.set()
+    await spin(lambda: ingest.queued == (0, 0))
+
+
+async def test_errors_that_nobody_waits_for_are_not_complained_about() -> None:
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+
+    class Failing(ScriptedStore):
+        async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+            await super().load_routes(tenant_id)
+            raise StoreUnavailable("gone")
+
+    store = Failing()
+    ingest = make(store, IngestLimits(timeout_s=0.05))
+    with pytest.raises(StoreUnavailable):
+        await ingest.submit(store.tenant, submissions(1))
+    store.loading.clear()
+    with pytest.raises(Overloaded):
+        await ingest.submit(store.tenant, submissions(1))
+    [task] = await posted(ingest, store, 1)
+    task.cancel()
+    await asyncio.wait((task,))
+    store.loading.set()
+    await spin(lambda: not ingest._loading and ingest._sweeper is None)
+    gc.collect()
+    assert complaints == []
 
 
 async def test_closing_answers_what_is_under_way_and_refuses_the_rest() -> None:
-    store, release = Scripted(), asyncio.Event()
-
-    async def wait(shard: int, events: Sequence[NewEvent]) -> None:
-        await release.wait()
-
-    store.before = wait
-    target = ingest(store, timeout_s=30)
-    request = asyncio.create_task(one(target))
-    while not store.calls:
-        await asyncio.sleep(0)
-    closing = asyncio.create_task(target.close())
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store)
+    tasks = await posted(ingest, store, 3)
+    closing = asyncio.create_task(ingest.close())
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
-        await one(target)
-    release.set()
+        await ingest.submit(store.tenant, submissions(1))
+    store.open.set()
     await closing
-    assert (await request).verdict is Verdict.NEW
+    answers = await asyncio.gather(*tasks)
+    assert all(isinstance(answer, Appended) for [answer] in answers)
+    await ingest.close()
 
 
-async def test_workers_are_rung_after_an_append_and_not_for_each_of_a_burst() -> None:
-    store = Scripted()
-    target = ingest(store)
-    await asyncio.gather(*(one(target) for _ in range(200)))
-    await target.close()
-    assert 1 <= store.rings < 20
+async def test_closing_ends_though_the_store_hangs() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store, IngestLimits(timeout_s=0.1))
+    tasks = await posted(ingest, store, 3)
+    async with asyncio.timeout(10.0):
+        await ingest.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, Overloaded) for result in results)
+    assert not ingest._tasks
 
 
-def test_the_request_hash_tells_type_payload_and_targets_apart() -> None:
-    hashes = {
-        request_hash(Submission("a", b"b")),
-        request_hash(Submission("a\0b", b"")),
-        request_hash(Submission("a", b"c")),
-        request_hash(Submission("a", b"b", targets=())),
-        request_hash(Submission("a", b"b", targets=(ENDPOINT,))),
-    }
-    assert len(hashes) == 5
-    one_way = Submission("a", b"b", targets=(ENDPOINT, TENANT))
-    other_way = Submission("a", b"b", targets=(TENANT, ENDPOINT))
-    assert request_hash(one_way) == request_hash(other_way)
+async def test_workers_are_rung_soon_and_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ScriptedStore()
+    ingest = make(store)
+    for _ in range(50):
+        await ingest.submit(store.tenant, submissions(1))
+    assert 1 <= store.rings < 50
+    await spin(lambda: not ingest._ringing)
+    await ingest.close()
 
 
-# ---- on PostgreSQL --------------------------------------------------------------------------------------------------
+# ---- idempotency -----------------------------------------------------------------------------------------------------
 
 
-async def default_tenant(sql: Any) -> UUID:
-    return UUID(await sql.fetchval("select value from platform where name = 'default_tenant'"))
-
-
-async def test_a_hundred_equal_keys_at_the_same_moment_are_one_event(
-    store: PostgresStore, database: str, sql: Any
+async def test_of_a_hundred_equal_requests_at_once_one_is_stored_and_all_get_its_id(
+    store: PostgresStore, database: str
 ) -> None:
-    tenant_id = await default_tenant(sql)
+    tenant = await new_tenant(store, range(4))
     other = PostgresStore(database)
     await other.open()
-    try:
-        nodes = [ingest(store, timeout_s=30), ingest(other, timeout_s=30)]
-        answers = await asyncio.gather(
-            *(nodes[number % 2].submit(tenant_id, [event(b"1", key="k")]) for number in range(100))
-        )
-        assert len({answer[0].event_id for answer in answers}) == 1  # type: ignore[union-attr] # all are Appended
-        assert sorted(answer[0].verdict for answer in answers).count(Verdict.NEW) == 1  # type: ignore[union-attr]
-        assert await sql.fetchval("select count(*) from events") == 1
-        conflict = (await nodes[0].submit(tenant_id, [event(b"2", key="k")]))[0]
-        assert isinstance(conflict, Appended)
-        assert conflict.verdict is Verdict.CONFLICT
-        for node in nodes:
-            await node.close()
-    finally:
-        await other.close()
+    nodes = [make(store), make(other)]
+    answers = await asyncio.gather(
+        *(nodes[n % 2].submit(tenant, [Submission("a", b"{}", key="same")]) for n in range(100))
+    )
+    first = [answer for [answer] in answers if isinstance(answer, Appended) and answer.verdict is Verdict.NEW]
+    assert len(first) == 1
+    assert {answer.event_id for [answer] in answers if isinstance(answer, Appended)} == {first[0].event_id}
+    assert len(answers) == 100
+    for node in nodes:
+        assert node.queued == (0, 0)
+        await node.close()
+    await other.close()
 
 
-async def test_equal_keys_in_one_group_are_one_event(store: PostgresStore, sql: Any) -> None:
-    tenant_id = await default_tenant(sql)
-    target = ingest(store, timeout_s=30)
-    batch = [event(b"1", key="k"), event(b"1", key="k"), event(b"2", key="k"), event(b"1", key="other"), event(b"1")]
-    answers = await target.submit(tenant_id, batch)
-    verdicts = [answer.verdict for answer in answers if isinstance(answer, Appended)]
-    assert sorted(verdicts) == sorted([Verdict.NEW, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.NEW, Verdict.NEW])
-    assert await sql.fetchval("select count(*) from events") == 3
-    await target.close()
+HASHED = Submission("a.b", b"{}")
+ONE, TWO = uuid7(), uuid7()
 
 
-async def test_every_event_posted_after_an_endpoint_was_made_is_owed_to_it(
-    store: PostgresStore, sql: Any, database: str
-) -> None:
-    tenant_id = await default_tenant(sql)
-    target = ingest(store, timeout_s=30)
-    operator = await asyncpg.connect(database)
-    try:
-        for count in range(1, 15):
-            async with operator.transaction():
-                await operator.execute("update tenants set config_version = config_version + 1")
-                await operator.execute(
-                    "insert into endpoints (endpoint_id, tenant_id, url) values ($1, $2, 'http://a/')",
-                    uuid7(),
-                    tenant_id,
-                )
-            answer = (await target.submit(tenant_id, [event()]))[0]
-            assert isinstance(answer, Appended)
-            assert answer.delivery_count == count
-    finally:
-        await operator.close()
-        await target.close()
+@pytest.mark.parametrize(
+    "different",
+    [
+        Submission("a.c", b"{}"),
+        Submission("a.b", b"{ }"),
+        Submission("a.b", b"{}", targets=()),
+        Submission("a.b", b"{}", targets=(ONE,)),
+        Submission("a.b", b"{}", targets=(ONE, TWO)),
+        Submission("a.b\0", b"{}"),
+    ],
+)
+def test_requests_that_differ_have_different_hashes(different: Submission) -> None:
+    assert request_hash(different) != request_hash(HASHED)
+
+
+def test_requests_that_ask_for_the_same_have_equal_hashes() -> None:
+    def hashes(targets: Iterable[tuple[UUID, ...]]) -> set[bytes]:
+        return {request_hash(Submission("a", b"{}", key=str(n), targets=t)) for n, t in enumerate(targets)}
+
+    assert len(hashes([(ONE, TWO), (TWO, ONE), (ONE, TWO, ONE)])) == 1
+    assert len(hashes([(ONE,), (TWO,), ()])) == 3

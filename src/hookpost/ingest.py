@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID
@@ -149,7 +149,11 @@ class _Routes:
 
 
 class Ingest:
-    """The ingest path of one process; start it inside its event loop with ``async with``."""
+    """The ingest path of one process; make it inside its event loop and close it there.
+
+    An event counts as queued from its request's beginning until its append has ended, whether or not anybody still
+    waits for the answer: what is counted is what lies in memory.
+    """
 
     def __init__(self, store: IngestStore, *, now: Callable[[], float], limits: IngestLimits) -> None:
         self._store = store
@@ -195,6 +199,8 @@ class Ingest:
         Raises Overloaded or StoreUnavailable (then nothing is acknowledged; some may be stored all the same, which an
         idempotency key makes harmless) and UnknownTenant.
         """
+        if not submissions:
+            return []
         size = sum(len(submission.payload) for submission in submissions)
         limits = self._limits
         if (
@@ -206,25 +212,24 @@ class Ingest:
         loop = asyncio.get_running_loop()
         ticket = _Ticket(loop.create_future(), len(submissions), loop.time() + limits.timeout_s)
         self._watch(ticket, loop)
-        waiting = deque(submissions)
-        self._hold(waiting)
+        events = len(submissions)
+        self._count(events, size)
         try:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             for index, submission in enumerate(submissions):
                 await self._match(_Pending(ticket, index, submission), routes)
-                self._let_go([waiting.popleft()])
+                # Its queue counts it by now.
+                events -= 1
+                size -= len(submission.payload)
+                self._count(-1, -len(submission.payload))
             return await ticket.future
         finally:
-            self._let_go(waiting)
+            self._count(-events, -size)
             ticket.abandon()
 
-    def _hold(self, submissions: Collection[Submission]) -> None:
-        self._events += len(submissions)
-        self._bytes += sum(len(submission.payload) for submission in submissions)
-
-    def _let_go(self, submissions: Collection[Submission]) -> None:
-        self._events -= len(submissions)
-        self._bytes -= sum(len(submission.payload) for submission in submissions)
+    def _count(self, events: int, size: int) -> None:
+        self._events += events
+        self._bytes += size
 
     async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
         """Await shared work no longer than the request may wait."""
@@ -308,7 +313,7 @@ class Ingest:
         if not queue and shard not in self._busy:
             self._waiting.append(shard)
         queue.append(pending)
-        self._hold([pending.submission])
+        self._count(1, len(pending.submission.payload))
         self._start()
 
     def _start(self) -> None:
@@ -331,7 +336,7 @@ class Ingest:
             _fail(group, StoreUnavailable("internal error while appending"))
             telemetry.log_error("ingest", error)
         finally:
-            self._let_go([pending.submission for pending in group])
+            self._count(-len(group), -sum(len(pending.submission.payload) for pending in group))
             self._busy.discard(shard)
             if self._queues[shard]:
                 self._waiting.append(shard)
@@ -344,7 +349,7 @@ class Ingest:
         while queue and len(group) < GROUP_EVENTS_MAX and size < GROUP_BYTES_MAX:
             pending = queue.popleft()
             if pending.ticket.future.done():
-                self._let_go([pending.submission])
+                self._count(-1, -len(pending.submission.payload))
             else:
                 group.append(pending)
                 size += len(pending.event.payload)
@@ -443,7 +448,7 @@ class Ingest:
         """While the store hangs, requests end and their events would stay in memory."""
         for queue in self._queues.values():
             while queue and queue[0].ticket.future.done():
-                self._let_go([queue.popleft().submission])
+                self._count(-1, -len(queue.popleft().submission.payload))
 
     def _ring(self) -> None:
         if self._ringing:

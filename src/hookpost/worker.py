@@ -128,6 +128,8 @@ class Worker:
         self._idle = asyncio.Event()
         self._gaps: set[int] = set()
         self._settle_waiters: list[asyncio.Future[None]] = []
+        # Taken from the engine and not known to be committed: until it is, no later one may be written.
+        self._settling: Settle | None = None
         self._failing_since = 0.0
         self._tasks: asyncio.TaskGroup | None = None
 
@@ -163,7 +165,7 @@ class Worker:
         """Wait until nothing is in flight and all of it is settled."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._engine.in_flight or self._engine.unsettled:
+                while self._engine.in_flight or self._engine.unsettled or self._settling is not None:
                     self._idle.clear()
                     if self._engine.unsettled:
                         self._unsettled.set()
@@ -172,10 +174,15 @@ class Worker:
             return
 
     async def _hand_back(self, timeout_s: float) -> None:
-        """A last settle per shard tells the successor whether anything may have been sent and not recorded."""
+        """A last settle per shard tells the successor whether anything may have been sent and not recorded.
+
+        It says that what the one before recorded is done, so that one comes first, or neither is written.
+        """
         held = sorted(self._fences)
         try:
             async with asyncio.timeout(timeout_s):
+                if self._settling is not None:
+                    await self._commit(self._settling, tried=1)
                 for shard in held:
                     self._engine.drain_shard(shard)
                 settle = self._engine.take_settle()
@@ -466,7 +473,9 @@ class Worker:
             started = self._clock.monotonic()
             settle = self._engine.take_settle()
             if settle is not None:
+                self._settling = settle
                 await self._commit(settle)
+                self._settling = None
                 self._engine.on_settled(settle, now=self._clock.now())
                 await self._tell()
                 self._kick()
@@ -476,9 +485,11 @@ class Worker:
             if spent < SETTLE_PACE_S and self._engine.pending_attempts < SETTLE_ROWS:
                 await asyncio.sleep(SETTLE_PACE_S - spent)
 
-    async def _commit(self, settle: Settle) -> None:
-        """Write the settle, however long the store is away; parts of lost shards are dropped."""
-        tried = 0
+    async def _commit(self, settle: Settle, *, tried: int = 0) -> None:
+        """Write the settle, however long the store is away; parts of lost shards are dropped.
+
+        ``tried`` is how often it was begun before, with an unknown end.
+        """
         wait_s = STORE_RETRY_S
         while parts := self._ours(settle.shards):
             tried += 1

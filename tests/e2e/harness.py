@@ -118,6 +118,43 @@ async def receiver() -> AsyncIterator[Receiver]:
         server.close()
 
 
+def clean_environment(**settings: str) -> dict[str, str]:
+    """Our environment with these settings of Hookpost and no others."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HOOKPOST_")}
+    return environment | {f"HOOKPOST_{name.upper()}": value for name, value in settings.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Its last line on standard error: what went wrong."""
+        return self.err.rstrip().rpartition("\n")[2]
+
+
+async def command(*arguments: str, stdin: bytes = b"", timeout_s: float = WAIT_S, **settings: str) -> Ended:
+    """Run one `hookpost` command to its end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "hookpost.app.cli", *arguments, env=clean_environment(**settings),
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = await asyncio.wait_for(process.communicate(stdin), timeout_s)
+    except TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise AssertionError(f"hookpost {' '.join(arguments)} did not end within {timeout_s} s") from None
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
 class Hookpost:
     """One `hookpost` server process and its children."""
 
@@ -135,15 +172,16 @@ class Hookpost:
         self._readers: list[asyncio.Task[None]] = []
 
     async def start(self, *, wait: bool = True) -> Hookpost:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HOOKPOST_")}
-        environment |= {
-            "HOOKPOST_ALLOW_NETWORKS": "127.0.0.0/8",
-            "HOOKPOST_LOG_FORMAT": "text",
-            "HOOKPOST_ADMIN_KEY": ADMIN_KEY,
-            "HOOKPOST_PORT": "0",
-            "HOOKPOST_DATA_DIR": str(self.folder),
-        }
-        environment |= {f"HOOKPOST_{name.upper()}": value for name, value in self._settings.items()}
+        environment = clean_environment(
+            **{
+                "allow_networks": "127.0.0.0/8",
+                "log_format": "text",
+                "admin_key": ADMIN_KEY,
+                "port": "0",
+                "data_dir": str(self.folder),
+                **self._settings,
+            }
+        )
         self.lines.clear()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hookpost.app.cli", *self._arguments,
@@ -165,7 +203,7 @@ class Hookpost:
             lines.append(line)
             if found := re.search(r"its API key\s+(\S+)", line):
                 self.key = found[1]
-            if found := re.search(r"server_ready: ready at (\S+)", line):
+            if found := re.search(r"(?:server_ready: ready|api_ready: API listens) at (http://\S+)", line):
                 self.url = found[1]
             if found := re.search(r"child_started: started (\S+) \(pid (\d+)\)", line):
                 self.children[found[1]] = int(found[2])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+# An answer that took longer says too little about when it was true: better to go on by what is known.
+ROUND_TRIP_S_MAX = 1.0
+
 
 class DatabaseClock:
     """Unix seconds as the database counts them.
@@ -30,7 +33,9 @@ class DatabaseClock:
     def correct(self, database_now: float, *, sent: float, received: float) -> float:
         """Take over the database's time, read somewhere between two monotonic times.
 
-        Returns by how many seconds this machine's own clock differs from it.
+        Returns by how many seconds this machine's own clock differs from it; 0 where the answer came too late to tell.
         """
+        if received - sent > ROUND_TRIP_S_MAX:
+            return 0.0
         self._offset = database_now - (sent + received) / 2
         return time.time() - (received + self._offset)

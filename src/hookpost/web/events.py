@@ -27,10 +27,15 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 KEY_CHARS_MAX = 255
+# Of a content-length; Python refuses to read thousands of them.
+DIGITS_MAX = 18
 # More targets than a tenant may have endpoints are a mistake.
 TARGETS_MAX = 10_000
+# Escapes of the upper half of each block of 4096 characters; the surrogates are that of the block d.
+_ESCAPE = re.compile(rb"\\u([0-9a-fA-F])[89a-fA-F]")
+_SURROGATE = re.compile(rb"(\\u)([dD])(?=[89a-fA-F])")
 _JSON = b"application/json"
 _ANSWER_HEADERS = (b"content-type", _JSON), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")
 
@@ -73,7 +78,7 @@ class EventRoutes:
         headers: Iterable[tuple[bytes, bytes]] = _ANSWER_HEADERS
         try:
             status, body = await self._serve(scope, receive)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the producer gets a problem
             problem = _problem_of(error, scope["path"])
             status, body, headers = problem.status, problem.body(), problem.raw_headers()
         await send({
@@ -107,7 +112,7 @@ class EventRoutes:
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         limit = self._limits.body_max_bytes
         declared = headers.get(b"content-length")
-        if declared is not None and (not declared.isdigit() or int(declared) > limit):
+        if declared is not None and (not declared.isdigit() or len(declared) > DIGITS_MAX or int(declared) > limit):
             raise _too_large(limit)
         reserved = limit if declared is None else int(declared)
         if self._receiving + reserved > self._limits.receiving_max_bytes:
@@ -116,7 +121,7 @@ class EventRoutes:
         try:
             message = await receive()
             if not message.get("more_body") and message["type"] == "http.request":
-                body: bytes = message["body"]
+                body: bytes = message.get("body", b"")
                 if len(body) > limit:
                     raise _too_large(limit)
                 return body
@@ -134,7 +139,8 @@ class EventRoutes:
         raise _problem(answer)
 
     async def _batch(self, tenant_id: UUID, body: bytes, trace_id: UUID | None) -> bytes:
-        items = _decode(_decode_batch, body).events
+        batch, disguise = _decode(_decode_batch, body)
+        items = [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
         limit = self._limits.batch_max_events
         if not 1 <= len(items) <= limit:
             raise _bad("events", f"a batch holds 1 to {limit} events, this one {len(items)}")
@@ -142,7 +148,7 @@ class EventRoutes:
         results: list[bytes | None] = []
         for item in items:
             try:
-                submissions.append(_submission(bytes(item), trace_id))
+                submissions.append(_submission(item, trace_id))
                 results.append(None)
             except Problem as problem:
                 results.append(_error(problem))
@@ -184,10 +190,17 @@ async def _chunks(message: MutableMapping[str, Any], receive: Receive, limit: in
         message = await receive()
 
 
-def _decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
+def _decode(decoder: Callable[[bytes], Any], body: bytes) -> tuple[Any, _Disguise | None]:
+    """The decoded body, and the disguise that its parts wear if it could not be decoded without."""
     try:
         body.decode()
-        return decoder(body)
+        try:
+            return decoder(body), None
+        except msgspec.DecodeError:
+            disguise = _Disguise.of(body)
+            if disguise is None:
+                raise
+            return decoder(disguise.hide(body)), disguise
     except UnicodeDecodeError:
         raise Problem(400, "Bad request", "The body is not UTF-8.") from None
     except msgspec.ValidationError as error:
@@ -197,26 +210,64 @@ def _decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
         raise Problem(400, "Bad request", f"The body is not JSON: {error}.") from None
 
 
+class _Disguise:
+    """Hides the escapes of surrogates from a decoder that refuses unpaired ones, and shows them again.
+
+    The grammar of JSON allows them (RFC 8259 §8.2), and JavaScript writes one where a string was cut inside an emoji.
+    The first digit of each, ``d``, is replaced by one with which no escape of the body begins: same length, and it can
+    be undone in every part of the body.
+    """
+
+    def __init__(self, digit: bytes) -> None:
+        self._hidden = re.compile(rb"(\\u)([%b%b])(?=[89a-fA-F])" % (digit, digit.upper()))
+        self._digit = digit
+
+    @classmethod
+    def of(cls, body: bytes) -> _Disguise | None:
+        """None when the body has no such escape, or uses all digits."""
+        used = {digit.lower() for digit in _ESCAPE.findall(body)}
+        free = [digit for digit in (b"e", b"f", b"a", b"b", b"c") if digit not in used]
+        return cls(free[0]) if b"d" in used and free else None
+
+    def hide(self, body: bytes) -> bytes:
+        """The body with other characters in place of surrogates."""
+        return _SURROGATE.sub(lambda match: match[1] + (self._digit if match[2] == b"d" else self._digit.upper()), body)
+
+    def show(self, raw: bytes) -> bytes:
+        """A part of the hidden body as it was posted."""
+        return self._hidden.sub(lambda match: match[1] + (b"d" if match[2] == self._digit else b"D"), raw)
+
+    def show_text(self, text: str) -> str:
+        """A decoded string of the hidden body as it would have been decoded; pairs of surrogates are one character."""
+        block = int(self._digit, 16) << 12
+        shown = text.translate({block + offset: 0xD000 + offset for offset in range(0x800, 0x1000)})
+        return shown.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
 def _where(text: str) -> tuple[str, str]:
     """msgspec says ``… - at `$.field` `` behind its message."""
     message, _, path = text.partition(" - at `$")
     named = re.search(r"field `(\w+)`", message)
-    field = path.rstrip("`").lstrip(".") or (named[1] if named else "")
-    return field, message
+    inner = path.rstrip("`").lstrip(".")
+    return inner or (named[1] if named else ""), message
 
 
 def _submission(body: bytes, trace_id: UUID | None) -> Submission:
-    event: _Event = _decode(_decode_event, body)
+    event: _Event
+    event, disguise = _decode(_decode_event, body)
+    payload, key = bytes(event.payload), event.idempotency_key
+    if disguise is not None:
+        payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
     if _TYPE.fullmatch(event.type) is None:
         raise _bad("type", "1 to 128 characters out of A-Z a-z 0-9 _ . -")
     if event.type.startswith(RESERVED_PREFIX):
         raise _bad("type", f"types that begin with {RESERVED_PREFIX} are reserved for the platform")
-    if event.idempotency_key is not None:
-        _check_key(event.idempotency_key)
+    if key is not None:
+        _check_key(key)
     return Submission(
         type=event.type,
-        payload=bytes(event.payload),
-        key=event.idempotency_key,
+        payload=payload,
+        key=key,
         targets=None if event.target_endpoints is None else _targets(event.target_endpoints),
         trace_id=trace_id,
     )
@@ -257,9 +308,7 @@ def _trace_id(traceparent: bytes | None) -> UUID | None:
     if traceparent is None:
         return None
     match = _TRACEPARENT.fullmatch(traceparent)
-    if match is None or match[1] == b"0" * 32:
-        return None
-    return UUID(match[1].decode())
+    return None if match is None else UUID(match[1].decode())
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------

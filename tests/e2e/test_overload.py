@@ -1,0 +1,142 @@
+"""The store stands still, or more comes in than goes out: 503 in time, memory in bounds, nothing acknowledged lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+
+import asyncpg
+import pytest
+
+from hookpost.storage.postgres.embedded import find_running
+from tests.e2e.harness import Hookpost, Load, read_response, receiver, running
+from tests.e2e.processes import memory_mb, stopped
+
+pytestmark = pytest.mark.process
+
+MB_MAX = 400
+# The promise is one second; a busy machine may add to it.
+ANSWER_S_MAX = 2.0
+
+
+async def refused(server: Hookpost, *, key: str | None = None, path: str = "/v1/events") -> float:
+    """Post an event that nobody can store; how long the answer took."""
+    event = {"type": "a", "payload": 1}
+    before = time.monotonic()
+    status, problem, headers = await server.call(
+        "POST", path, event if path == "/v1/events" else {"events": [event] * 100}, key=key
+    )
+    took = time.monotonic() - before
+    assert status == 503, problem
+    assert int(headers["retry-after"]) >= 1
+    assert headers["content-type"] == "application/problem+json"
+    assert "nothing was acknowledged" in problem["detail"]
+    return took
+
+
+async def test_a_store_that_hangs_is_a_503_within_a_second_and_nothing_acknowledged_is_lost() -> None:
+    async with running() as server, receiver() as ledger:
+        # What is refused without an idempotency key may be stored all the same: it is nobody's here.
+        endpoint = await server.endpoint(ledger.url(), events=["load.*"])
+        ledger.secrets["/hook"] = endpoint["secret"]
+        unseen = await server.tenant("never seen before the store stopped")
+        async with Load(server) as load:
+            await load.until(200)
+            with stopped(server.postmaster()):
+                # Long enough for every cache of keys and tenants to run out.
+                for _ in range(4):
+                    assert await refused(server) < ANSWER_S_MAX
+                    assert await refused(server, key=unseen) < ANSWER_S_MAX
+                assert await refused(server, path="/v1/events/batch") < ANSWER_S_MAX
+                status, _, _ = await server.call("GET", "/healthz")
+                assert status == 200
+                accepted = len(load.accepted)
+            await load.until(200)
+        assert len(load.accepted) >= accepted + 200
+        await ledger.until_all(load.accepted)
+        assert ledger.ids() == load.accepted
+        assert not ledger.forged
+        await server.post(key=unseen)
+
+
+async def test_a_flood_of_large_events_in_front_of_a_store_that_hangs_stays_in_bounds() -> None:
+    body = json.dumps({"type": "flood", "payload": "x" * 1_000_000}).encode()
+    connections, rounds = 120, 2
+    answers: list[int] = []
+
+    async def flood(server: Hookpost) -> None:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            for _ in range(rounds):
+                head = (
+                    f"POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {server.key}\r\n"
+                    f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+                )
+                writer.write(head.encode())
+                writer.write(body)
+                status, headers, answered = await read_response(reader)
+                answers.append(status)
+                assert status == 503, answered
+                assert "retry-after" in headers
+        finally:
+            writer.close()
+
+    async with running() as server, receiver() as ledger:
+        await server.endpoint(ledger.url())
+        await ledger.until_all({await server.post()})
+        with stopped(server.postmaster()):
+            await asyncio.gather(*(flood(server) for _ in range(connections)))
+        assert len(answers) == connections * rounds
+        assert memory_mb(server.children["api-1"], peak=True) < MB_MAX
+        # It recovers by itself, and what arrives was whole.
+        deadline = time.monotonic() + 30
+        while (posted := await server.raw("POST", "/v1/events", body))[0] != 202:
+            assert time.monotonic() < deadline, posted
+        await ledger.until_all({json.loads(posted[2])["event_id"]})
+        assert memory_mb(server.children["api-1"], peak=True) < MB_MAX
+
+
+async def test_a_long_backlog_of_a_dead_endpoint_costs_no_memory() -> None:
+    warm, count, filler = 5_000, 20_000, "x" * 500
+    before: list[float] = []
+    after: list[float] = []
+    posted = 0
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        async with running(retry_base_s="3600") as server, receiver() as ledger:
+            dead = await server.endpoint(f"http://127.0.0.1:{bound.getsockname()[1]}/", events=["dead.*"])
+            await server.endpoint(ledger.url(), events=["well.*"])
+            await ledger.until_all({await server.post("well.before")})
+            worker = server.children["worker-1"]
+            batch = {"events": [{"type": "dead.one", "payload": filler}] * 1000}
+            dsn = find_running(server.folder)
+            operator = await asyncpg.connect(dsn)
+            waiting = "select count(*) from backlog where reason = 'retry'"
+
+            async def until_waiting(goal: int) -> None:
+                deadline = time.monotonic() + 60
+                while (found := await operator.fetchval(waiting)) < goal:
+                    assert time.monotonic() < deadline, (found, goal)
+                    await asyncio.sleep(0.1)
+
+            try:
+                for goal, taken in ((warm, before), (count, after)):
+                    while posted < goal:
+                        await server.call("POST", "/v1/events/batch", batch, expect=202)
+                        posted += 1000
+                    await until_waiting(goal)
+                    taken.append(memory_mb(worker, peak=False))
+            finally:
+                await operator.close()
+            assert memory_mb(worker, peak=True) < MB_MAX
+            # Kept in memory, 15,000 rows would take some 30 MB.
+            assert after[0] - before[0] < 15, (before, after)
+            event_id = await server.post("well.after")
+            await ledger.until_all({event_id})
+            path = f"/v1/webhook_endpoints/{dead['endpoint_id']}/deliveries?status=waiting&limit=500"
+            listed = await server.call("GET", path, expect=200)
+            assert len(listed["data"]) == 500
+            assert listed["next_cursor"] is not None
