@@ -380,7 +380,8 @@ async def test_when_the_store_hangs_an_answer_comes_in_time_and_memory_stays_bou
     for _ in range(4):
         began = time.monotonic()
         results = await asyncio.gather(
-            *(ingest.submit(store.tenant, submissions(10, payload=b"x" * 100)) for _ in range(8)), return_exceptions=True
+            *(ingest.submit(store.tenant, submissions(10, payload=b"x" * 100)) for _ in range(8)),
+            return_exceptions=True,
         )
         assert all(isinstance(result, Overloaded) for result in results), results
         assert time.monotonic() - began < 5.0

@@ -10,7 +10,7 @@ import pytest
 
 from tests.sim.world import simulate
 
-SEEDS = range(24)
+SEEDS = range(20)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -19,7 +19,7 @@ def test_the_engine_keeps_its_promises(seed: int) -> None:
 
 
 def test_one_seed_is_one_story() -> None:
-    assert simulate(3) == simulate(3)
+    assert simulate(5) == simulate(5)
 
 
 def test_the_command_line_tells_the_same_story_in_another_process() -> None:

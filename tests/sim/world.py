@@ -401,15 +401,17 @@ class World:
 
     def _check_no_stall(self, worker: Worker) -> None:
         """All is taken that may start: what is open and not under way must be kept back by something."""
+        checked: set[UUID] = set()
         for owner in worker.owners.values():
             if owner.draining or owner.taken is None:
                 continue
             partial = dict(owner.taken.partial)
-            for start, end in owner.taken.open:
-                for seq in range(start, end):
-                    for endpoint_id in self.store.journal[owner.shard][seq - 1].owed:
-                        if endpoint_id not in partial.get(seq, ()) and (seq, endpoint_id) not in owner.live:
-                            self._check_kept_back(worker, owner.shard, seq, endpoint_id)
+            for seq in (seq for start, end in owner.taken.open for seq in range(start, end)):
+                for endpoint_id in self.store.journal[owner.shard][seq - 1].owed:
+                    started = endpoint_id in partial.get(seq, ()) or (seq, endpoint_id) in owner.live
+                    if not started and endpoint_id not in checked:
+                        checked.add(endpoint_id)
+                        self._check_kept_back(worker, owner.shard, seq, endpoint_id)
 
     def _check_kept_back(self, worker: Worker, shard: int, seq: int, endpoint_id: UUID) -> None:
         config = worker.endpoints.get(endpoint_id)

@@ -103,8 +103,7 @@ class Postgres:
     async def set_clock(self, moment: str | None) -> None:
         now = "clock_timestamp()" if moment is None else f"timestamptz '{moment}'"
         await self.run(
-            "create or replace function hookpost_now() returns timestamptz language sql volatile as"
-            f" $$ select {now} $$"
+            f"create or replace function hookpost_now() returns timestamptz language sql volatile as $$ select {now} $$"
         )
 
     async def expire_key(self, tenant_id: UUID, key: str) -> None:

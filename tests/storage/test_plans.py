@@ -119,8 +119,7 @@ class Plan:
             for node in self.nodes
             if node.get("Relation Name", "").startswith(HOT)
             and (
-                node["Node Type"] == "Seq Scan"
-                or (node["Node Type"].startswith("Index") and "Index Cond" not in node)
+                node["Node Type"] == "Seq Scan" or (node["Node Type"].startswith("Index") and "Index Cond" not in node)
             )
             and node["Actual Loops"] > 0
         }
@@ -213,9 +212,7 @@ async def test_settled(db: Any) -> None:
 
 
 async def test_fetch_due_goes_along_its_index(db: Any) -> None:
-    plan = await explain(
-        db, WORKER["fetch_due"], "1", E1, "now() - interval '100 s'", "5", "now()", "11", "100000"
-    )
+    plan = await explain(db, WORKER["fetch_due"], "1", E1, "now() - interval '100 s'", "5", "now()", "11", "100000")
     assert plan.scanned_whole() == set(), plan
     assert "backlog_due" in plan.indexes()
     assert plan.rows_read("backlog") <= 11, plan

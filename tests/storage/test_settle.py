@@ -555,5 +555,3 @@ async def _written(driver: Postgres, *tables: str) -> set[tuple[str, int, int, i
     )
     await driver.run("select pg_stat_clear_snapshot()")
     return {(row["name"], row["ins"], row["upd"], row["del"]) for row in await driver.run(query, list(tables))}
-
-

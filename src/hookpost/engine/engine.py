@@ -299,6 +299,9 @@ class Engine:
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
             endpoint = self._endpoints[endpoint_id] = EndpointState(endpoint_id, self._tenant(tenant_id))
+            if endpoint_id in self._holds:
+                # Noted for a shard that was closed since, and not yet part of any configuration.
+                endpoint.hold_until = self._holds[endpoint_id].until
         if endpoint.config is None:
             self._missing[endpoint_id] = tenant_id
         lane = shard.lanes[endpoint_id] = endpoint.lanes[shard.number] = Lane(shard.number, endpoint)

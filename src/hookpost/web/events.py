@@ -248,8 +248,8 @@ def _where(text: str) -> tuple[str, str]:
     """msgspec says ``… - at `$.field` `` behind its message."""
     message, _, path = text.partition(" - at `$")
     named = re.search(r"field `(\w+)`", message)
-    inner = path.rstrip("`").lstrip(".")
-    return inner or (named[1] if named else ""), message
+    field = path.rstrip("`").lstrip(".") or (named[1] if named else "")
+    return field, message
 
 
 def _submission(body: bytes, trace_id: UUID | None) -> Submission:

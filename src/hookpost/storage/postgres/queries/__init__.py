@@ -1,4 +1,4 @@
-"""The SQL of the store, by name: files of statements, each under a line `-- name: …` and a line saying what it is for."""
+"""The SQL of the store: files of statements, each under a line `-- name: …` and a line saying what it is for."""
 
 from __future__ import annotations
 
