@@ -35,7 +35,8 @@ insert into api_keys (key_id, tenant_id, name, key_hash)
     select 'k' || k, md5('t' || k)::uuid, 'k', 'h' from generate_series(1, 2000) k;
 insert into events (day, shard, seq, event_id, tenant_id, type, payload, owed, created_at)
     select hookpost_today() - (29 - (n - 1) / 200)::int, shard, n, md5(shard || 'v' || n)::uuid,
-           md5('t' || n % 100)::uuid, 'a', 'p', array[md5('e' || n % 50)::uuid], now() - make_interval(days => (29 - (n - 1) / 200)::int)
+           md5('t' || n % 100)::uuid, 'a', 'p', array[md5('e' || n % 50)::uuid],
+           now() - make_interval(days => (29 - (n - 1) / 200)::int)
     from generate_series(0, 3) shard, generate_series(1, 200 * 30) n;
 insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)
     select hookpost_today() - (29 - (n - 1) / 100)::int, shard, n, 1, n, n, hookpost_today()
@@ -43,7 +44,8 @@ insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)
 insert into backlog (shard, endpoint_id, position, day, tenant_id, event_id, generation, reason, due_at, retry_count,
                      deadline, created_at)
     select n % 4, md5('e' || case when n % 5 = 0 then 1 else n % 500 end)::uuid, n, hookpost_today() - n % 3,
-           md5('t1')::uuid, md5(n % 4 || 'v' || n)::uuid, 0, 'retry', now() + make_interval(secs => n % 997 - 500), 1, now() + make_interval(secs => n), now()
+           md5('t1')::uuid, md5(n % 4 || 'v' || n)::uuid, 0, 'retry', now() + make_interval(secs => n % 997 - 500), 1,
+           now() + make_interval(secs => n), now()
     from generate_series(1, 20000) n;
 insert into dead_letters (event_id, endpoint_id, tenant_id, shard, position, day, generation, type, reason, died_at,
                           attempt_count)
@@ -56,11 +58,10 @@ insert into idempotency_keys (tenant_id, key, event_id, request_hash, delivery_c
 # All but the partitions of days to come: nobody analyses an empty table.
 ANALYSE = """
 do $$ declare name text; begin
-    for name in select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace
-                and not relname > 'events_' || to_char(hookpost_today(), 'YYYYMMDD') and relname !~ '^(attempts|progress)_'
-                or relname ~ '^progress_' and relname <= 'progress_' || to_char(hookpost_today(), 'YYYYMMDD')
+    for name in select relname from pg_class
+                where relkind = 'r' and relnamespace = 'public'::regnamespace
+                and (relname !~ '_[0-9]{8}$' or right(relname, 8) <= to_char(hookpost_today(), 'YYYYMMDD'))
     loop execute format('analyze %I', name); end loop;
-    analyze idempotency_keys; analyze tenants; analyze shards;
 end $$
 """
 

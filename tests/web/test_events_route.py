@@ -1,4 +1,4 @@
-"""POST /v1/events and /v1/events/batch on the real ingest and store: limits, faults and bytes kept as they were posted."""
+"""POST /v1/events and /v1/events/batch on the real ingest and store: limits, faults, and bytes kept as posted."""
 
 from __future__ import annotations
 
@@ -90,7 +90,6 @@ class Posting:
         start, *parts = answered
         answer = Answer(start["status"], dict(start["headers"]), b"".join(part["body"] for part in parts))
         assert answer.headers[b"content-length"] == str(len(answer.body)).encode()
-        assert self.routes._receiving == 0
         return answer
 
     async def batch(self, body: bytes, *headers: Header) -> Answer:
@@ -282,10 +281,10 @@ async def test_a_key_keeps_its_meaning_beside_an_unpaired_surrogate(posting: Pos
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"nul", b"{} {}", body_of("01"), body_of("1."), body_of("NaN"), body_of("[1,]"), body_of('"\\x"'),
+        b"", b"{", b"nul", body_of() + b" {}", body_of("01"), body_of("1."), body_of("NaN"), body_of("[1,]"), body_of('"\\x"'),
         body_of('"\n"'), body_of("'a'"), body_of('"\\ud8"'), body_of('"\\ud83d'), b"\xef\xbb\xbf" + body_of(),
         body_of('"').replace(b'"', b'"\xff'), body_of().replace(b"a.b", b"a\xed\xa0\x80b"),
-        body_of("[" * 100_000), body_of("[" * 90_000 + "]" * 90_000), b"[" * 150_000,
+        body_of("[" * 100_000), body_of("[" * 90_000 + "]" * 90_000),
     ],
 )  # fmt: skip
 async def test_what_is_not_json_in_utf8_is_400(posting: Posting, body: bytes) -> None:
@@ -522,9 +521,10 @@ async def test_bodies_being_received_are_bounded_together(posting: Posting) -> N
     )
     await asked.wait()
     assert routes._receiving == 1000
-    with pytest.raises(AssertionError):  # the helper's own look at the counter: the slow body is still held
-        await posting.post([body_of()])
+    answer = await posting.post([body_of()])
+    assert (answer.status, answer.headers[b"retry-after"]) == (503, b"1")
     rest.set_result({"type": "http.request", "body": body_of(), "more_body": False})
     await slow
     assert answers[0]["status"] == 202
     assert (await posting.post([body_of()])).status == 202
+    assert routes._receiving == 0
