@@ -152,12 +152,21 @@ async def test_groups_are_bounded_in_events_and_bytes(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "GROUP_EVENTS_MAX", 4)
     monkeypatch.setattr(module, "GROUP_BYTES_MAX", 10)
     store = ScriptedStore()
+    store.endpoints = []
     ingest = make(store)
     await ingest.submit(store.tenant, [Submission("a", b"x" * size) for size in (1, 1, 1, 1, 9, 9, 9, 50, 1)])
     assert [[len(event.payload) for event in events] for _, events in store.calls] == [
         [1, 1, 1, 1], [9, 9], [9, 50], [1],
     ]  # fmt: skip
     assert ingest.queued == (0, 0)
+
+
+async def test_wide_fan_outs_make_smaller_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP_BYTES_MAX", 2 * 100 * module.OWED_BYTES)
+    store = ScriptedStore()
+    store.endpoints = [EndpointFilter(uuid7(), ("*",), 64) for _ in range(100)]
+    await make(store).submit(store.tenant, submissions(6, payload=b""))
+    assert [len(events) for _, events in store.calls] == [2, 2, 2]
 
 
 async def test_shards_are_appended_to_side_by_side_and_fairly(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ from hookpost.storage.contract import (
 GROUP_EVENTS_MAX = 500
 # Payload bytes in one append: it is one message to the database, and its memory there is a multiple of it.
 GROUP_BYTES_MAX = 8 * 1024 * 1024
+# What one endpoint in an owed list costs an append, in payload bytes: 500 events owed to 1,000 each take 0.6 s.
+OWED_BYTES = 64
 # Appends under way at once: each shard takes one at a time, and more of them make smaller groups.
 APPENDS_MAX = 4
 # Times an event is matched anew because its tenant's configuration changed under it.
@@ -352,7 +354,7 @@ class Ingest:
                 self._count(-1, -len(pending.submission.payload))
             else:
                 group.append(pending)
-                size += len(pending.event.payload)
+                size += len(pending.event.payload) + OWED_BYTES * len(pending.event.owed)
         return group
 
     async def _append(self, shard: int, group: list[_Pending]) -> None:

@@ -317,7 +317,9 @@ class Worker:
     async def _give_back(self, shards: Iterable[int]) -> None:
         """Hand shards over in order: what is in flight ends first, for at most the longest request."""
         for shard in shards:
-            fence = self._fences[shard]
+            fence = self._fences.get(shard)
+            if fence is None:
+                continue  # lost while another one was handed over
             self._engine.drain_shard(shard)
             until = self._clock.monotonic() + self._settings.stop_s
             # The engine has no event for it, and handing over is rare: looking now and then is simplest.

@@ -281,7 +281,8 @@ async def test_a_key_keeps_its_meaning_beside_an_unpaired_surrogate(posting: Pos
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"nul", body_of() + b" {}", body_of("01"), body_of("1."), body_of("NaN"), body_of("[1,]"), body_of('"\\x"'),
+        b"", b"{", b"nul", body_of() + b" {}",
+        body_of("01"), body_of("1."), body_of("NaN"), body_of("[1,]"), body_of('"\\x"'),
         body_of('"\n"'), body_of("'a'"), body_of('"\\ud8"'), body_of('"\\ud83d'), b"\xef\xbb\xbf" + body_of(),
         body_of('"').replace(b'"', b'"\xff'), body_of().replace(b"a.b", b"a\xed\xa0\x80b"),
         body_of("[" * 100_000), body_of("[" * 90_000 + "]" * 90_000),
