@@ -104,7 +104,8 @@ class Connections:
         return {
             "application_name": self._application,
             "timezone": "UTC",
-            "idle_in_transaction_session_timeout": "60s",
+            # A process that is frozen inside a settle keeps the locks of its shards for so long: less than a lease.
+            "idle_in_transaction_session_timeout": "10s",
             # Generic plans prune partitions when they run; planning anew for each call would cost more than the call.
             "plan_cache_mode": "force_generic_plan",
             "jit": "off",

@@ -80,8 +80,7 @@ class WorkerQueries:
         return Survey(tuple(row["node_id"] for row in nodes), {row["shard"]: row["owner"] for row in owners}, now)
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
-        async with self._connections.use("claim shards") as connection, connection.transaction():
-            await connection.execute(SQL["claim_turn"])
+        async with self._connections.use("claim shards") as connection:
             rows = await connection.fetch(SQL["claim"], node_id, pool, limit, lease_s)
         return sorted((Claimed(row["shard"], row["fence"]) for row in rows), key=lambda claimed: claimed.shard)
 

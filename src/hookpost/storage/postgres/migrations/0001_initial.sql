@@ -410,4 +410,31 @@ begin
 end
 $$;
 
+-- Take free shards. An owner silent since before the database was started had no way to renew: it keeps its shards for
+-- one lease from the start. A shard taken from a silent owner is not quiet before that owner's last request must have
+-- ended. Claims go one after the other, each with a look of its own: a claim that looked before another one committed
+-- would take the same shards again, as the recheck behind a row lock does not look at the leases anew. A shard that is
+-- being settled is passed over.
+create function hookpost_claim(p_node uuid, p_pool text, p_limit int, p_lease interval)
+returns table (shard int, fence bigint) language plpgsql as
+$$
+begin
+    perform pg_advisory_xact_lock(7703, 0);
+    return query
+        update shards s
+        set owner = p_node, fence = s.fence + 1,
+            quiet_until = case when s.owner is null then s.quiet_until else clock_timestamp() + interval '30 s' end
+        where s.shard in (
+            select f.shard from shards f left join nodes n on n.node_id = f.owner
+            where f.pool = p_pool
+              and (f.owner is null
+                   or (coalesce(n.expires_at, '-infinity') < clock_timestamp()
+                       and pg_postmaster_start_time() + p_lease < clock_timestamp()))
+            order by f.shard limit p_limit
+            for update of f skip locked
+        )
+        returning s.shard, s.fence;
+end
+$$;
+
 select hookpost_make_partitions(hookpost_today() - 1, hookpost_today() + 3);

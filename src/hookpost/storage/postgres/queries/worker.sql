@@ -16,27 +16,9 @@ where s.pool = $1 order by s.shard
 -- name: living
 select node_id from nodes where pool = $1 and expires_at > clock_timestamp() order by node_id
 
--- name: claim_turn
--- Claims go one after the other: a claim that looked before another one committed would take the same shards again, as
--- the recheck behind a row lock does not look at the other table anew.
-select pg_advisory_xact_lock(7703, 0)
-
 -- name: claim
--- Take free shards. An owner silent since before the database was started had no way to renew: it keeps its shards for
--- one lease from the start. A shard taken from a silent owner is not quiet before that owner's last request must have ended.
-update shards s
-set owner = $1, fence = s.fence + 1,
-    quiet_until = case when s.owner is null then s.quiet_until else clock_timestamp() + interval '30 s' end
-where s.shard in (
-    select f.shard from shards f left join nodes n on n.node_id = f.owner
-    where f.pool = $2
-      and (f.owner is null
-           or (coalesce(n.expires_at, '-infinity') < clock_timestamp()
-               and pg_postmaster_start_time() + make_interval(secs => $4) < clock_timestamp()))
-    order by f.shard limit $3
-    for update of f skip locked
-)
-returning s.shard, s.fence
+-- Take free shards (see the function's own comment). One call: a worker that is frozen on the way holds up nobody.
+select shard, fence from hookpost_claim($1, $2, $3, make_interval(secs => $4))
 
 -- name: release
 update shards set owner = null where shard = $1 and owner = $2 and fence = $3
