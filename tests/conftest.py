@@ -59,7 +59,7 @@ def in_database(dsn: str, name: str) -> str:
 async def database(server: str) -> AsyncIterator[str]:
     """The DSN of a fresh database with the newest schema, SHARDS shards and the tenant `default`."""
     name = f"t_{uuid7().hex}"
-    await _execute(server, f"create database {name} template {TEMPLATE} strategy file_copy")
+    await _execute(server, f"create database {name} template {TEMPLATE} strategy wal_log")
     yield in_database(server, name)
     await _execute(server, f"drop database {name} with (force)")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from standardwebhooks import Webhook
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 
 Handler = Callable[["Arrival", asyncio.StreamWriter], Awaitable[None]]
