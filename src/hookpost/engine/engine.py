@@ -35,7 +35,6 @@ from hookpost.engine.work import (
     Work,
 )
 from hookpost.model import Dead, DeadReason, Delivered, Endpoint, Outcome, Retry, Tenant, WaitReason
-from hookpost.policy.classify import classify
 from hookpost.policy.gate import Wait, endpoint_gate, parks
 from hookpost.policy.retry import decide, retry_after_s
 from hookpost.policy.routing import cap_share
@@ -903,8 +902,3 @@ class Engine:
         """Endpoints that answered 410 and are to be disabled."""
         gone, self._gone = list(self._gone.values()), {}
         return gone
-
-
-def charged(outcome: Outcome) -> bool:
-    """Does this outcome count as a health failure of the endpoint?"""
-    return outcome.error_code is not None and classify(outcome.error_code, outcome.status).charged
