@@ -163,6 +163,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             logging.INFO, "shards {shards} acquired", "This worker delivers what these shards hold, until released."
         ),
         "shards_released": Event(logging.INFO, "shards {shards} released", "Handed over to other workers in order."),
+        "shards_disowned": Event(
+            logging.WARNING,
+            "shards {shards} were ours without our knowing; freed",
+            "A claim whose answer got lost. They are claimed anew at once; nothing to do unless it goes on and on.",
+        ),
         "lease_lost": Event(
             logging.WARNING,
             "the lease is lost ({reason}); shards {shards} are given up",

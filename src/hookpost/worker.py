@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -236,11 +236,12 @@ class Worker:
                 progress_due += PROGRESS_AGAIN_S
                 for shard in self._engine.shards:
                     self._engine.touch(shard)
-            late = self._clock.monotonic() >= self._lease_until
+            late = not self._has_lease()
             await self._persist(self._renew)
-            if late or self._clock.monotonic() >= self._lease_until:
+            if late or not self._has_lease():
                 # Others may have taken shards meanwhile; those that are still ours go on where they stopped.
-                self._keep(await self._persist(self._survey))
+                held = dict(self._fences)
+                self._keep(held, await self._persist(self._survey))
             self._kick()
 
     async def _renew(self) -> None:
@@ -256,17 +257,17 @@ class Worker:
     async def _survey(self) -> Survey:
         return await self._store.survey(self._settings.pool)
 
-    def _keep(self, survey: Survey) -> None:
-        lost = [shard for shard in self._fences if survey.owners.get(shard) != self._node_id]
+    def _keep(self, held: Mapping[int, int], survey: Survey) -> None:
+        """Let go of what others took of the shards ``held`` when the survey was asked for; it knows no later ones."""
+        lost = [s for s in held if self._fences.get(s) == held[s] and survey.owners.get(s) != self._node_id]
         if lost:
             self._lose(lost, "it expired and others took over")
 
+    def _has_lease(self) -> bool:
+        return self._clock.monotonic() < self._lease_until
+
     def _may_send(self) -> bool:
-        return (
-            self._clock.monotonic() < self._lease_until
-            and not self._stopping
-            and self._engine.pending_attempts < UNSETTLED_MAX
-        )
+        return self._has_lease() and not self._stopping and self._engine.pending_attempts < UNSETTLED_MAX
 
     def _lose(self, shards: Collection[int], reason: str) -> None:
         """Stop for these shards at once and write nothing more."""
@@ -282,16 +283,27 @@ class Worker:
     async def _survey_loop(self) -> None:
         while True:
             try:
-                survey = await self._survey()
-                self._keep(survey)
-                settled_in = await self._balance(survey)
+                settled_in = True
+                # Without a lease our own shards look free; the next renewal tells whether others took them.
+                if self._has_lease():
+                    held = dict(self._fences)
+                    settled_in = await self._balance(held, await self._survey())
             except StoreUnavailable as error:
                 self._note_store(error)
                 settled_in = True
             await asyncio.sleep(SURVEY_S if settled_in else SURVEY_EAGER_S)
 
-    async def _balance(self, survey: Survey) -> bool:
+    async def _balance(self, held: Mapping[int, int], survey: Survey) -> bool:
         """Take free shards up to a fair part, give back what exceeds it; True when the part is held."""
+        if not self._has_lease():
+            return True
+        self._keep(held, survey)
+        # A claim whose answer got lost, a lease that was removed and entered anew: set free, they are claimed again.
+        orphans = [s for s, owner in survey.owners.items() if owner == self._node_id and s not in self._fences]
+        if orphans:
+            await self._store.disown(self._node_id, orphans)
+            telemetry.log("shards_disowned", shards=orphans)
+            return False
         nodes = max(1, len(survey.nodes))
         part = -(-len(survey.owners) // nodes)
         surplus = len(self._fences) - part

@@ -190,3 +190,13 @@ async def test_quiet_until_is_set_only_when_a_silent_owner_is_replaced(driver: D
     assert quiet[0] is None
     now = (await store.survey("default")).now
     assert all(now + 25 < quiet[shard].timestamp() <= now + 30 for shard in (1, 2, 3))
+
+
+async def test_disowned_shards_are_free_and_those_of_others_stay(driver: Driver) -> None:
+    store = await driver.open()
+    one, two = await register(store), await register(store)
+    await claim(store, one, limit=2)
+    await claim(store, two)
+    await store.disown(one, [1, 2])
+    assert (await store.survey("default")).owners == {0: one, 1: None, 2: two, 3: two}
+    assert await claim(store, two) == {1: 2}

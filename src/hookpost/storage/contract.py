@@ -174,6 +174,9 @@ class WorkerStore(Protocol):
     async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
         """Give shards (number → fence) back; those lost meanwhile are left alone."""
 
+    async def disown(self, node_id: UUID, shards: Collection[int]) -> None:
+        """Free shards that the worker owns and does not know of; it may have sent for them a moment ago."""
+
     async def leave(self, node_id: UUID) -> None:
         """Remove the worker's lease and free whatever it still owns."""
 

@@ -88,6 +88,10 @@ class WorkerQueries:
         async with self._connections.use("release shards") as connection:
             await connection.executemany(SQL["release"], [(shard, node_id, shards[shard]) for shard in sorted(shards)])
 
+    async def disown(self, node_id: UUID, shards: Collection[int]) -> None:
+        async with self._connections.use("disown shards") as connection:
+            await connection.execute(SQL["disown"], node_id, sorted(shards))
+
     async def leave(self, node_id: UUID) -> None:
         async with self._connections.use("leave") as connection, connection.transaction():
             await connection.execute(SQL["free_all"], node_id)

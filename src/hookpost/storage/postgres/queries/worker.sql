@@ -23,6 +23,11 @@ select shard, fence from hookpost_claim($1, $2, $3, make_interval(secs => $4))
 -- name: release
 update shards set owner = null where shard = $1 and owner = $2 and fence = $3
 
+-- name: disown
+-- The owner lost track of them: its last requests may be under way (see hookpost_claim).
+update shards set owner = null, quiet_until = clock_timestamp() + interval '30 s'
+where shard = any ($2) and owner = $1
+
 -- name: free_all
 update shards set owner = null where owner = $1
 

@@ -1,0 +1,215 @@
+"""Shards do not get lost between a worker and the store: what the store says is owned, somebody works for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from hookpost import worker as module
+from hookpost.engine.work import Takeover
+from hookpost.storage.contract import Claimed, StoreUnavailable, Survey
+from hookpost.worker import Worker, WorkerSettings
+
+SHARDS = frozenset(range(4))
+LEASE_S = 100.0
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    def correct(self, database_now: float, *, sent: float, received: float) -> float:
+        return 0.0
+
+
+class Leases:
+    """A store of leases alone, with an empty journal; tells what is read, and waits where a test says so."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.owners: dict[int, UUID | None] = dict.fromkeys(SHARDS)
+        self.fences = dict.fromkeys(SHARDS, 0)
+        self.expires: dict[UUID, float] = {}
+        self.reading: set[int] = set()
+        self.changed = asyncio.Condition()
+        self.surveys = 0
+        self.before_renewal: asyncio.Event | None = None
+        # What the survey of one of the worker's loops waits for, before it looks and with its answer in hand.
+        self.slow_loop = ""
+        self.look, self.answer = asyncio.Event(), asyncio.Event()
+        self.asked, self.looked = asyncio.Event(), asyncio.Event()
+        self.answers_lost = 0
+
+    async def tell(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30), self.changed:
+            await self.changed.wait_for(condition)
+
+    async def register(self, node_id: UUID, *, pool: str, name: str, lease_s: float) -> float:
+        self.expires[node_id] = self.clock.time + lease_s
+        return self.clock.time
+
+    async def renew(self, node_id: UUID, *, lease_s: float) -> float | None:
+        if self.before_renewal is not None:
+            await self.before_renewal.wait()
+        if node_id not in self.expires:
+            return None
+        self.expires[node_id] = self.clock.time + lease_s
+        return self.clock.time
+
+    async def survey(self, pool: str) -> Survey:
+        task = asyncio.current_task()
+        slow = task is not None and task.get_name() == self.slow_loop
+        if slow:
+            self.asked.set()
+            await self.look.wait()
+        nodes = tuple(node for node, until in self.expires.items() if until > self.clock.time)
+        found = Survey(nodes, {s: o if o in nodes else None for s, o in self.owners.items()}, self.clock.time)
+        if slow:
+            self.looked.set()
+            await self.answer.wait()
+        self.surveys += 1
+        await self.tell()
+        return found
+
+    async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
+        free = [s for s, owner in self.owners.items() if self.expires.get(owner, 0.0) <= self.clock.time][:limit]  # type: ignore[arg-type]
+        for shard in free:
+            self.owners[shard] = node_id
+            self.fences[shard] += 1
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise StoreUnavailable("the answer got lost")
+        return [Claimed(shard, self.fences[shard]) for shard in free]
+
+    async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
+        await self.disown(node_id, shards)
+
+    async def disown(self, node_id: UUID, shards: Collection[int]) -> None:
+        for shard in shards:
+            if self.owners[shard] == node_id:
+                self.owners[shard] = None
+
+    async def leave(self, node_id: UUID) -> None:
+        self.expires.pop(node_id, None)
+        await self.disown(node_id, SHARDS)
+
+    async def takeover(self, shard: int, fence: int) -> Takeover:
+        return Takeover(shard, fence, read_to=0, read_day=0)
+
+    async def read(self, positions: Mapping[int, Any], *, rows_max: int, bytes_max: int) -> dict[int, Any]:
+        self.reading = set(positions)
+        await self.tell()
+        return {}
+
+    async def settle(self, parts: Collection[Any]) -> None: ...
+
+    async def changed_tenants(self, since: float) -> tuple[list[UUID], float]:
+        return [], self.clock.time
+
+    async def wait_for_ring(self, timeout_s: float) -> bool:
+        await asyncio.sleep(0.001)
+        return False
+
+
+class Nowhere:
+    """Nothing is ever sent here."""
+
+    def send(self, request: Any, done: Any) -> None:
+        raise AssertionError(request)
+
+
+@contextlib.asynccontextmanager
+async def working(store: Leases, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UUID]:
+    for pace in ("SURVEY_S", "SURVEY_EAGER_S", "IDLE_S_MAX", "STORE_RETRY_S", "CONFIG_S"):
+        monkeypatch.setattr(module, pace, 0.005)
+    node_id = uuid7()
+    stop = asyncio.Event()
+    worker = Worker(
+        store=store, sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
+        settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005), rng=Random(1),
+    )  # fmt: skip
+    running = asyncio.create_task(worker.run(stop))
+    try:
+        await store.until(lambda: store.reading == SHARDS)
+        yield node_id
+    finally:
+        stop.set()
+        await running
+
+
+async def test_shards_nobody_took_while_the_lease_had_expired_are_worked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.before_renewal = asyncio.Event()
+        store.slow_loop = "survey"
+        await asyncio.wait_for(store.asked.wait(), 30)
+        store.clock.time += LEASE_S + 1
+        store.look.set()
+        await asyncio.wait_for(store.looked.wait(), 30)
+        # The survey saw no lease; a claim that follows it finds one.
+        store.before_renewal.set()
+        await store.until(lambda: max(store.expires.values()) > store.clock.time)
+        store.answer.set()
+        seen = store.surveys
+        await store.until(lambda: store.surveys > seen + 3)
+        store.reading = set()
+        await store.until(lambda: store.reading == SHARDS)
+
+
+async def test_a_survey_from_before_a_claim_takes_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch) as node_id:
+        other = uuid7()
+        store.look.set()
+        store.slow_loop = "lease"
+        store.owners[0] = other
+        store.clock.time += LEASE_S + 1
+        store.expires[other] = store.clock.time + LEASE_S
+        await asyncio.wait_for(store.looked.wait(), 30)
+        await store.leave(other)
+        await store.until(lambda: store.owners[0] == node_id and store.reading == SHARDS)
+        store.answer.set()
+        seen = store.surveys
+        await store.until(lambda: store.surveys > seen + 3)
+        assert store.fences[0] == 2
+        store.reading = set()
+        await store.until(lambda: store.reading == SHARDS)
+
+
+async def test_shards_whose_claim_was_not_answered_are_freed_and_claimed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    store.answers_lost = 1
+    async with working(store, monkeypatch) as node_id:
+        assert set(store.owners.values()) == {node_id}
+        assert set(store.fences.values()) == {2}
+
+
+async def test_a_worker_whose_lease_was_removed_comes_back_for_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch) as node_id:
+        del store.expires[node_id]
+        await store.until(lambda: set(store.fences.values()) == {2})
+        store.reading = set()
+        await store.until(lambda: store.reading == SHARDS)
+        assert set(store.owners.values()) == {node_id}
