@@ -185,7 +185,7 @@ class Worker:
                     await self._commit(self._settling, tried=1)
                 for shard in held:
                     self._engine.drain_shard(shard)
-                settle = self._engine.take_settle()
+                settle = self._engine.take_settle(now=self._clock.now())
                 if settle is not None:
                     await self._commit(settle)
                 await self._store.leave(self._node_id)
@@ -485,7 +485,7 @@ class Worker:
             self._unsettled.clear()
             waiters, self._settle_waiters = self._settle_waiters, []
             started = self._clock.monotonic()
-            settle = self._engine.take_settle()
+            settle = self._engine.take_settle(now=self._clock.now())
             if settle is not None:
                 self._settling = settle
                 await self._commit(settle)

@@ -85,8 +85,8 @@ def a_row_may_lie_before_what_was_fetched(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def rows_that_are_committed_are_not_looked_for(patch: pytest.MonkeyPatch) -> None:
-    def take_settle(original: Any, self: Engine) -> Any:
-        settle = original(self)
+    def take_settle(original: Any, self: Engine, *, now: float) -> Any:
+        settle = original(self, now=now)
         for lane in settle.lanes if settle else ():
             lane.due_settling = NEVER
         return settle

@@ -76,7 +76,7 @@ class Bench:
         self.engine.on_outcome(work, moment, now=self.now)
 
     def take(self) -> Settle:
-        settle = self.engine.take_settle()
+        settle = self.engine.take_settle(now=self.now)
         assert settle is not None
         return settle
 
@@ -325,7 +325,7 @@ def test_an_outcome_of_a_lost_shard_is_dropped() -> None:
     [work] = bench.sends()
     bench.engine.close_shard(0)
     bench.end(work, OK)
-    assert bench.engine.take_settle() is None
+    assert bench.engine.take_settle(now=bench.now) is None
     assert (bench.engine.in_flight, bench.engine.in_flight_bytes, bench.engine.buffered) == (0, 0, 0)
 
 
@@ -631,3 +631,28 @@ def test_a_drain_is_not_clean_before_all_was_read_that_the_crashed_owner_may_hav
     bench = Bench(takeovers=(takeover,))
     bench.engine.drain_shard(0)
     assert not bench.settle().clean
+
+
+def test_a_slow_endpoint_behind_a_healthy_one_does_not_make_settles_ever_longer() -> None:
+    bench = Bench(endpoint(E1, cap=10_000), endpoint(E2, cap=1), limits=Limits(fragments=20), tenant_cap=10_000)
+    for _ in range(50):
+        bench.post(E1)
+        bench.post(E2)
+    for work in bench.sends():
+        if work.lane.endpoint.endpoint_id == E1:
+            bench.end(work, OK)
+    part = bench.settle()
+    assert len(part.progress.open) <= 10
+    assert set(part.upserts) <= {(E2, seq) for seq in range(4, 101, 2)}
+    assert len(part.upserts) + sum(end - start for start, end in part.progress.open) == 50
+
+
+def test_fan_outs_done_in_part_are_written_down_up_to_a_bound() -> None:
+    bench = Bench(endpoint(E1, cap=10_000), endpoint(E2, cap=1), limits=Limits(fragments=20), tenant_cap=10_000)
+    bench.post(E1, E2, count=50)
+    for work in bench.sends():
+        if work.lane.endpoint.endpoint_id == E1:
+            bench.end(work, OK)
+    part = bench.settle()
+    assert part.progress.partial == ((1, (E1,)),)
+    assert len(part.upserts) == 49

@@ -134,6 +134,7 @@ class World:
                 in_flight_bytes=rng.choice((60, 100_000)),
                 buffer=rng.choice((3, 8, 40, 1000)),
                 buffer_bytes=rng.choice((100, 1000, 100_000)),
+                fragments=rng.choice((2, 8, 512)),
             )
         )
         return Worker(number, Engine(worker=f"w{number}", limits=limits, rng=Random(rng.random())), limits)
@@ -428,7 +429,7 @@ class World:
         """Close the books; the commit comes later, its acknowledgement later still."""
         if worker.settling is not None or self.now < worker.frozen_until:
             return False
-        settle = worker.engine.take_settle()
+        settle = worker.engine.take_settle(now=self.now)
         if settle is None:
             return False
         for part in settle.shards:

@@ -63,12 +63,17 @@ class Wanted(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one worker. ``buffer_*``: fresh deliveries waiting in memory; ``in_flight_*``: requests under way."""
+    """Bounds of one worker. ``buffer_*``: fresh deliveries waiting in memory; ``in_flight_*``: requests under way.
+
+    ``fragments``: ranges of open entries and fan-outs done in part that a shard may have, as every settle writes them
+    down. Where a slow endpoint leaves holes behind healthy ones, what waits longest goes to the backlog.
+    """
 
     in_flight: int = 1000
     in_flight_bytes: int = 128 * 1024 * 1024
     buffer: int = 20_000
     buffer_bytes: int = 64 * 1024 * 1024
+    fragments: int = 512
 
 
 class _Shard:
@@ -141,6 +146,7 @@ class Engine:
         self._rng = rng
         self._shards: dict[int, _Shard] = {}
         self._tenants: dict[UUID, TenantState] = {}
+        self._at_home: dict[int, dict[TenantState, None]] = {}
         self._endpoints: dict[UUID, EndpointState] = {}
         self._turns = Turns()
         self._timers: list[tuple[float, int, Lane]] = []
@@ -171,7 +177,7 @@ class Engine:
         """Become the owner: exactly the open entries and what lies past ``read_to`` is to be done."""
         assert takeover.shard not in self._shards
         shard = self._shards[takeover.shard] = _Shard(takeover, now)
-        self._share_caps()
+        self._share_caps(takeover.shard)
         for summary in takeover.lanes:
             lane = self._lane(shard, summary.endpoint_id, summary.tenant_id)
             lane.stored = summary.count
@@ -218,23 +224,25 @@ class Engine:
             if lane.blocked:
                 endpoint.waiting.remove(lane)
             self._forget_idle(endpoint)
-        self._share_caps()
+        self._share_caps(number)
 
     def _forget_idle(self, endpoint: EndpointState) -> None:
         if not endpoint.lanes and endpoint.in_flight == 0:
             self._endpoints.pop(endpoint.endpoint_id, None)
+            endpoint.tenant.endpoints.pop(endpoint.endpoint_id, None)
             self._missing.pop(endpoint.endpoint_id, None)
 
-    def _share_caps(self) -> None:
-        for tenant in self._tenants.values():
+    def _share_caps(self, number: int) -> None:
+        """The shard came or went: with it a part of the caps of the tenants at home there."""
+        for tenant in self._at_home.get(number, ()):
             self._share_tenant(tenant)
-        for endpoint in self._endpoints.values():
-            self._share_endpoint(endpoint)
 
     def _share_tenant(self, tenant: TenantState) -> None:
         if tenant.config is not None:
             tenant.cap = cap_share(tenant.config.max_in_flight, tenant.config.home_shards, self._shards)
             self._turns.resume(tenant)
+            for endpoint in tenant.endpoints.values():
+                self._share_endpoint(endpoint)
 
     def _share_endpoint(self, endpoint: EndpointState) -> None:
         tenant = endpoint.tenant.config
@@ -256,20 +264,15 @@ class Engine:
 
     def endpoints_of(self, tenants: Collection[UUID]) -> list[UUID]:
         """The endpoints of these tenants that the engine knows."""
-        return [e.endpoint_id for e in self._endpoints.values() if e.tenant.tenant_id in tenants]
+        known = (self._tenants[tenant_id] for tenant_id in tenants if tenant_id in self._tenants)
+        return [endpoint_id for tenant in known for endpoint_id in tenant.endpoints]
 
     def configure(self, tenants: Iterable[Tenant], endpoints: Iterable[Endpoint], *, now: float) -> None:
         """Take over loaded or changed configuration; lanes open and close as it says."""
-        changed: set[TenantState] = set()
         for tenant in tenants:
             state = self._tenant(tenant.tenant_id)
-            state.config = tenant
+            self._settle_in(state, tenant)
             self._share_tenant(state)
-            changed.add(state)
-        if changed:
-            for endpoint in self._endpoints.values():
-                if endpoint.tenant in changed:
-                    self._share_endpoint(endpoint)
         for config in endpoints:
             self._missing.pop(config.endpoint_id, None)
             known = self._endpoints.get(config.endpoint_id)
@@ -285,6 +288,13 @@ class Engine:
                     self._turns.enter(lane)
                 self._consider(lane, now)
 
+    def _settle_in(self, state: TenantState, config: Tenant) -> None:
+        for shard in () if state.config is None else state.config.home_shards:
+            self._at_home[shard].pop(state, None)
+        for shard in config.home_shards:
+            self._at_home.setdefault(shard, {})[state] = None
+        state.config = config
+
     def _tenant(self, tenant_id: UUID) -> TenantState:
         state = self._tenants.get(tenant_id)
         if state is None:
@@ -297,7 +307,9 @@ class Engine:
             return lane
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
-            endpoint = self._endpoints[endpoint_id] = EndpointState(endpoint_id, self._tenant(tenant_id))
+            tenant = self._tenant(tenant_id)
+            endpoint = self._endpoints[endpoint_id] = EndpointState(endpoint_id, tenant)
+            tenant.endpoints[endpoint_id] = endpoint
             if endpoint_id in self._holds:
                 # Noted for a shard that was closed since, and not yet part of any configuration.
                 endpoint.hold_until = self._holds[endpoint_id].until
@@ -347,7 +359,7 @@ class Engine:
             row.created_at, len(owed),
         )  # fmt: skip
         entry.done.extend(done)
-        shard.progress.reopen(entry)
+        shard.progress.begin(entry)
         possible_duplicate = row.created_at <= shard.doubtful_until
         for endpoint_id in owed:
             lane = self._lane(shard, endpoint_id, row.tenant_id)
@@ -652,6 +664,18 @@ class Engine:
                 wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
                 self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
 
+    def _mend(self, shard: _Shard, now: float) -> None:
+        """Too much to write down in each settle: the lanes that lag behind most go to the backlog."""
+        lanes = [lane for lane in shard.lanes.values() if lane.queue and lane.endpoint.config is not None]
+        lanes.sort(key=lambda lane: lane.queue[0].entry.seq)
+        for lane in lanes:
+            if shard.progress.fragments <= self._limits.fragments // 2:
+                return
+            config = lane.endpoint.config
+            assert config is not None
+            wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
+            self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
+
     def _park(self, lane: Lane, reason: WaitReason, now: float) -> None:
         queue, lane.queue = lane.queue, deque()
         for work in queue:
@@ -866,10 +890,13 @@ class Engine:
         """Is there anything to settle?"""
         return bool(self._touched)
 
-    def take_settle(self) -> Settle | None:
+    def take_settle(self, *, now: float) -> Settle | None:
         """All that happened since the last one; None when nothing did. Must be committed before the next is taken."""
         if not self._touched:
             return None
+        for shard in self._touched:
+            if shard.progress.fragments > self._limits.fragments:
+                self._mend(shard, now)
         touched, self._touched = self._touched, []
         released, self._released = self._released, []
         lanes, self._unsettled_lanes = self._unsettled_lanes, []

@@ -21,11 +21,12 @@ FROM_START = (0.0, -1)
 class TenantState:
     """One tenant's share of this worker."""
 
-    __slots__ = ("cap", "config", "in_flight", "lanes", "tenant_id", "turning")
+    __slots__ = ("cap", "config", "endpoints", "in_flight", "lanes", "tenant_id", "turning")
 
     def __init__(self, tenant_id: UUID) -> None:
         self.tenant_id = tenant_id
         self.config: Tenant | None = None
+        self.endpoints: dict[UUID, EndpointState] = {}
         self.in_flight = 0
         self.cap = 0
         self.lanes: Ready = deque()

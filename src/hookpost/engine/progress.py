@@ -1,7 +1,13 @@
-"""What of one shard is done: the open entries between cursor and read_to."""
+"""What of one shard is done: the open entries between cursor and read_to.
+
+Open entries are kept as the ranges they are written down as: reading makes the last range longer, finishing cuts one
+shorter or in two. A settle copies the ranges, however many entries they hold (walking 20,000 entries each settle took a
+fifth of a worker's time).
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from uuid import UUID
 
 from hookpost.engine.work import Entry, Progress
@@ -12,21 +18,21 @@ class GapError(RuntimeError):
 
 
 class ShardProgress:
-    """Tracks the entries that were read and are not done.
+    """Tracks the entries that were read and are not done; entries are opened in the order of seq."""
 
-    ``open`` is in the order of seq, as entries are opened in that order and dicts keep it.
-    """
-
-    __slots__ = ("open", "read_day", "read_to")
+    __slots__ = ("_ends", "_partial", "_starts", "read_day", "read_to")
 
     def __init__(self, read_to: int, read_day: int) -> None:
-        self.open: dict[int, Entry] = {}
         self.read_to = read_to
         self.read_day = read_day
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._partial: dict[int, Entry] = {}
 
-    def reopen(self, entry: Entry) -> None:
-        """An entry that the last owner had read and not finished."""
-        self.open[entry.seq] = entry
+    @property
+    def fragments(self) -> int:
+        """How much there is to write down in each settle: ranges, and fan-outs that are done in part."""
+        return len(self._starts) + len(self._partial)
 
     def advance(self, seq: int, day: int) -> None:
         """The next journal row was read; raises GapError unless it follows the last one directly."""
@@ -35,30 +41,48 @@ class ShardProgress:
         self.read_to = seq
         self.read_day = day
 
+    def begin(self, entry: Entry) -> None:
+        """An entry is open: just read, or by the last owner and not finished."""
+        if self._ends and self._ends[-1] == entry.seq:
+            self._ends[-1] += 1
+        else:
+            self._starts.append(entry.seq)
+            self._ends.append(entry.seq + 1)
+        if entry.done:
+            self._partial[entry.seq] = entry
+
     def finish(self, entry: Entry, endpoint_id: UUID) -> None:
         """One delivery of the entry is done or in the backlog."""
         entry.remaining -= 1
-        if entry.remaining == 0:
-            del self.open[entry.seq]
-        else:
+        if entry.remaining:
             entry.done.append(endpoint_id)
+            self._partial[entry.seq] = entry
+            return
+        if entry.done:
+            del self._partial[entry.seq]
+        self._take_out(entry.seq)
+
+    def _take_out(self, seq: int) -> None:
+        starts, ends = self._starts, self._ends
+        at = bisect_right(starts, seq) - 1
+        assert at >= 0 and seq < ends[at], "an entry is finished once"
+        if starts[at] == seq:
+            if ends[at] == seq + 1:
+                del starts[at], ends[at]
+            else:
+                starts[at] = seq + 1
+            return
+        if ends[at] != seq + 1:
+            starts.insert(at + 1, seq + 1)
+            ends.insert(at + 1, ends[at])
+        ends[at] = seq
 
     def snapshot(self) -> Progress:
         """The state to be written down."""
-        ranges: list[tuple[int, int]] = []
-        start = end = -1
-        for seq in self.open:
-            if seq != end:
-                if end != -1:
-                    ranges.append((start, end))
-                start = seq
-            end = seq + 1
-        if end != -1:
-            ranges.append((start, end))
         return Progress(
-            cursor=ranges[0][0] - 1 if ranges else self.read_to,
+            cursor=self._starts[0] - 1 if self._starts else self.read_to,
             read_to=self.read_to,
             read_day=self.read_day,
-            open=tuple(ranges),
-            partial=tuple((entry.seq, tuple(entry.done)) for entry in self.open.values() if entry.done),
+            open=tuple(zip(self._starts, self._ends, strict=True)),
+            partial=tuple((entry.seq, tuple(entry.done)) for entry in self._partial.values()),
         )
