@@ -169,18 +169,23 @@ async def test_wide_fan_outs_make_smaller_groups(monkeypatch: pytest.MonkeyPatch
     assert [len(events) for _, events in store.calls] == [2, 2, 2]
 
 
-async def test_shards_are_appended_to_side_by_side_and_fairly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "APPENDS_MAX", 2)
+async def test_groups_go_to_the_home_shards_side_by_side_and_in_turn() -> None:
     store = ScriptedStore(shards=range(6))
     store.open.clear()
     ingest = make(store)
-    tasks = await posted(ingest, store, 200)
-    await spin(lambda: len(store.calls) == 2)
+    tasks = await posted(ingest, store, 5)
+    await spin(lambda: len(store.calls) == 1)
+    tasks += await posted(ingest, store, 5)
+    await spin(lambda: len(store.calls) == module.QUEUE_APPENDS_MAX)
+    for _ in range(8):
+        tasks += await posted(ingest, store, 5)
     store.open.set()
     await asyncio.gather(*tasks)
+    for _ in range(3):
+        await ingest.submit(store.tenant, submissions(5))
     shards = [shard for shard, _ in store.calls]
-    assert sorted(shards[:6]) == list(range(6)), "each shard had its turn before any had a second"
-    assert len(store.stored) == 200
+    assert shards == list(range(6)), "each shard had its turn before any had a second"
+    assert len(store.stored) == 65
 
 
 async def test_an_event_for_an_endpoint_with_a_small_cap_goes_to_the_first_home_shard() -> None:
@@ -189,8 +194,23 @@ async def test_an_event_for_an_endpoint_with_a_small_cap_goes_to_the_first_home_
     ingest = make(store)
     await ingest.submit(store.tenant, [Submission("pinned", b"{}") for _ in range(40)])
     assert {shard for shard, _ in store.calls} == {3}
-    await ingest.submit(store.tenant, [Submission("free", b"{}") for _ in range(60)])
+    for _ in range(3):
+        await ingest.submit(store.tenant, [Submission("free", b"{}")])
     assert {shard for shard, _ in store.calls} == {1, 2, 3}
+
+
+async def test_events_that_gather_go_together_whatever_shard_takes_them() -> None:
+    store = ScriptedStore(shards=range(8))
+    store.open.clear()
+    ingest = make(store)
+    tasks = await posted(ingest, store, 1)
+    await spin(lambda: len(store.calls) == 1)
+    tasks += await posted(ingest, store, 1)
+    await spin(lambda: len(store.calls) == module.QUEUE_APPENDS_MAX)
+    tasks += await posted(ingest, store, 100)
+    store.open.set()
+    await asyncio.gather(*tasks)
+    assert [len(group) for _, group in store.calls] == [1, 1, 100]
 
 
 async def test_an_event_nobody_subscribed_to_is_stored_all_the_same() -> None:
@@ -394,7 +414,7 @@ async def test_when_the_store_hangs_an_answer_comes_in_time_and_memory_stays_bou
         )
         assert all(isinstance(result, Overloaded) for result in results), results
         assert time.monotonic() - began < 5.0
-        lying = sum(len(queue) for queue in ingest._queues.values()) + len(store.calls[0][1])
+        lying = sum(len(queue.events) for queue in ingest._queues.values()) + len(store.calls[0][1])
         assert lying <= 50
         assert ingest.queued[0] >= len(store.calls[0][1]), "what is being appended is still in memory"
     assert len(store.calls) == 1
@@ -441,7 +461,7 @@ async def test_requests_cancelled_one_after_the_other_do_not_pile_up() -> None:
         [task] = await posted(ingest, store, 1)
         task.cancel()
         await asyncio.wait((task,))
-    assert sum(len(queue) for queue in ingest._queues.values()) <= 20
+    assert sum(len(queue.events) for queue in ingest._queues.values()) <= 20
     store.open.set()
     await spin(lambda: ingest.queued == (0, 0))
 

@@ -29,6 +29,7 @@ from hookpost.transport import Transport
 from hookpost.web.app import WebSettings, make_app
 from hookpost.web.auth import Authenticator
 from hookpost.web.events import EventLimits, EventRoutes
+from hookpost.web.wire import Protocol
 from hookpost.worker import Worker, WorkerSettings
 
 # Objects made between two looks of the garbage collector: nearly all of ours die young and without cycles.
@@ -147,7 +148,7 @@ async def run_api(
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
