@@ -1,0 +1,201 @@
+"""The limit: what two processes could do if nothing had to be stored.
+
+The same HTTP server as `hookpost api`'s (uvicorn with uvloop and httptools, a raw ASGI application, the same options)
+answers 202 at once and hands the events over, many at a time, to a second process that signs them with the same code
+and sends them with ``CurlLoop``. Each half also runs by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any
+
+import msgspec
+import uuid_utils
+import uvicorn
+
+from hookpost.app.bench.curl import frame
+from hookpost.app.bench.machine import processes
+
+STOP_S_MAX = 15.0
+_JSON = (b"content-type", b"application/json")
+_PLAIN = (_JSON, (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+Scope = MutableMapping[str, Any]
+
+
+class _Event(msgspec.Struct):
+    type: str
+    payload: msgspec.Raw
+
+
+# ---- in the server's process ----------------------------------------------------------------------------------------
+
+
+class BareApp:
+    """Answers 202 and hands over; without a pipe it only answers."""
+
+    def __init__(self, pipe: asyncio.WriteTransport | None) -> None:
+        self._pipe = pipe
+        self._frames: list[bytes] = []
+        self._decode = msgspec.json.Decoder(_Event).decode
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(
+        self,
+        _scope: Scope,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Answer one request."""
+        message = await receive()
+        body = message.get("body", b"")
+        while message.get("more_body"):
+            message = await receive()
+            body += message.get("body", b"")
+        event_id = uuid_utils.uuid7()
+        event = self._decode(body)
+        if self._pipe is not None:
+            if not self._frames:
+                self._loop.call_soon(self._hand_over)
+            self._frames.append(frame(event_id.bytes, event.type.encode(), bytes(event.payload)))
+        answer = b'{"event_id":"evt_%b","delivery_count":1,"duplicate":false}' % event_id.hex.encode()
+        head = [*_PLAIN, (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 202, "headers": head})
+        await send({"type": "http.response.body", "body": answer})
+
+    def _hand_over(self) -> None:
+        assert self._pipe is not None
+        self._pipe.write(b"".join(self._frames))
+        self._frames.clear()
+
+
+class _Server(uvicorn.Server):
+    """Ends with its leash, not by signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def serve(listener_fd: int, pipe_fd: int) -> None:
+    """The process of the bare server; ``pipe_fd`` below 0 hands nothing over. Ends when standard input does."""
+    import uvloop
+
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(_serve(listener_fd, pipe_fd))
+
+
+async def _serve(listener_fd: int, pipe_fd: int) -> None:
+    from hookpost.app.compose import KEEP_ALIVE_S, tune_gc
+
+    loop = asyncio.get_running_loop()
+    pipe = None
+    if pipe_fd >= 0:
+        pipe, _ = await loop.create_connection(asyncio.Protocol, sock=socket.socket(fileno=pipe_fd))
+    # The options of compose.run_api.
+    server = _Server(
+        uvicorn.Config(
+            BareApp(pipe), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=1,
+        )
+    )  # fmt: skip
+    tune_gc()
+
+    def stop() -> None:
+        if not os.read(0, 1):
+            loop.remove_reader(0)
+            server.should_exit = True
+
+    loop.add_reader(0, stop)
+    await server.serve(sockets=[socket.socket(fileno=listener_fd)])
+    if pipe is not None:
+        pipe.close()
+
+
+# ---- in the bench's process -----------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Processes of the limit, by role; ``with bare(…) as processes``."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, role: str, function: str, *arguments: object, fds: tuple[int, ...] = ()) -> None:
+        """Start a function of this package in a process of its own. Its standard input is its leash."""
+        module, _, name = function.rpartition(".")
+        code = f"from hookpost.app.bench.{module} import {name}; {name}(*{arguments!r})"
+        self._started[role] = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=fds,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds used so far, by role."""
+        table = processes()
+        return {role: table[process.pid].own_s for role, process in self._started.items()}
+
+    def release(self) -> None:
+        """Let them finish."""
+        for process in self._started.values():
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def ended(self) -> bool:
+        """Have all finished?"""
+        return all(process.poll() is not None for process in self._started.values())
+
+    def stop(self) -> dict[str, int]:
+        """End them in order; returns the sender's answers by status, if there is a sender."""
+        answers: dict[str, int] = {}
+        self.release()
+        for process in self._started.values():
+            assert process.stdout is not None
+            try:
+                process.wait(STOP_S_MAX)
+                answers |= json.loads(process.stdout.read() or b"{}")
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+        self._started.clear()
+        return answers
+
+
+@contextlib.contextmanager
+def limit(*, receiver: str = "", key: bytes = b"", server: bool = True) -> Iterator[Processes]:
+    """The bare server, with a sender to ``receiver`` behind it if there is one; or the endless sender alone."""
+    found = Processes()
+    try:
+        if not server:
+            found.start("curl", "curl.send_endlessly", receiver)
+        else:
+            _start_server(found, receiver, key)
+        yield found
+    finally:
+        found.stop()
+
+
+def _start_server(found: Processes, receiver: str, key: bytes) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
+        found.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if not receiver:
+            found.start("server", "pipe.serve", listener.fileno(), -1, fds=(listener.fileno(),))
+            return
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        stack.enter_context(theirs)
+        fds = (listener.fileno(), ours.fileno())
+        found.start("server", "pipe.serve", *fds, fds=fds)
+        found.start("sender", "curl.send_from_pipe", receiver, theirs.fileno(), key.hex(), fds=(theirs.fileno(),))

@@ -1,0 +1,134 @@
+"""The table at the end: what was measured beside what is wanted, as ratios within one run wherever they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from hookpost.app.bench.run import Figures
+
+# The tables need this much; a narrow terminal wraps them, which is still better than cut numbers.
+WIDTH_MIN = 120
+# Of a core: more than the usual background of a machine at rest.
+OTHERS_MAX = 0.1
+
+Results = Mapping[str, Figures]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One claim: how it is computed from the results (a KeyError: not measured), and its bound."""
+
+    name: str
+    value: Callable[[Results], float]
+    bound: float
+    at_most: bool = False
+
+    def met(self, value: float) -> bool:
+        """Does the value keep the bound?"""
+        return value <= self.bound if self.at_most else value >= self.bound
+
+
+def number(results: Results, scenario: str, name: str = "per_second") -> float:
+    """A figure of a scenario; KeyError when it was not measured."""
+    found = results[scenario][name]
+    if not isinstance(found, int | float):
+        raise KeyError(name)
+    return float(found)
+
+
+def _ratio(above: str, below: str, name: str = "per_second") -> Callable[[Results], float]:
+    return lambda results: number(results, above, name) / number(results, below, name)
+
+
+def _figure(scenario: str, name: str) -> Callable[[Results], float]:
+    return lambda results: number(results, scenario, name)
+
+
+TARGETS = [
+    Target("e2e / bare", _ratio("e2e", "bare"), 0.50),
+    # The same by CPU, which other programs on the machine disturb less than the clock.
+    Target("e2e / bare, by CPU of all processes", _ratio("bare", "e2e", "all_us"), 0.50),
+    Target("e2e, deliveries a second", _figure("e2e", "per_second"), 11_574),
+    Target("bare / (curl + server), µs", _figure("bare", "of_its_parts"), 2.0, at_most=True),
+    Target("deliver / curl", _ratio("deliver", "curl"), 0.40),
+    Target("worker, µs a delivery", _figure("e2e", "worker_us"), 60, at_most=True),
+    Target("ingest, µs a single event", _figure("ingest", "api_us"), 70, at_most=True),
+    Target("ingest, µs an event in a batch", _figure("ingest_batch", "api_us"), 15, at_most=True),
+    Target("row writes a delivery", _figure("e2e", "row_writes_per_delivery"), 2.0, at_most=True),
+    Target("transactions a delivery", _figure("e2e", "transactions_per_delivery"), 0.05, at_most=True),
+    Target(
+        "attempt row, bytes without response head",
+        lambda results: (
+            number(results, "e2e", "attempt_row_bytes") - number(results, "e2e", "attempt_response_head_bytes")
+        ),
+        500,
+        at_most=True,
+    ),
+    Target("latency p99 at half load, ms", _figure("latency", "p99_ms"), 25, at_most=True),
+    Target("latency p50 idle, ms", _figure("latency", "idle_p50_ms"), 10, at_most=True),
+    Target("outage, healthy throughput ratio", _figure("outage", "healthy_throughput_ratio"), 0.9),
+    Target("outage, healthy p99 ratio", _figure("outage", "healthy_p99_ratio"), 1.5, at_most=True),
+    Target("recover / deliver", _ratio("recover", "deliver"), 0.7),
+    Target("scale / e2e", _ratio("scale", "e2e"), 0.9),
+]
+
+
+def show(results: Results, targets: list[Target] | None = None) -> None:
+    """Print what there is, on standard error: standard output is for the JSON lines."""
+    console = Console(file=sys.stderr, highlight=False, width=max(WIDTH_MIN, Console(stderr=True).width))
+    console.print(_measured(results))
+    claims = _claims(results, TARGETS if targets is None else targets)
+    if claims.row_count:
+        console.print(claims)
+    if disturbed := _disturbed(results):
+        console.print(f"Other programs were busy during {', '.join(disturbed)}: measure again when they are not.")
+
+
+def _disturbed(results: Results) -> list[str]:
+    """Scenarios that did not have the machine for themselves."""
+    others = {scenario: figures.get("cores_used_by_others") for scenario, figures in results.items()}
+    return [name for name, cores in others.items() if isinstance(cores, float) and cores > OTHERS_MAX]
+
+
+def _measured(results: Results) -> Table:
+    table = Table("scenario", title="measured", title_justify="left")
+    columns = [
+        "per_second",
+        "p50_ms",
+        "p99_ms",
+        "api_us",
+        "worker_us",
+        "postgres_us",
+        "load_us",
+        "cores_used",
+        "cores_used_by_others",
+    ]
+    for column in columns:
+        table.add_column(column.removesuffix("_us") + " µs" if column.endswith("_us") else column.replace("_", " "),
+                         justify="right")  # fmt: skip
+    for scenario, figures in results.items():
+        table.add_row(scenario, *(_shown(figures.get(column)) for column in columns))
+    return table
+
+
+def _claims(results: Results, targets: list[Target]) -> Table:
+    table = Table("target", title="targets", title_justify="left")
+    for column in ("measured", "wanted", ""):
+        table.add_column(column, justify="right")
+    for target in targets:
+        try:
+            value = target.value(results)
+        except (KeyError, ZeroDivisionError):
+            continue
+        wanted = f"{'≤' if target.at_most else '≥'} {target.bound:,g}"
+        table.add_row(target.name, _shown(round(value, 3)), wanted, "met" if target.met(value) else "NOT MET")
+    return table
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else "" if value is None else str(value)

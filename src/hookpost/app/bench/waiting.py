@@ -1,0 +1,396 @@
+"""Scenarios about what waits: a full journal, a long backlog, many tenants; and what further workers cost.
+
+Each fills the store while the server is stopped and starts it again: workers begin when all is there. Sizes grow with
+``run.seconds``: ten seconds are the sizes that the targets speak of, one second is a quick look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+
+from hookpost.app.bench import fill
+from hookpost.app.bench.ledger import Ledger
+from hookpost.app.bench.load import EVENT_TYPE, WINDOW, Load
+from hookpost.app.bench.machine import processes, tree
+from hookpost.app.bench.run import Figures, Run, Window
+from hookpost.app.bench.server import Server
+from hookpost.model import WaitReason
+from hookpost.storage.postgres.embedded import EmbeddedPostgres
+
+# Healthy receivers that a store is drained to: more than the tenant's cap of 512 needs at 64 each.
+ENDPOINTS = 10
+# What one second of `--seconds` stands for.
+DELIVER_EVENTS_PER_S = 10_000
+RECOVER_EVENTS_PER_S = 50_000
+MEMORY_EVENTS_PER_S = 100_000
+WORKERS_EVENTS_PER_S = 4_000
+TENANTS_PER_S, TENANTS_MAX = 1_000, 10_000
+ENDPOINTS_A_TENANT = 10
+# One receiver stands for the hosts of so many endpoints.
+ENDPOINTS_A_LISTENER = 100
+# The drain is measured between these parts: connections and plans are made before, the last lanes end one by one.
+DRAIN_FROM, DRAIN_TO = 0.1, 0.95
+# A drain that brings nothing for so long is stuck.
+QUIET_S = 20.0
+# How long to wait for shards to be taken, or for the last results to be written.
+WAIT_S_MAX = 60.0
+LOOK_S = 0.02
+# How long the worker is watched while all is paused.
+PAUSED_S = 5.0
+WORKERS = (1, 2, 4, 8)
+HOUR_S = 3600.0
+FILLED_KEY = b"bench" * 6
+
+T = TypeVar("T")
+
+
+def deliver(run: Run) -> Figures:
+    """A full journal is drained to healthy endpoints; the workers start when it is full."""
+    count = round(run.seconds * DELIVER_EVENTS_PER_S)
+    with run.server() as server, run.load() as load:
+        owed = receivers(server, load)
+        refill(server, lambda connection: fill.journal(connection, owed, count))
+        take_over(load.ledger, count)
+        server.start()
+        window = drain(run, server, load, count)
+        return {**window.figures(), "events": count, **run.accounts(server, load), **run.writes(server, load)}
+
+
+def recover(run: Run) -> Figures:
+    """Endpoints were down: all that waits for its retry is due, and drained."""
+    count = round(run.seconds * RECOVER_EVENTS_PER_S)
+    with run.server() as server, run.load() as load:
+        owed = receivers(server, load)
+        before_mb = worker_mb(server)
+        refill(server, lambda c: fill.backlog(c, owed, count, reason=WaitReason.RETRY, due_in_s=-1.0))
+        take_over(load.ledger, count)
+        server.start()
+        window = drain(run, server, load, count)
+        memory = {"worker_mb_before": before_mb, "worker_mb_peak": worker_mb(server, peak=True)}
+        figures = {**window.figures(), "waiting_before": count, **memory, **run.accounts(server, load)}
+    return {**figures, **_ratio(run, figures, "deliver")}
+
+
+def memory(run: Run) -> Figures:
+    """A million deliveries wait for paused endpoints: the worker's memory; then they are resumed by the API."""
+    count = round(run.seconds * MEMORY_EVENTS_PER_S)
+    with run.server() as server, run.load() as load:
+        owed = receivers(server, load)
+        before_mb = worker_mb(server)
+        for listener in load.listeners:
+            server.call("POST", f"/v1/webhook_endpoints/{listener.endpoint_id}/pause")
+        refill(server, lambda c: fill.backlog(c, owed, count, reason=WaitReason.PAUSED, due_in_s=0.0))
+        take_over(load.ledger, count)
+        server.start()
+        owned_s = await_owned(server)
+        load.idle(PAUSED_S)
+        paused_mb, delivered_paused = worker_mb(server, peak=True), load.ledger.delivered
+        for listener in load.listeners:
+            server.call("POST", f"/v1/webhook_endpoints/{listener.endpoint_id}/resume")
+        load.receive(lambda: load.ledger.delivered > 0, quiet_s=QUIET_S)
+        with run.measure(server, load) as window:
+            _receive_for(load, run.seconds, count)
+        peak_mb = worker_mb(server, peak=True)
+        accounts = stopped_accounts(run, server, load)
+        return {
+            "per_second": window.figures()["per_second"], "waiting_before": count, "owned_s": owned_s,
+            "delivered_while_paused": delivered_paused, "worker_mb_before": before_mb, "worker_mb_paused": paused_mb,
+            "worker_mb_peak": peak_mb, **accounts,
+        }  # fmt: skip
+
+
+def scale(run: Run) -> Figures:
+    """100,000 endpoints of 10,000 tenants: start-up, throughput over all of them against one tenant's, memory.
+
+    At the end an event waits for each endpoint: a lane each for the worker that takes the shards over.
+    """
+    tenants = min(TENANTS_MAX, max(10, round(run.seconds * TENANTS_PER_S)))
+    endpoints = tenants * ENDPOINTS_A_TENANT
+    with run.server() as server, run.load() as load:
+        empty_s = server.started_in_s
+        server.subscribe(load.listen())
+        made = _add_tenants(server, load, tenants, endpoints)
+        server.start()
+        start = {"started_in_s": round(server.started_in_s, 2), "owned_s": await_owned(server)}
+        one = _one_tenant(run, server, load)
+        every = _every_tenant(run, server, load, made)
+        memory = server.rss_mb()
+        run.accounts(server, load)
+        waiting = _start_with_waiting(server, load, endpoints)
+        return {
+            **every, "tenants": tenants, "endpoints": endpoints, **_compared(every, one), **start,
+            "started_empty_in_s": round(empty_s, 2), "api_mb": memory["api"], "worker_mb": memory["worker"], **waiting,
+            **run.accounts(server, load, all_delivered=False),
+        }  # fmt: skip
+
+
+def workers(run: Run) -> Figures:
+    """A full journal drained by one to eight workers, all on one core: what a delivery costs each time."""
+    count = round(run.seconds * WORKERS_EVENTS_PER_S)
+    points = {number: _workers(run, number, count) for number in WORKERS}
+    costs = {number: float(str(point["worker_us"])) for number, point in points.items()}
+    return {
+        "per_second": points[1]["per_second"],
+        "events": count,
+        # With a core for each they would be this many times as fast as one.
+        **{f"speedup_{number}": round(number * costs[1] / cost, 2) for number, cost in costs.items() if cost},
+        "points": [{"workers": number, **point} for number, point in points.items()],
+    }
+
+
+def _workers(run: Run, number: int, count: int) -> Figures:
+    with run.server(workers=number) as server, run.load() as load:
+        owed = receivers(server, load)
+        refill(server, lambda connection: fill.journal(connection, owed, count))
+        take_over(load.ledger, count)
+        server.start()
+        pinned = pin_workers(server)
+        window = drain(run, server, load, count)
+        figures = window.figures()
+        run.accounts(server, load)
+        shown = ("per_second", "worker_us", "postgres_us")
+        return {**{name: figures[name] for name in shown}, "pinned": pinned}
+
+
+# ---- filling --------------------------------------------------------------------------------------------------------
+
+
+def receivers(server: Server, load: Load, *, count: int = ENDPOINTS, **fields: object) -> fill.Owed:
+    """Healthy endpoints of the default tenant, and what fill must know of them."""
+    ids = server.subscribe(load.listen(count), **fields)
+    rows = server.sql("select tenant_id, endpoint_id from endpoints order by created_at desc limit $1", len(ids))
+    return _await(server.dsn, lambda c: fill.owed_to(c, rows[0]["tenant_id"], [row["endpoint_id"] for row in rows]))
+
+
+def refill(server: Server, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Stop the server, let ``work`` fill its database, and leave it stopped."""
+
+    async def filling(connection: Any) -> T:
+        await fill.begin(connection)
+        answer = await work(connection)
+        await fill.finish(connection)
+        return answer
+
+    server.stop()
+    return on_database(server, filling)
+
+
+def on_database(server: Server, work: Callable[[Any], Awaitable[T]]) -> T:
+    """Use the database of a server that is stopped."""
+    embedded = EmbeddedPostgres(server.folder / "data")
+    server.dsn = embedded.start()
+    try:
+        return _await(server.dsn, work)
+    finally:
+        embedded.stop()
+
+
+def _await(dsn: str, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def working() -> T:
+        connection = await asyncpg.connect(dsn)
+        try:
+            return await work(connection)
+        finally:
+            await connection.close()
+
+    return asyncio.run(working())
+
+
+def take_over(ledger: Ledger, count: int) -> None:
+    """Enter filled events as posted and accepted."""
+    first = ledger.open(count, time.monotonic())
+    ledger.accept(first, count)
+
+
+# ---- draining -------------------------------------------------------------------------------------------------------
+
+
+def drain(run: Run, server: Server, load: Load, count: int) -> Window:
+    """Receive all; what lies between the beginning and the end is measured."""
+    ledger = load.ledger
+    load.receive(lambda: ledger.delivered >= count * DRAIN_FROM, quiet_s=QUIET_S)
+    with run.measure(server, load) as window:
+        load.receive(lambda: ledger.delivered >= count * DRAIN_TO, quiet_s=QUIET_S)
+    load.drain(quiet_s=QUIET_S)
+    until_none(server, "select 1 from backlog limit 1")
+    return window
+
+
+def until_none(server: Server, sql: str) -> float:
+    """Wait until the statement finds nothing any more, or too long; returns the seconds it took."""
+    started = time.monotonic()
+    while server.sql(sql) and time.monotonic() - started < WAIT_S_MAX:
+        time.sleep(LOOK_S)
+    return round(time.monotonic() - started, 2)
+
+
+def _receive_for(load: Load, seconds: float, count: int) -> None:
+    until = load.now() + seconds
+    load.receive(lambda: load.now() >= until or load.ledger.delivered >= count, quiet_s=QUIET_S)
+
+
+def stopped_accounts(run: Run, server: Server, load: Load) -> Figures:
+    """The books of a server that is stopped with deliveries left to do: what is under way arrives meanwhile."""
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    load.receive(lambda: not stopping.is_alive(), quiet_s=WAIT_S_MAX)
+    stopping.join()
+    embedded = EmbeddedPostgres(server.folder / "data")
+    server.dsn = embedded.start()
+    try:
+        return run.accounts(server, load, all_delivered=False)
+    finally:
+        embedded.stop()
+
+
+# An owner writes the progress of a shard under its own fence as soon as it has taken it over.
+_NOT_TAKEN_OVER = """
+select 1 from shards s
+where s.owner is null or not exists (select from progress p where p.shard = s.shard and p.fence = s.fence) limit 1
+"""
+
+
+def await_owned(server: Server) -> float:
+    """Seconds from the server's start until every shard has an owner that knows what waits in it."""
+    return round(server.started_in_s + until_none(server, _NOT_TAKEN_OVER), 2)
+
+
+def _ratio(run: Run, figures: Figures, scenario: str) -> Figures:
+    other = run.per_second(scenario)
+    return {f"of_{scenario}": round(float(str(figures["per_second"])) / other, 3)} if other else {}
+
+
+# ---- many tenants ---------------------------------------------------------------------------------------------------
+
+# One for each endpoint of a tenant; as long as EVENT_TYPE, so that requests keep their length.
+EVENT_TYPES = [f"{EVENT_TYPE[:-1]}{number}" for number in range(ENDPOINTS_A_TENANT)]
+
+
+class TenantsForms(Sequence[bytes]):
+    """The requests of all tenants' endpoints as formats, made when they are wanted: a hundred thousand take memory."""
+
+    def __init__(self, form: bytes, key: str, tenants: Sequence[fill.FilledTenant], *, order: random.Random) -> None:
+        self._form = form
+        self._key = key.encode()
+        self._keys = [tenant.key.encode() for tenant in tenants]
+        self._types = [type_.encode() for type_ in EVENT_TYPES]
+        self._order = list(range(len(self._keys) * len(self._types)))
+        order.shuffle(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = self._order[index]
+        kind, tenant = divmod(place, len(self._keys))
+        head, _, body = self._form.partition(b"\r\n\r\n")
+        return (
+            head.replace(self._key, self._keys[tenant], 1)
+            + b"\r\n\r\n"
+            + body.replace(EVENT_TYPE.encode(), self._types[kind], 1)
+        )
+
+
+def _add_tenants(server: Server, load: Load, tenants: int, endpoints: int) -> list[fill.FilledTenant]:
+    hosts = load.listen(max(1, endpoints // ENDPOINTS_A_LISTENER))
+    for host in hosts:
+        host.key = FILLED_KEY
+    urls = [host.url for host in hosts]
+    return refill(
+        server,
+        lambda connection: fill.tenants(
+            connection, tenants=tenants, endpoints=endpoints, urls=urls, secret=FILLED_KEY, types=EVENT_TYPES
+        ),
+    )
+
+
+def _start_with_waiting(server: Server, load: Load, endpoints: int) -> Figures:
+    refill(server, lambda connection: fill.backlog_of_all(connection, reason=WaitReason.RETRY, due_in_s=HOUR_S))
+    take_over(load.ledger, endpoints)
+    server.start()
+    return {"owned_with_waiting_s": await_owned(server), "worker_with_waiting_mb": worker_mb(server, peak=True)}
+
+
+def _compared(every: Figures, one: Figures) -> Figures:
+    """All tenants against one: by deliveries a second, and by CPU, which others on the machine disturb less."""
+    rates = float(str(every["per_second"])), float(str(one["per_second"]))
+    return {
+        "one_tenant_per_second": one["per_second"],
+        "of_one_tenant": round(rates[0] / max(1.0, rates[1]), 3),
+        "of_one_tenant_by_cpu": round(cpu_us(one) / max(1.0, cpu_us(every)), 3),
+    }
+
+
+def _one_tenant(run: Run, server: Server, load: Load) -> Figures:
+    load.target(server.url, server.key)
+    load.sustained(run.warm_up_s)
+    with run.measure(server, load) as window:
+        load.sustained(run.seconds)
+    load.drain()
+    return window.figures()
+
+
+def cpu_us(figures: Figures) -> float:
+    """What a delivery costs Hookpost and its database."""
+    return sum(float(str(figures[f"{role}_us"])) for role in ("api", "worker", "postgres"))
+
+
+def _every_tenant(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
+    """First each endpoint gets one event: all of its configuration has to be loaded; then the clock runs."""
+    load.target(server.url, made[0].key)
+    forms = TenantsForms(load._forms[0], made[0].key, made, order=random.Random(1))  # noqa: S311 - an order, no secret
+    load._forms = forms  # type: ignore[assignment]
+    started, before = load.now(), load.ledger.accepted
+    while load.ledger.accepted - before < len(forms):
+        load.sustained(0.5, window=WINDOW)
+    load.drain(quiet_s=QUIET_S)
+    first_s = load.now() - started
+    with run.measure(server, load) as window:
+        load.sustained(run.seconds)
+    load.drain(quiet_s=QUIET_S)
+    return {
+        **window.figures(),
+        **window.latencies(),
+        "first_events_per_second": round((load.ledger.accepted - before - window.accepted) / first_s),
+    }
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def worker_mb(server: Server, *, peak: bool = False) -> float:
+    """Resident memory of the biggest worker now, or the most it ever was."""
+    field = "VmHWM:" if peak else "VmRSS:"
+    return round(max(_status_kib(pid, field) for pid in server.pids()["worker"]) / 1024, 1)
+
+
+def _status_kib(pid: int, field: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def pin_workers(server: Server) -> bool:
+    """All workers on the first core and everything else on the others; False where there is one core only."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return False
+    table = processes()
+    for role, pids in server.pids().items():
+        for pid in pids:
+            for process in tree(pid, table) if role == "postgres" else [table[pid]]:
+                with contextlib.suppress(ProcessLookupError):  # a backend that has ended since
+                    os.sched_setaffinity(process.pid, cores[:1] if role == "worker" else cores[1:])
+    return True
+
+
+SCENARIOS = {"deliver": deliver, "recover": recover, "memory": memory, "scale": scale, "workers": workers}
