@@ -43,6 +43,8 @@ OWED_BYTES = 64
 APPENDS_MAX = 4
 # Of these for one queue: while one waits for the disk the next is on its way; a third would make the groups smaller.
 QUEUE_APPENDS_MAX = 2
+# Between two appends of one queue: events gather. The first one after a pause goes at once.
+GATHER_S = 0.004
 # Queues kept though they are empty: one for each set of home shards, and one for each first home shard.
 QUEUES_KEPT = 1_000
 # Times an event is matched anew because its tenant's configuration changed under it.
@@ -50,7 +52,7 @@ STALE_MAX = 10
 # Tenants whose routes are remembered.
 ROUTES_MAX = 50_000
 # Workers are rung at most this often; NOTIFY takes a lock that is global to the database.
-RING_EVERY_S = 0.05
+RING_EVERY_S = 0.02
 # How long closing waits for a store that owes no answer any more.
 CLOSE_S = 0.2
 # How often requests that waited too long are looked for.
@@ -144,10 +146,10 @@ class _Pending:
 class _Queue:
     """Events that may go to any of these shards, and how many appends of them are under way.
 
-    ``waiting`` says that it is in line, or that its next append has not taken its events yet.
+    ``waiting`` says that its next append is on its way and has not taken its events yet; none begins before ``due``.
     """
 
-    __slots__ = ("appends_max", "events", "shards", "turn", "under_way", "waiting")
+    __slots__ = ("appends_max", "due", "events", "shards", "turn", "under_way", "waiting")
 
     def __init__(self, shards: tuple[int, ...]) -> None:
         self.shards = shards
@@ -156,6 +158,7 @@ class _Queue:
         self.under_way = 0
         self.waiting = False
         self.turn = 0
+        self.due = 0.0
 
     def next_shard(self, busy: Collection[int]) -> int | None:
         """The next one that no append is under way to."""
@@ -171,7 +174,7 @@ class _Queue:
 class _Routes:
     """A tenant's routes, ready to match."""
 
-    __slots__ = ("matcher", "pinned", "routes", "spread")
+    __slots__ = ("home", "matcher", "pinned", "routes")
 
     def __init__(self, routes: TenantRoutes) -> None:
         self.routes = routes
@@ -180,13 +183,16 @@ class _Routes:
         self.pinned = {
             e.endpoint_id: tenant_pinned or is_pinned(e.max_in_flight, routes.home_shards) for e in routes.endpoints
         }
-        self.spread = len(routes.home_shards) > 1 and not all(self.pinned.values())
+        # Where every event goes, if that does not depend on whom it is owed to.
+        some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))
+        self.home = routes.home_shards[:1] if all_of_them else None if some else routes.home_shards
 
     def shards_for(self, owed: Sequence[UUID]) -> tuple[int, ...]:
         """Where the event may go: to the first home shard if any endpoint that it is owed to is pinned, else to any."""
-        if self.spread and not any(map(self.pinned.__getitem__, owed)):
-            return self.routes.home_shards
-        return self.routes.home_shards[:1]
+        if self.home is not None:
+            return self.home
+        home_shards = self.routes.home_shards
+        return home_shards[:1] if any(map(self.pinned.__getitem__, owed)) else home_shards
 
 
 class Ingest:
@@ -242,35 +248,39 @@ class Ingest:
         """
         if not submissions:
             return []
-        size = sum(len(submission.payload) for submission in submissions)
+        events = len(submissions)
+        size = sum([len(submission.payload) for submission in submissions])
         limits = self._limits
-        if (
-            self._closed
-            or self._events + len(submissions) > limits.queue_events
-            or self._bytes + size > limits.queue_bytes
-        ):
+        if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
             raise Overloaded("the queue in front of the store is full")
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(loop.create_future(), len(submissions), loop.time() + limits.timeout_s)
+        ticket = _Ticket(loop.create_future(), events, loop.time() + limits.timeout_s)
         self._watch(ticket, loop)
-        events = len(submissions)
         self._count(events, size)
         try:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             for index, submission in enumerate(submissions):
-                await self._match(_Pending(ticket, index, submission), routes)
-                # Its queue counts it by now.
+                pending = _Pending(ticket, index, submission)
+                if submission.targets is None:
+                    self._enqueue(pending, routes, routes.matcher.match(submission.type))
+                elif not await self._aim(pending, routes, submission.targets):
+                    continue
+                # It stays counted until its append has ended.
                 events -= 1
                 size -= len(submission.payload)
-                self._count(-1, -len(submission.payload))
             return await ticket.future
         finally:
-            self._count(-events, -size)
+            if events:
+                self._count(-events, -size)
             ticket.abandon()
 
     def _count(self, events: int, size: int) -> None:
         self._events += events
         self._bytes += size
+
+    def _count_again(self, pending: _Pending) -> None:
+        """It goes back to a queue, while its group, with which it is counted, comes to its end."""
+        self._count(1, len(pending.submission.payload))
 
     async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
         """Await shared work no longer than the request may wait."""
@@ -282,21 +292,15 @@ class Ingest:
             raise UnknownTenant("the tenant does not exist")
         return routes
 
-    async def _match(self, pending: _Pending, routes: _Routes) -> None:
-        targets = pending.submission.targets
-        if targets is None:
-            self._enqueue(pending, routes, routes.matcher.match(pending.submission.type))
-        else:
-            await self._aim(pending, routes, targets)
-
-    async def _aim(self, pending: _Pending, routes: _Routes, targets: tuple[UUID, ...]) -> None:
-        """The producer says whom the event is owed to."""
+    async def _aim(self, pending: _Pending, routes: _Routes, targets: tuple[UUID, ...]) -> bool:
+        """The producer says whom the event is owed to; False when that was refused, and answered."""
         routes = await self._knowing(pending.ticket, routes, targets)
         missing = _unknown(routes, targets)
-        if missing is None:
-            self._enqueue(pending, routes, tuple(dict.fromkeys(targets)))
-        else:
+        if missing is not None:
             pending.ticket.answer(pending.index, UnknownEndpoint(missing))
+            return False
+        self._enqueue(pending, routes, tuple(dict.fromkeys(targets)))
+        return True
 
     async def _knowing(self, ticket: _Ticket, routes: _Routes, targets: tuple[UUID, ...]) -> _Routes:
         """Routes that know the targets. One that is missing may have been created on another node a moment ago: look
@@ -357,14 +361,22 @@ class Ingest:
         if queue is None:
             queue = self._queues[shards] = _Queue(shards)
         queue.events.append(pending)
-        self._count(1, len(pending.submission.payload))
         if not queue.waiting and queue.under_way < queue.appends_max:
             self._line_up(queue)
-            self._start()
 
     def _line_up(self, queue: _Queue) -> None:
+        """Its next append comes when its time and its turn have come."""
         queue.waiting = True
+        loop = asyncio.get_running_loop()
+        delay = queue.due - loop.time()
+        if delay > 0 and len(queue.events) < GROUP_EVENTS_MAX:
+            loop.call_later(delay, self._ready, queue)
+        else:
+            self._ready(queue)
+
+    def _ready(self, queue: _Queue) -> None:
         self._waiting.append(queue)
+        self._start()
 
     def _start(self) -> None:
         """Begin appends, first come first served; a queue whose shards are all taken keeps its place."""
@@ -386,9 +398,9 @@ class Ingest:
         """One append; then the queue lines up again behind the others."""
         group = self._take(queue)
         queue.waiting = False
+        queue.due = asyncio.get_running_loop().time() + GATHER_S
         if queue.events and queue.under_way < queue.appends_max:
             self._line_up(queue)
-            self._start()
         try:
             if group:
                 await self._append(shard, group)
@@ -422,16 +434,20 @@ class Ingest:
         current: list[_Pending] = []
         versions: dict[UUID, int] = {}
         outdated: list[_Pending] = []
+        fresh: _Routes | None = None
         for pending in group:
             if pending.ticket.future.done():
                 continue
             routes = pending.routes
-            version = routes.routes.config_version
-            known = self._routes.get(pending.event.tenant_id, routes)
-            if known is routes and versions.setdefault(pending.event.tenant_id, version) == version:
-                current.append(pending)
-            else:
-                outdated.append(pending)
+            if routes is not fresh:
+                tenant_id = pending.event.tenant_id
+                version = routes.routes.config_version
+                known = self._routes.get(tenant_id, routes)
+                if known is not routes or versions.setdefault(tenant_id, version) != version:
+                    outdated.append(pending)
+                    continue
+                fresh = routes
+            current.append(pending)
         await self._rematch(outdated)
         if not current:
             return
@@ -471,6 +487,7 @@ class Ingest:
         await self._rematch([p for p in group if p.event.tenant_id in stale.tenants])
         for pending in group:
             if pending.event.tenant_id not in stale.tenants:
+                self._count_again(pending)
                 self._wait(pending)
 
     async def _rematch(self, group: Iterable[_Pending]) -> None:
@@ -482,7 +499,12 @@ class Ingest:
             tenant_id = pending.event.tenant_id
             try:
                 routes = self._routes.get(tenant_id) or await self._within(pending.ticket, self._load(tenant_id))
-                await self._match(pending, routes)
+                targets = pending.submission.targets
+                if targets is None:
+                    self._enqueue(pending, routes, routes.matcher.match(pending.submission.type))
+                elif not await self._aim(pending, routes, targets):
+                    continue
+                self._count_again(pending)
             except (StoreUnavailable, UnknownTenant, Overloaded) as error:
                 pending.ticket.fail(error)
             except asyncio.CancelledError:

@@ -167,11 +167,12 @@ class EventRoutes:
 
 
 def _check_content(headers: dict[bytes, bytes]) -> None:
-    content_type = headers.get(b"content-type", _JSON).lower()
-    media, _, parameters = content_type.partition(b";")
-    if media.strip() != _JSON or (b"charset" in parameters and b"utf-8" not in parameters):
-        raise Problem(415, "Unsupported media type", "Send the event as application/json in UTF-8.")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+    content_type = headers.get(b"content-type", _JSON)
+    if content_type != _JSON:
+        media, _, parameters = content_type.lower().partition(b";")
+        if media.strip() != _JSON or (b"charset" in parameters and b"utf-8" not in parameters):
+            raise Problem(415, "Unsupported media type", "Send the event as application/json in UTF-8.")
+    if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
         raise Problem(415, "Unsupported media type", "Send the body without a content encoding.")
 
 

@@ -96,6 +96,7 @@ def serve(listener_fd: int, pipe_fd: int) -> None:
 
 async def _serve(listener_fd: int, pipe_fd: int) -> None:
     from hookpost.app.compose import KEEP_ALIVE_S, tune_gc
+    from hookpost.web.wire import Protocol
 
     loop = asyncio.get_running_loop()
     pipe = None
@@ -104,7 +105,7 @@ async def _serve(listener_fd: int, pipe_fd: int) -> None:
     # The options of compose.run_api.
     server = _Server(
         uvicorn.Config(
-            BareApp(pipe), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False,
+            BareApp(pipe), http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=1,
         )
     )  # fmt: skip
