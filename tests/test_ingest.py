@@ -578,3 +578,13 @@ def test_requests_that_ask_for_the_same_have_equal_hashes() -> None:
 
     assert len(hashes([(ONE, TWO), (TWO, ONE), (ONE, TWO, ONE)])) == 1
     assert len(hashes([(ONE,), (TWO,), ()])) == 3
+
+
+async def test_time_spent_before_counts_towards_the_answer() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store, IngestLimits(timeout_s=3600.0))
+    async with asyncio.timeout(30):
+        with pytest.raises(Overloaded):
+            await ingest.submit(store.tenant, submissions(1), spent_s=3600.0)
+    store.open.set()

@@ -240,9 +240,10 @@ class Ingest:
 
     # ---- one request ----------------------------------------------------------------------------------------------
 
-    async def submit(self, tenant_id: UUID, submissions: Sequence[Submission]) -> list[Answer]:
+    async def submit(self, tenant_id: UUID, submissions: Sequence[Submission], *, spent_s: float = 0.0) -> list[Answer]:
         """Store the events and say, for each, what became of it.
 
+        ``spent_s``: so much of the time for an answer was spent waiting for the store before.
         Raises Overloaded or StoreUnavailable (then nothing is acknowledged; some may be stored all the same, which an
         idempotency key makes harmless) and UnknownTenant.
         """
@@ -254,7 +255,7 @@ class Ingest:
         if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
             raise Overloaded("the queue in front of the store is full")
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(loop.create_future(), events, loop.time() + limits.timeout_s)
+        ticket = _Ticket(loop.create_future(), events, loop.time() + limits.timeout_s - spent_s)
         self._watch(ticket, loop)
         self._count(events, size)
         try:

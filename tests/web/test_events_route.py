@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from uuid_utils.compat import uuid7
 
-from hookpost.ingest import Ingest, IngestLimits
+from hookpost.ingest import Ingest, IngestLimits, Overloaded
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web import events
@@ -491,6 +491,25 @@ async def test_a_store_that_is_away_is_503_and_says_when_to_come_back(posting: P
     answer = await posting.post(body_of())
     assert (answer.status, answer.headers[b"retry-after"]) == (503, b"1")
     assert "nothing was acknowledged" in answer.json["detail"]
+
+
+async def test_a_slow_look_up_of_the_key_leaves_less_time_for_the_append(
+    posting: Posting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([100.0, 100.75])
+    monkeypatch.setattr(events, "monotonic", lambda: next(times))
+    spent: list[float] = []
+
+    class Noting(Ingest):
+        async def submit(self, *args: Any, spent_s: float = 0.0) -> Any:
+            spent.append(spent_s)
+            raise Overloaded("enough")
+
+    ingest = Noting(posting.store, now=time.time, limits=IngestLimits())
+    authenticator = Authenticator(posting.store, monotonic=lambda: 0.0)
+    posting.routes = EventRoutes(ingest, authenticator, limits=LIMITS)
+    assert (await posting.post(body_of())).status == 503
+    assert spent == [0.75]
 
 
 async def test_a_full_queue_is_503(posting: Posting) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -92,13 +93,16 @@ class EventRoutes:
         if scope["method"] != "POST":
             raise Problem(405, "Method not allowed", "Post events here.", headers={"Allow": "POST"})
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        began = monotonic()
         tenant_id = await self._tenant(headers)
+        # Looking a key up and appending share the time that a producer waits for a store that is slow.
+        spent_s = monotonic() - began
         _check_content(headers)
         body = await self._body(headers, receive)
         trace_id = _trace_id(headers.get(b"traceparent"))
         if scope["path"].endswith("/batch"):
-            return 202, await self._batch(tenant_id, body, trace_id)
-        return 202, await self._single(tenant_id, body, headers.get(b"idempotency-key"), trace_id)
+            return 202, await self._batch(tenant_id, body, trace_id, spent_s)
+        return 202, await self._single(tenant_id, body, headers.get(b"idempotency-key"), trace_id, spent_s)
 
     async def _tenant(self, headers: dict[bytes, bytes]) -> UUID:
         authorization = headers.get(b"authorization")
@@ -129,16 +133,18 @@ class EventRoutes:
         finally:
             self._receiving -= reserved
 
-    async def _single(self, tenant_id: UUID, body: bytes, key: bytes | None, trace_id: UUID | None) -> bytes:
+    async def _single(
+        self, tenant_id: UUID, body: bytes, key: bytes | None, trace_id: UUID | None, spent_s: float
+    ) -> bytes:
         submission = _submission(body, trace_id)
         if key is not None:
             submission.key = _header_key(key, submission.key)
-        answer = (await self._submit(tenant_id, [submission]))[0]
+        answer = (await self._submit(tenant_id, [submission], spent_s))[0]
         if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
             return _accepted(answer)
         raise _problem(answer)
 
-    async def _batch(self, tenant_id: UUID, body: bytes, trace_id: UUID | None) -> bytes:
+    async def _batch(self, tenant_id: UUID, body: bytes, trace_id: UUID | None, spent_s: float) -> bytes:
         batch, disguise = _decode(_decode_batch, body)
         items = [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
         limit = self._limits.batch_max_events
@@ -152,13 +158,13 @@ class EventRoutes:
                 results.append(None)
             except Problem as problem:
                 results.append(_error(problem))
-        answers = iter(await self._submit(tenant_id, submissions)) if submissions else iter(())
+        answers = iter(await self._submit(tenant_id, submissions, spent_s)) if submissions else iter(())
         done = [_result(next(answers)) if result is None else result for result in results]
         return b'{"results":[' + b",".join(done) + b"]}"
 
-    async def _submit(self, tenant_id: UUID, submissions: list[Submission]) -> list[Answer]:
+    async def _submit(self, tenant_id: UUID, submissions: list[Submission], spent_s: float) -> list[Answer]:
         try:
-            return await self._ingest.submit(tenant_id, submissions)
+            return await self._ingest.submit(tenant_id, submissions, spent_s=spent_s)
         except UnknownTenant:
             raise Problem(404, "Not found", "The tenant does not exist.") from None
 
