@@ -579,7 +579,7 @@ class _Exchange:
             Outcome(
                 error_code,
                 self._status,
-                retry_after=_retry_after(self._head),
+                retry_after=None if error_code is None else _retry_after(self._head),
                 response_head=(self._head + body[:kept])[:kept],
                 response_hash=_short_hash(body) if len(body) <= _SHORT_BODY_BYTES else sha256(body).digest(),
                 body_cut=body_cut,
@@ -646,6 +646,7 @@ def _shown(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+@lru_cache(maxsize=1024)
 def _status(line: bytes) -> int:
     """The status in a status line that libcurl has accepted; 0 if there is none."""
     parts = line.split(None, 2)
