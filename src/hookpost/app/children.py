@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,12 +16,25 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 READY = b"ready\n"
+# Sockets that a worker or an API process may hold. Many systems allow 1,024 unless a program asks for more.
+FILES_MAX = 65_536
 Main = Callable[[asyncio.Event, asyncio.Event], Awaitable[None]]
 
 
 def run(main: Main, *, supervisor_fd: int | None = None) -> None:
     """Run ``main(stop, ready)`` on a fresh loop until it ends by itself or by SIGTERM, SIGINT or the supervisor."""
+    raise_file_limit()
     uvloop.run(_run(main, supervisor_fd))
+
+
+def raise_file_limit() -> int:
+    """Ask for as many open files as we are allowed to have, up to ``FILES_MAX``; returns how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 async def _run(main: Main, supervisor_fd: int | None) -> None:

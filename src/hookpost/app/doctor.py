@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import asyncpg
 import pycurl
 
+from hookpost.app.children import raise_file_limit
 from hookpost.app.config import Settings, unknown_variables
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres import migrate
@@ -62,8 +62,8 @@ def _curl() -> Finding:
 
 
 def _files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Finding(soft >= FILES_MIN, "open files", f"limit {soft}, at most {hard} (ulimit -n {FILES_MIN} or more)")
+    limit = raise_file_limit()
+    return Finding(limit >= FILES_MIN, "open files", f"at most {limit} (ulimit -Hn {FILES_MIN} or more is needed)")
 
 
 def _disk(settings: Settings) -> Finding:

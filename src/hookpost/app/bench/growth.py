@@ -148,6 +148,7 @@ def _drained(run: Run, server: Server, load: Load, count: int) -> Figures:
         "deliver_per_second": figures["per_second"],
         "deliver_worker_us": figures["worker_us"],
         "deliver_postgres_us": figures["postgres_us"],
+        "deliver_cores_used_by_others": figures["cores_used_by_others"],
     }
 
 
@@ -162,7 +163,7 @@ def _posted(run: Run, server: Server, load: Load) -> Figures:
     wal_bytes = (server.counters()["wal_bytes"] - counted) / max(1, load.ledger.delivered - before)
     return {
         "e2e_per_second": figures["per_second"],
-        **{name: figures[name] for name in ("api_us", "worker_us", "postgres_us")},
+        **{name: figures[name] for name in ("api_us", "worker_us", "postgres_us", "cores_used_by_others")},
         **window.latencies(),
         "wal_bytes": round(wal_bytes),
     }

@@ -1,0 +1,18 @@
+"""What a process of ours does for itself before it begins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import resource
+from hookpost.app.children import raise_file_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1000))
+print(raise_file_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_as_many_files_as_allowed_may_be_open() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["1000", "1000", "1000"]
