@@ -44,7 +44,7 @@ async def make_owed(
 async def read_all(store: PostgresStore, owned: int = SHARDS) -> dict[int, list[JournalRow]]:
     """What a new owner of all shards reads, from where the last one left them."""
     await own(store)
-    takeovers = [await store.takeover(shard, 1) for shard in range(owned)]
+    takeovers = await store.takeovers(dict.fromkeys(range(owned), 1))
     positions = {t.shard: (t.read_to, t.read_day) for t in takeovers}
     return await store.read(positions, rows_max=1000, bytes_max=10_000_000)
 
@@ -118,7 +118,7 @@ async def test_a_new_owner_finds_filled_backlog_in_its_lanes_and_nothing_to_read
     owed = await make_owed(store, filling)
     await fill.backlog(filling, owed, COUNT, reason=WaitReason.RETRY, due_in_s=-5.0)
     assert await read_all(store) == {}
-    takeovers = [await store.takeover(shard, 1) for shard in range(SHARDS)]
+    takeovers = await store.takeovers(dict.fromkeys(range(SHARDS), 1))
     assert sum(lane.count for takeover in takeovers for lane in takeover.lanes) == COUNT
     assert all(takeover.clean and not takeover.rows for takeover in takeovers)
     lane = takeovers[0].lanes[0]
@@ -223,7 +223,7 @@ async def test_every_filled_endpoint_can_have_an_event_that_waits(store: Postgre
     await fill.finished(filling, owed, COUNT, days=1)
     await fill.backlog_of_all(filling, reason=WaitReason.RETRY, due_in_s=60.0, first=5)
     assert await read_all(store) == {}
-    takeovers = [await store.takeover(shard, 1) for shard in range(SHARDS)]
+    takeovers = await store.takeovers(dict.fromkeys(range(SHARDS), 1))
     lanes = {lane.endpoint_id: takeover.shard for takeover in takeovers for lane in takeover.lanes}
     assert lanes == {endpoint: tenant.shard for tenant in made for endpoint in tenant.endpoints}
     payloads = await filling.fetch(

@@ -37,7 +37,7 @@ HOST_CHARS_MAX = 253  # RFC 1035 §2.3.4, written without the final dot
 WELL_KNOWN_PORTS = frozenset({80, 443})
 UNPRIVILEGED_PORT_MIN = 1024
 _VERDICTS_KEPT = 8192
-_URLS_KEPT = 8192
+_URLS_KEPT = 131_072
 
 
 def _networks(text: str) -> tuple[Network, ...]:

@@ -116,7 +116,8 @@ class Load:
         self._ready: dict[int, Callable[[], None]] = {}
         self._posters: list[_Poster] = []
         self.idle_posters: list[_Poster] = []
-        self._forms: list[bytes] = []
+        # The requests as formats, gone through in turn.
+        self.forms: Sequence[bytes] = ()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = itertools.count()
         self._receivers: set[_Receiver] = set()
@@ -170,7 +171,7 @@ class Load:
         host, _, port = url.removeprefix("http://").partition(":")
         self.batch = batch
         forms = {endpoint: _form(host, key, batch, endpoint) for endpoint in endpoints or ("",)}
-        self._forms = [forms[endpoint] for endpoint in endpoints or ("",)]
+        self.forms = [forms[endpoint] for endpoint in endpoints or ("",)]
         for poster in self._posters:
             self.forget(poster.socket)
         self._posters = [_Poster(self, (host, int(port))) for _ in range(self._connections)]
@@ -280,7 +281,7 @@ class Load:
 
     def request(self, first: int) -> bytes:
         """The request that posts the events from ``first``."""
-        form = self._forms[first % len(self._forms)]
+        form = self.forms[first % len(self.forms)]
         return form % first if self.batch == 1 else form % tuple(range(first, first + self.batch))
 
     def _sweep(self) -> None:

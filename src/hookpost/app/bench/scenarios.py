@@ -164,6 +164,25 @@ def _e2e(run: Run, *, fan_out: int) -> Figures:
         }
 
 
+def own_core(run: Run) -> Figures:
+    """`e2e` with the worker, then the API, on a core of its own: what each costs when nobody shares its caches."""
+    with run.server() as server, run.load() as load:
+        server.subscribe(load.listen())
+        figures: Figures = {}
+        for role, name, batch in (("worker", "worker", 1), ("api", "api", 1), ("api", "api_batch", BATCH)):
+            if not server.pin(role):
+                raise VoidRun("one core only: nobody can have one of its own", figures)
+            load.target(server.url, server.key, batch=batch)
+            load.sustained(run.warm_up_s)
+            with run.measure(server, load) as window:
+                load.sustained(run.seconds)
+            load.drain()
+            found = window.figures()
+            figures |= {f"{name}_us": found[f"{role}_us"], f"{name}_pinned_per_second": found["per_second"]}
+            figures |= {"cores_used_by_others": found["cores_used_by_others"]}
+        return {"per_second": figures["worker_pinned_per_second"], **figures, **run.accounts(server, load)}
+
+
 def domains(run: Run) -> Figures:
     """In balance with thousands of receivers, each on an address and a port of its own; each event goes to any one."""
     with run.server() as server, run.load() as load:
@@ -293,5 +312,18 @@ def idle(run: Run) -> Figures:
 
 SCENARIOS: dict[str, Callable[[Run], Figures]] = {
     scenario.__name__: scenario
-    for scenario in (curl, server, bare, ingest, ingest_batch, e2e, e2e_fanout, latency, domains, outage, idle)
+    for scenario in (
+        curl,
+        server,
+        bare,
+        ingest,
+        ingest_batch,
+        e2e,
+        e2e_fanout,
+        own_core,
+        latency,
+        domains,
+        outage,
+        idle,
+    )
 }

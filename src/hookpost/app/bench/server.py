@@ -6,6 +6,7 @@ Durability is as in production: PostgreSQL with fsync and synchronous commits. O
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -201,6 +202,19 @@ class Server:
         """The supervisor's."""
         assert self._process is not None
         return self._process.pid
+
+    def pin(self, role: str) -> bool:
+        """A core of its own for a role, the other cores for all others; False where there is one core only."""
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            return False
+        table = processes()
+        for each, pids in self.pids().items():
+            for pid in pids:
+                for process in tree(pid, table) if each == "postgres" else [table[pid]]:
+                    with contextlib.suppress(ProcessLookupError):  # a backend that has ended since
+                        os.sched_setaffinity(process.pid, cores[:1] if each == role else cores[1:])
+        return True
 
     def pids(self) -> dict[str, list[int]]:
         """Process ids by role: supervisor, api, worker, postgres (the postmaster)."""

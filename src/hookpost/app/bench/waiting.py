@@ -7,8 +7,6 @@ Each fills the store while the server is stopped and starts it again: workers be
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
 import threading
 import time
@@ -21,7 +19,6 @@ import asyncpg
 from hookpost.app.bench import fill
 from hookpost.app.bench.ledger import Ledger
 from hookpost.app.bench.load import EVENT_TYPE, WINDOW, Load
-from hookpost.app.bench.machine import processes, tree
 from hookpost.app.bench.run import Figures, Run, Window
 from hookpost.app.bench.server import Server
 from hookpost.model import WaitReason
@@ -154,7 +151,7 @@ def _workers(run: Run, number: int, count: int) -> Figures:
         refill(server, lambda connection: fill.journal(connection, owed, count))
         take_over(load.ledger, count)
         server.start()
-        pinned = pin_workers(server)
+        pinned = server.pin("worker")
         window = drain(run, server, load, count)
         figures = window.figures()
         run.accounts(server, load)
@@ -348,8 +345,8 @@ def cpu_us(figures: Figures) -> float:
 def _every_tenant(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
     """First each endpoint gets one event: all of its configuration has to be loaded; then the clock runs."""
     load.target(server.url, made[0].key)
-    forms = TenantsForms(load._forms[0], made[0].key, made, order=random.Random(1))  # noqa: S311 - an order, no secret
-    load._forms = forms  # type: ignore[assignment]
+    forms = TenantsForms(load.forms[0], made[0].key, made, order=random.Random(1))  # noqa: S311 - an order, no secret
+    load.forms = forms
     started, before = load.now(), load.ledger.accepted
     while load.ledger.accepted - before < len(forms):
         load.sustained(0.5, window=WINDOW)
@@ -377,20 +374,6 @@ def worker_mb(server: Server, *, peak: bool = False) -> float:
 def _status_kib(pid: int, field: str) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def pin_workers(server: Server) -> bool:
-    """All workers on the first core and everything else on the others; False where there is one core only."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        return False
-    table = processes()
-    for role, pids in server.pids().items():
-        for pid in pids:
-            for process in tree(pid, table) if role == "postgres" else [table[pid]]:
-                with contextlib.suppress(ProcessLookupError):  # a backend that has ended since
-                    os.sched_setaffinity(process.pid, cores[:1] if role == "worker" else cores[1:])
-    return True
 
 
 SCENARIOS = {"deliver": deliver, "recover": recover, "memory": memory, "scale": scale, "workers": workers}
