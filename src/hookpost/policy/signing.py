@@ -66,6 +66,8 @@ def show_secret(key: bytes) -> str:
 
 def valid_keys(secrets: Sequence[Secret], now: float) -> list[bytes]:
     """The keys that sign at ``now`` (Unix seconds), newest first."""
+    if len(secrets) == 1 and secrets[0].expires_at is None:
+        return [secrets[0].key]
     valid = [secret for secret in secrets if secret.expires_at is None or secret.expires_at > now]
     if len(valid) > 1:
         valid.sort(key=lambda secret: secret.created_at, reverse=True)

@@ -108,7 +108,7 @@ autovacuum_naptime = 15s
 autovacuum_vacuum_scale_factor = 0.05
 autovacuum_vacuum_cost_delay = 1ms
 autovacuum_vacuum_insert_scale_factor = 0.5
-autovacuum_analyze_scale_factor = 0.05
+autovacuum_analyze_scale_factor = 0.2
 
 # Short statements only. Parallel workers need shared memory that containers do not give (64 MB in /dev/shm).
 jit = off
