@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -54,6 +54,7 @@ class ScriptedStore:
         self.calls: list[tuple[int, list[NewEvent]]] = []
         self.loads = 0
         self.rings = 0
+        self.rung: set[int] = set()
         self.under_way: dict[int, int] = {}
         self.open = asyncio.Event()
         self.open.set()
@@ -91,8 +92,9 @@ class ScriptedStore:
     async def find_key(self, key_id: str) -> ApiKey | None:
         return None
 
-    async def ring(self) -> None:
+    async def ring(self, shards: Collection[int] = ()) -> None:
         self.rings += 1
+        self.rung |= set(shards)
 
     def add_endpoint(self) -> UUID:
         endpoint = EndpointFilter(uuid7(), ("*",), 64)
@@ -528,6 +530,18 @@ async def test_workers_are_rung_soon_and_seldom(monkeypatch: pytest.MonkeyPatch)
     assert 1 <= store.rings < 50
     await spin(lambda: not ingest._ringing)
     await ingest.close()
+
+
+async def test_a_ring_names_the_shards_that_were_appended_to() -> None:
+    store = ScriptedStore(shards=(3, 1, 2))
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    await spin(lambda: bool(store.rings))
+    assert store.rung == {shard for shard, _ in store.calls}
+    await ingest.submit(store.tenant, submissions(1))
+    await spin(lambda: not ingest._ringing)
+    await ingest.close()
+    assert store.rung == {shard for shard, _ in store.calls} < {1, 2, 3}
 
 
 # ---- idempotency -----------------------------------------------------------------------------------------------------

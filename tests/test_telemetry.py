@@ -94,7 +94,7 @@ def test_a_line_for_a_machine_is_json() -> None:
         "message": "worker w1 is ready in pool default",
         "worker": "w1",
         "pool": "default",
-        "shards": "1,2",
+        "shards": "1-2",
         "spare": None,
         "load": 0.5,
     }
@@ -208,3 +208,11 @@ def test_a_stream_that_is_gone_is_counted_and_stops_nothing() -> None:
     stream.close()
     telemetry.log("server_stopped")
     assert telemetry.counters["log_lines_failed"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("shards", "shown"),
+    [([], ""), ([7], "7"), ([1, 2], "1-2"), ([0, 2, 3, 4, 9], "0,2-4,9"), (list(range(1000)), "0-999")],
+)
+def test_shards_are_listed_as_ranges(shards: list[int], shown: str) -> None:
+    assert json_line("shards_acquired", shards=shards)["shards"] == shown

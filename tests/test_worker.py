@@ -13,12 +13,14 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from hookpost import worker as module
-from hookpost.engine.work import Takeover
+from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
+from hookpost.model import Endpoint, EndpointStatus, Tenant
 from hookpost.storage.contract import Claimed, StoreUnavailable, Survey
 from hookpost.worker import Worker, WorkerSettings
 
 SHARDS = frozenset(range(4))
 LEASE_S = 100.0
+TENANT = uuid7()
 
 
 class Clock:
@@ -54,6 +56,14 @@ class Leases:
         self.look, self.answer = asyncio.Event(), asyncio.Event()
         self.asked, self.looked = asyncio.Event(), asyncio.Event()
         self.answers_lost = 0
+        self.rung: Collection[int] | None = None
+        self.rows: dict[int, list[JournalRow]] = {}
+        self.changes: dict[UUID, float] = {}
+        self.lanes: tuple[LaneSummary, ...] = ()
+        self.looks = 0
+        self.status = EndpointStatus.PAUSED
+        self.loads: list[str] = []
+        self.taken_over: list[int] = []
 
     async def tell(self) -> None:
         async with self.changed:
@@ -112,22 +122,42 @@ class Leases:
         self.expires.pop(node_id, None)
         await self.disown(node_id, SHARDS)
 
-    async def takeover(self, shard: int, fence: int) -> Takeover:
-        return Takeover(shard, fence, read_to=0, read_day=0)
+    async def takeovers(self, shards: Mapping[int, int]) -> list[Takeover]:
+        self.taken_over.append(len(shards))
+        return [
+            Takeover(shard, fence, read_to=0, read_day=0, lanes=self.lanes if shard == 0 else ())
+            for shard, fence in shards.items()
+        ]
 
     async def read(self, positions: Mapping[int, Any], *, rows_max: int, bytes_max: int) -> dict[int, Any]:
         self.reading = set(positions)
         await self.tell()
-        return {}
+        return {shard: self.rows.pop(shard) for shard in positions if shard in self.rows}
+
+    async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[Any], bool, float]:
+        self.loads.append("fetch")
+        await self.tell()
+        return [], False, 1e9
 
     async def settle(self, parts: Collection[Any]) -> None: ...
 
-    async def changed_tenants(self, since: float) -> tuple[list[UUID], float]:
-        return [], self.clock.time
+    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+        self.looks += 1
+        await self.tell()
+        return dict(self.changes), self.clock.time
 
-    async def wait_for_ring(self, timeout_s: float) -> bool:
+    async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
+        self.loads.append("tenants")
+        return [Tenant(tenant_id, (0,)) for tenant_id in tenant_ids]
+
+    async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
+        self.loads.append("endpoints")
+        return [Endpoint(each, TENANT, "https://a.example/", self.status) for each in endpoint_ids]
+
+    async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
         await asyncio.sleep(0.001)
-        return False
+        rung, self.rung = self.rung, None
+        return rung
 
 
 class Nowhere:
@@ -205,6 +235,13 @@ async def test_shards_whose_claim_was_not_answered_are_freed_and_claimed_anew(mo
         assert set(store.fences.values()) == {2}
 
 
+async def test_many_shards_are_taken_over_in_a_few_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TAKEOVERS_AT_ONCE", 3)
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        assert store.taken_over == [3, 1]
+
+
 async def test_a_worker_whose_lease_was_removed_comes_back_for_its_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Leases(Clock())
     async with working(store, monkeypatch) as node_id:
@@ -213,3 +250,72 @@ async def test_a_worker_whose_lease_was_removed_comes_back_for_its_shards(monkey
         store.reading = set()
         await store.until(lambda: store.reading == SHARDS)
         assert set(store.owners.values()) == {node_id}
+
+
+def row(shard: int, seq: int) -> JournalRow:
+    return JournalRow(shard, seq, 9000, Kind.DELIVER, uuid7(), TENANT, "a.b", b"{}", [uuid7()], 0, 1000.0)
+
+
+async def test_of_many_shards_those_are_read_that_were_rung_for_or_brought_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        monkeypatch.setattr(module, "READ_ALL_MAX", 3)
+        store.rung = {2, 77}
+        await store.until(lambda: store.reading == {2})
+        store.rows = {1: [row(1, 1)]}
+        store.rung = {1, 3}
+        await store.until(lambda: store.reading == {1, 3})
+        await store.until(lambda: store.reading == {1})
+        store.rung = {77}
+        looks = store.looks
+        await store.until(lambda: store.rung is None and store.looks > looks + 1)
+        assert store.reading == {1}, "those of others are none of ours"
+        store.rung = ()
+        await store.until(lambda: store.reading == SHARDS)
+
+
+async def test_now_and_then_all_shards_are_read_though_nobody_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        monkeypatch.setattr(module, "READ_ALL_MAX", 3)
+        store.reading = set()
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.reading == set()
+        store.clock.time += module.IDLE_S_MAX
+        await store.until(lambda: store.reading == SHARDS)
+
+
+async def test_a_change_that_was_taken_over_is_not_taken_over_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.rows = {0: [row(0, 1)]}
+        await store.until(lambda: store.loads == ["tenants", "endpoints"])
+        for changed_at in (7.0, 8.0):
+            store.loads.clear()
+            store.changes = {TENANT: changed_at, uuid7(): 7.0}
+            looks = store.looks
+            await store.until(lambda seen=looks: store.looks > seen + 4)  # type: ignore[misc]
+            assert sorted(store.loads) == ["endpoints", "tenants"]
+
+
+@pytest.mark.parametrize(("shards", "pace_s"), [(0, 0.01), (16, 0.01), (400, 0.02), (1000, 0.05), (9000, 0.05)])
+def test_the_more_shards_a_settle_touched_the_longer_the_next_one_gathers(
+    shards: int, pace_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_PACE_S", 0.01)
+    assert module.settle_pace_s(shards) == pytest.approx(pace_s)
+
+
+async def test_an_endpoint_whose_deliveries_wait_is_loaded_when_they_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    store.lanes = (LaneSummary(uuid7(), TENANT, 1, store.clock.time + 60, store.clock.time + 90),)
+    async with working(store, monkeypatch):
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.loads == []
+        store.clock.time += 60
+        await store.until(lambda: store.loads == ["tenants", "endpoints", "fetch"])

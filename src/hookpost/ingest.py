@@ -218,6 +218,7 @@ class Ingest:
         self._bytes = 0
         self._ring_due = 0.0
         self._ringing = False
+        self._to_ring: set[int] = set()
         self._closed = False
 
     @property
@@ -463,6 +464,7 @@ class Ingest:
                 await self._refresh(current, result)
             else:
                 self._answer(current, result)
+                self._ring(shard)
 
     def _answer(self, group: list[_Pending], result: list[Appended]) -> None:
         for pending, appended in zip(group, result, strict=True):
@@ -470,7 +472,6 @@ class Ingest:
         duplicates = sum(appended.verdict is not Verdict.NEW for appended in result)
         telemetry.count("events_accepted", len(group) - duplicates)
         telemetry.count("events_duplicate", duplicates)
-        self._ring()
 
     async def _isolate(self, shard: int, group: list[_Pending], error: DataRejected) -> None:
         """One of them is poisoned: halve the group until it stands alone."""
@@ -537,7 +538,8 @@ class Ingest:
             while events and events[0].ticket.future.done():
                 self._count(-1, -len(events.popleft().submission.payload))
 
-    def _ring(self) -> None:
+    def _ring(self, shard: int) -> None:
+        self._to_ring.add(shard)
         if self._ringing:
             return
         self._ringing = True
@@ -551,13 +553,14 @@ class Ingest:
     def _ring_now(self) -> None:
         self._ring_due = asyncio.get_running_loop().time() + RING_EVERY_S
         self._ringing = False
-        task = asyncio.create_task(self._ring_store())
+        shards, self._to_ring = self._to_ring, set()
+        task = asyncio.create_task(self._ring_store(shards))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _ring_store(self) -> None:
+    async def _ring_store(self, shards: set[int]) -> None:
         try:
-            await self._store.ring()
+            await self._store.ring(shards)
         except StoreUnavailable:
             return  # workers look by themselves
 

@@ -358,10 +358,19 @@ def _plain(name: str, value: object) -> _Plain:
             return _escape(_mask(_cut(value)))
         case BaseException():
             return _escape(_mask(_cut(f"{type(value).__name__}: {value}")))
+        case list() if name == "shards":
+            return _cut(_ranges(value))
         case list() | tuple() | set() | frozenset() | range():
             return _escape(_mask(_cut(_join(value))))
         case _:
             return _escape(_mask(_cut(str(value))))
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers in their order as they are listed: ``0-15,20``; a worker may own a thousand shards."""
+    starts = [n for at, n in enumerate(numbers) if at == 0 or numbers[at - 1] != n - 1]
+    ends = [n for at, n in enumerate(numbers, 1) if at == len(numbers) or numbers[at] != n + 1]
+    return ",".join(f"{start}-{end}" if start < end else f"{start}" for start, end in zip(starts, ends, strict=True))
 
 
 def _join(values: Iterable[object]) -> str:

@@ -14,6 +14,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from random import Random
 from typing import Protocol, TypeVar
 from uuid import UUID
@@ -35,17 +36,24 @@ READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 # Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
-READ_PACE_S = 0.002
+READ_PACE_S = 0.003
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
+# So many shards are read every time, whoever rang. Of a thousand it would be 11 ms of the database's time per read.
+READ_ALL_MAX = 64
 # Between two settles: outcomes gather. Beyond this many there is no waiting.
-SETTLE_PACE_S = 0.005
+SETTLE_PACE_S = 0.01
 SETTLE_ROWS = 400
+# Each shard that something happened in costs a settle a row of progress, so of many shards more outcomes are gathered.
+SETTLE_PACE_SHARD_S = 0.00005
+SETTLE_PACE_S_MAX = 0.05
 # When so many results cannot be written down, nothing more is sent: it bounds memory, and what a crash repeats.
 UNSETTLED_MAX = 10_000
 # How often shards are balanced; and until a fresh worker has its part.
 SURVEY_S = 1.0
 SURVEY_EAGER_S = 0.25
+# Shards taken over in one go: few round trips for many of them, and the first ones need not wait for all.
+TAKEOVERS_AT_ONCE = 100
 # How often to look whether the last request of a shard that is handed over has ended.
 HAND_OVER_S = 0.05
 # How often configuration changes are looked for.
@@ -94,6 +102,11 @@ class WorkerSettings:
     limits: Limits = field(default_factory=Limits)
 
 
+def settle_pace_s(shards: int) -> float:
+    """From the beginning of a settle to that of the next, when the last one touched so many shards."""
+    return min(max(SETTLE_PACE_S, SETTLE_PACE_SHARD_S * shards), SETTLE_PACE_S_MAX)
+
+
 class Worker:
     """One worker process's life: ``await run(stop)``."""
 
@@ -127,6 +140,11 @@ class Worker:
         self._config_wanted = asyncio.Event()
         self._idle = asyncio.Event()
         self._gaps: set[int] = set()
+        # Shards that were rung for or brought rows with the last read, and when to look at all of them again.
+        self._behind: set[int] = set()
+        self._look_at = 0.0
+        # Changes of tenants that were taken over: the store tells of each again for a while.
+        self._refreshed: dict[UUID, float] = {}
         self._settle_waiters: list[asyncio.Future[None]] = []
         # Taken from the engine and not known to be committed: until it is, no later one may be written.
         self._settling: Settle | None = None
@@ -317,14 +335,18 @@ class Worker:
     async def _take(self, count: int) -> None:
         settings = self._settings
         claimed = await self._store.claim(self._node_id, pool=settings.pool, limit=count, lease_s=settings.lease_s)
-        for shard, fence in [(c.shard, c.fence) for c in claimed]:
-            takeover = await self._persist(partial(self._store.takeover, shard, fence))
-            self._fences[shard] = fence
-            self._engine.open_shard(takeover, now=self._clock.now())
-            self._engine.touch(shard)
+        for start in range(0, len(claimed), TAKEOVERS_AT_ONCE):
+            fences = {c.shard: c.fence for c in claimed[start : start + TAKEOVERS_AT_ONCE]}
+            for takeover in await self._persist(partial(self._store.takeovers, fences)):
+                self._fences[takeover.shard] = takeover.fence
+                self._behind.add(takeover.shard)
+                self._engine.open_shard(takeover, now=self._clock.now())
+                self._engine.touch(takeover.shard)
+                # A shard may bring thousands of lanes; what is delivered already must not wait for all of them.
+                await asyncio.sleep(0)
+            self._kick()
         if claimed:
             telemetry.log("shards_acquired", shards=[c.shard for c in claimed])
-            self._kick()
 
     async def _give_back(self, shards: Iterable[int]) -> None:
         """Hand shards over in order: what is in flight ends first, for at most the longest request."""
@@ -368,15 +390,38 @@ class Worker:
                 idle_s = READ_PACE_S
                 self._kick()
                 await asyncio.sleep(0 if full else READ_PACE_S)
+                await self._hear(0.0)
             else:
                 idle_s = min(idle_s * 2, IDLE_S_MAX)
-                if await self._store.wait_for_ring(idle_s):
+                if await self._hear(idle_s):
                     idle_s = READ_PACE_S
 
+    async def _hear(self, timeout_s: float) -> bool:
+        """Wait for a ring; True when it may be for one of our shards."""
+        rung = await self._store.wait_for_ring(timeout_s)
+        if rung is None:
+            return False
+        if not rung:
+            self._look_at = 0.0
+            return True
+        ours = self._fences.keys() & rung
+        self._behind |= ours
+        return bool(ours)
+
+    def _shards_to_read(self) -> list[int]:
+        """All of them if they are few, for a ring comes late. Of many those that were rung for or brought rows the last
+        time; and now and then all, for a ring may get lost."""
+        owned = self._fences.keys() - self._gaps
+        if len(owned) > READ_ALL_MAX and self._clock.monotonic() < self._look_at:
+            owned &= self._behind
+        return sorted(owned)
+
     async def _read(self) -> tuple[int, bool]:
-        """Read each shard further; how many rows came, and whether some shard may have more."""
+        """Read the journal further; how many rows came, and whether some shard may have more."""
         rows, size = self._engine.room()
-        shards = [shard for shard in self._fences if shard not in self._gaps]
+        shards = self._shards_to_read()
+        everything = len(shards) == len(self._fences.keys() - self._gaps)
+        began = self._clock.monotonic()
         if not rows or not shards or not self._may_send():
             return 0, False
         rows_max = max(1, min(READ_ROWS_MAX, rows // len(shards)))
@@ -385,6 +430,10 @@ class Worker:
         found = await self._store.read(
             positions, rows_max=rows_max, bytes_max=max(1, min(READ_BYTES_MAX, size) // len(shards))
         )
+        if everything:
+            self._look_at = began + IDLE_S_MAX
+        self._behind.difference_update(shards)
+        self._behind.update(found)
         now = self._clock.now()
         for shard, batch in found.items():
             if self._fences.get(shard) != fences[shard]:
@@ -420,6 +469,8 @@ class Worker:
             for fetch in engine.take_fetches(now=now):
                 assert self._tasks is not None
                 self._tasks.create_task(self._fetch(fetch))
+        if engine.missing:
+            self._config_wanted.set()
         if engine.unsettled:
             self._unsettled.set()
         elif self._stopping and not engine.in_flight:
@@ -496,8 +547,9 @@ class Worker:
             for waiter in waiters:
                 waiter.set_result(None)
             spent = self._clock.monotonic() - started
-            if spent < SETTLE_PACE_S and self._engine.pending_attempts < SETTLE_ROWS:
-                await asyncio.sleep(SETTLE_PACE_S - spent)
+            pace_s = settle_pace_s(0 if settle is None else len(settle.shards))
+            if spent < pace_s and self._engine.pending_attempts < SETTLE_ROWS:
+                await asyncio.sleep(pace_s - spent)
 
     async def _commit(self, settle: Settle, *, tried: int = 0) -> None:
         """Write the settle, however long the store is away; parts of lost shards are dropped.
@@ -566,7 +618,7 @@ class Worker:
                 await asyncio.sleep(STORE_RETRY_S_MAX)
 
     async def _load_missing(self) -> None:
-        while missing := dict(list(self._engine.missing.items())[:CONFIG_BATCH]):
+        while missing := dict(islice(self._engine.missing.items(), CONFIG_BATCH)):
             tenants = await self._store.load_tenants(set(missing.values()))
             endpoints = await self._store.load_endpoints(missing.keys())
             found = {endpoint.endpoint_id for endpoint in endpoints}
@@ -582,7 +634,7 @@ class Worker:
     async def _refresh(self, since: float) -> float:
         changed, now = await self._store.changed_tenants(since)
         known = self._engine.known_tenants
-        tenant_ids = {tenant_id for tenant_id in changed if tenant_id in known}
+        tenant_ids = {t for t, changed_at in changed.items() if t in known and self._refreshed.get(t) != changed_at}
         if tenant_ids:
             tenants = await self._store.load_tenants(tenant_ids)
             endpoint_ids = self._engine.endpoints_of(tenant_ids)
@@ -592,4 +644,5 @@ class Worker:
             self._engine.configure(tenants, (), now=self._clock.now())
             telemetry.log("config_refreshed", tenants=len(tenant_ids))
             self._kick()
+        self._refreshed = changed
         return now

@@ -25,7 +25,7 @@ def fault(put: Fault) -> Fault:
     return put
 
 
-def wrap(patch: pytest.MonkeyPatch, owner: type, name: str, around: Callable[..., Any]) -> None:
+def wrap(patch: pytest.MonkeyPatch, owner: Any, name: str, around: Callable[..., Any]) -> None:
     """Replace a method by ``around(original, self, *args, **kwargs)``."""
     original = getattr(owner, name)
     patch.setattr(owner, name, lambda self, *args, **kwargs: around(original, self, *args, **kwargs))
@@ -68,7 +68,7 @@ def a_fetch_under_way_brings_back_what_was_settled_meanwhile(patch: pytest.Monke
     def on_settled(original: Any, self: Engine, settle: Any, *, now: float) -> None:
         original(self, settle, now=now)
         for lane, position in settle.released:
-            lane.busy.discard(position)
+            lane.let_go(position)
 
     wrap(patch, Engine, "on_settled", on_settled)
 
@@ -192,6 +192,23 @@ def a_lost_shard_keeps_its_memory(patch: pytest.MonkeyPatch) -> None:
         self.buffered = before
 
     wrap(patch, Engine, "close_shard", close)
+
+
+@fault
+def a_lane_with_rows_in_the_backlog_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def idle(original: Any, lane: Any, now: float) -> bool:
+        stored, lane.stored = lane.stored, 0
+        try:
+            return bool(original(lane, now))
+        finally:
+            lane.stored = stored
+
+    wrap(patch, engine_module, "_is_idle", idle)
+
+
+@fault
+def an_unknown_endpoint_is_not_asked_for_when_its_rows_are_due(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Engine, "_wants_unknown", lambda self, lane, now: None)
 
 
 @fault

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from hookpost.engine import engine as engine_module
-from hookpost.engine.engine import FETCH_MAX, Engine, Limits
+from hookpost.engine.engine import FETCH_GRID_S, FETCH_MAX, IDLE_LOOK_S, IDLE_S, Engine, Limits
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Settle, ShardSettle, Takeover, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
@@ -96,6 +96,13 @@ class Bench:
         self.engine.on_backlog(fetch, rows, more=more, behind=behind, now=self.now)
 
 
+def wakeup(bench: Bench) -> float:
+    """When the engine wants to be called again."""
+    moment = bench.engine.next_wakeup()
+    assert moment is not None
+    return moment
+
+
 def endpoint(endpoint_id: UUID = E1, *, cap: int = 64, tenant: UUID = TENANT, **changes: object) -> Endpoint:
     made = Endpoint(endpoint_id, tenant, "https://receiver.example/", max_in_flight=cap)
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -174,7 +181,7 @@ def test_a_failed_delivery_waits_in_the_backlog_and_is_sent_again_when_due() -> 
     assert (change.reason, change.retry_count) == ("retry", 1)
     assert NOW + 2.5 <= change.due_at <= NOW + 5
     assert part.progress.cursor == 1
-    assert bench.engine.next_wakeup() == change.due_at
+    assert change.due_at <= wakeup(bench) <= change.due_at + FETCH_GRID_S
     bench.wait(5)
     [fetch] = bench.fetches()
     bench.answer(fetch, stored(1, due_at=change.due_at, retry_count=1))
@@ -384,7 +391,7 @@ def test_a_row_stored_while_an_earlier_one_is_fetched_is_not_forgotten() -> None
     bench.answer(fetch, stored(1, due_at=NOW + 10))
     bench.engine.on_settled(settle, now=bench.now)
     [due_at] = [change.due_at for part in settle.shards for change in part.upserts.values()]
-    assert bench.engine.next_wakeup() == due_at
+    assert due_at <= wakeup(bench) <= due_at + FETCH_GRID_S
     bench.wait(5)
     assert len(bench.fetches()) == 1
 
@@ -656,3 +663,137 @@ def test_fan_outs_done_in_part_are_written_down_up_to_a_bound() -> None:
     part = bench.settle()
     assert part.progress.partial == ((1, (E1,)),)
     assert len(part.upserts) == 49
+
+
+# ---- what is not needed now is not in memory ------------------------------------------------------------------------
+
+
+def unknown(**values: float) -> Engine:
+    """An engine that took over a lane with one row in its backlog and knows nothing of the endpoint."""
+    engine = Engine(worker="w", limits=Limits(), rng=Random(1))
+    engine.open_shard(backlog(1, **values), now=NOW)
+    return engine
+
+
+def test_a_lane_whose_rows_are_due_later_asks_for_its_configuration_when_they_are() -> None:
+    engine = unknown(next_due=NOW + 60, next_deadline=NOW + 600)
+    assert (engine.missing, engine.next_wakeup()) == ({}, NOW + 60)
+    engine.tick(now=NOW + 59)
+    assert engine.missing == {}
+    engine.tick(now=NOW + 60)
+    assert engine.missing == {E1: TENANT}
+    engine.configure([Tenant(TENANT, (0,))], [endpoint()], now=NOW + 61)
+    assert engine.missing == {}
+    [fetch] = engine.take_fetches(now=NOW + 61)
+    assert not fetch.expired
+
+
+def test_a_lane_that_is_due_asks_at_once() -> None:
+    assert unknown(next_due=NOW, next_deadline=NOW + 600).missing == {E1: TENANT}
+
+
+def test_a_deadline_before_the_next_row_is_due_is_looked_at_in_time() -> None:
+    """Without its configuration nobody knows whether the endpoint is paused."""
+    engine = unknown(next_due=NOW + 600, next_deadline=NOW + 60)
+    engine.tick(now=NOW + 60)
+    assert engine.missing == {E1: TENANT}
+    engine.configure([Tenant(TENANT, (0,))], [endpoint(status=EndpointStatus.PAUSED)], now=NOW + 61)
+    [fetch] = engine.take_fetches(now=NOW + 61)
+    assert fetch.expired
+
+
+def test_a_fresh_row_for_a_lane_that_waits_asks_for_its_configuration() -> None:
+    engine = unknown(next_due=NOW + 60, next_deadline=NOW + 600)
+    engine.on_rows(0, [row(101)], now=NOW)
+    assert engine.missing == {E1: TENANT}
+    engine.configure([Tenant(TENANT, (0,))], [endpoint()], now=NOW)
+    assert len(engine.take_sends(9, now=NOW)) == 1
+
+
+def test_a_refresh_leaves_out_what_was_never_asked_for() -> None:
+    engine = unknown(next_due=NOW + 60, next_deadline=NOW + 600)
+    assert engine.endpoints_of([TENANT]) == []
+    engine.tick(now=NOW + 60)
+    engine.configure([Tenant(TENANT, (0,))], [endpoint()], now=NOW + 60)
+    assert engine.endpoints_of([TENANT]) == [E1]
+
+
+def look_twice(bench: Bench, each_s: float) -> None:
+    """Two looks through all lanes, and a bit."""
+    for _ in range(2):
+        bench.wait(each_s)
+        bench.wait(1)
+
+
+def test_an_idle_lane_is_forgotten_with_its_endpoint_and_its_tenant() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.end(work, OK)
+    bench.settle()
+    bench.wait(IDLE_S - 1)
+    assert list(bench.engine.known_tenants) == [TENANT]
+    look_twice(bench, IDLE_S)
+    assert list(bench.engine.known_tenants) == []
+    assert bench.engine.endpoints_of([TENANT]) == []
+    bench.post(count=2)
+    assert [work.entry.seq for work in bench.sends()] == [2, 3]
+
+
+def test_a_lane_that_is_used_now_and_then_stays() -> None:
+    bench = Bench()
+    for _ in range(20):
+        bench.post()
+        [work] = bench.sends()
+        bench.end(work, OK)
+        bench.settle()
+        bench.wait(IDLE_S / 2)
+        assert bench.engine.endpoints_of([TENANT]) == [E1]
+
+
+@pytest.mark.parametrize("kept", ["in flight", "queued", "stored", "held", "unsettled"])
+def test_a_lane_with_something_to_remember_stays(kept: str) -> None:
+    bench = Bench(endpoint(cap=1))
+    bench.post(count=2 if kept == "queued" else 1)
+    [work] = bench.sends()
+    if kept in ("stored", "unsettled"):
+        bench.end(work, BROKEN)
+    elif kept == "held":
+        bench.end(work, replace(busy(b"99999"), error_code=ErrorCode.HTTP_429, status=429))
+        bench.settle()
+    if kept == "stored":
+        bench.settle()
+    look_twice(bench, IDLE_S)
+    look_twice(bench, IDLE_S)
+    assert bench.engine.endpoints_of([TENANT]) == [E1]
+
+
+def test_lanes_are_looked_through_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_LOOK_LANES", 1)
+    bench = Bench(endpoint(E1), endpoint(E2))
+    bench.post(E1, E2)
+    for work in bench.sends():
+        bench.end(work, OK)
+    bench.settle()
+    known = []
+    for seconds in (IDLE_S, IDLE_LOOK_S, IDLE_S, IDLE_LOOK_S):
+        bench.wait(seconds)
+        known.append(len(bench.engine.endpoints_of([TENANT])))
+    assert known == [2, 2, 1, 0]
+
+
+def test_retries_that_become_due_one_by_one_are_fetched_together() -> None:
+    bench = Bench(takeovers=(backlog(50, next_due=NOW + 5),))
+    bench.wait(6)
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1, due_at=NOW + 5), behind=NOW + 10.01)
+    fetches = 0
+    bench.wait(4)
+    for step in range(1, 100):
+        bench.now = NOW + 10 + step / 1000
+        bench.engine.tick(now=bench.now)
+        fetches += len(bench.fetches())
+    assert fetches == 0
+    bench.wait(0.002)
+    [fetch] = bench.fetches()
+    assert fetch.until >= NOW + 10.1

@@ -31,17 +31,19 @@ HEAL_S = 700.0
 # A world that needs more turns than this to heal is busy with nothing.
 HEAL_TURNS_MAX = 60_000
 OUTCOME_S_MAX = 15.0
+IDLE_S, IDLE_LOOK_S, IDLE_LOOK_LANES = 3.0, 0.2, 2
 
 
 @contextmanager
 def small_fetches(limit: int) -> Iterator[None]:
-    """Backlog reads of a few rows, so that a few rows make many reads."""
-    before = engine_module.FETCH_MAX
-    engine_module.FETCH_MAX = limit
+    """Backlog reads of a few rows, so that a few rows make many reads; and lanes that are soon forgotten."""
+    small = {"FETCH_MAX": limit, "IDLE_S": IDLE_S, "IDLE_LOOK_S": IDLE_LOOK_S, "IDLE_LOOK_LANES": IDLE_LOOK_LANES}
+    before = {name: getattr(engine_module, name) for name in small}
+    vars(engine_module).update(small)
     try:
         yield
     finally:
-        engine_module.FETCH_MAX = before
+        vars(engine_module).update(before)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 from uuid_utils.compat import uuid7
 
-from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, BacklogChange, DeadLetter, Progress, ShardSettle
+from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, BacklogChange, DeadLetter, Progress, ShardSettle, Takeover
 from hookpost.model import DeadReason, WaitReason
 from hookpost.storage.contract import NewEvent, Store, StoreUnavailable
 from hookpost.storage.postgres.store import PostgresStore
@@ -233,6 +233,12 @@ async def own(store: Store, *, lease_s: float = 1000.0, limit: int = SHARDS, poo
     await store.register(node_id, pool=pool, name="w", lease_s=lease_s)
     await store.claim(node_id, pool=pool, limit=limit, lease_s=lease_s)
     return node_id
+
+
+async def takeover(store: Store, shard: int, fence: int) -> Takeover:
+    """What a new owner of this one shard starts from."""
+    [taken] = await store.takeovers({shard: fence})
+    return taken
 
 
 async def persist(ask: Callable[[], Awaitable[Any]]) -> Any:

@@ -119,6 +119,24 @@ async def test_bytes_are_bounded_but_one_row_always_fits(
     assert got == batches
 
 
+async def test_replays_in_a_backlog_are_bounded_in_bytes_too(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    stored = event(tenant, payload=b"x" * 100, owed=(endpoint,))
+    await store.append(0, [stored], await version(store, tenant))
+    for _ in range(3):
+        await store.append_replay(tenant, stored.event_id, endpoint)
+    day = (await store.read({0: (0, 0)}, rows_max=1, bytes_max=1))[0][0].day
+    await own(store)
+    upserts = [waiting(endpoint, n, day=day, event_id=stored.event_id, due_at=T) for n in range(1, 5)]
+    await store.settle([settle(0, upserts=upserts)])
+    for bytes_max, found in ((100, [1]), (101, [1, 2, 3]), (201, [1, 2, 3, 4])):
+        rows, more, _ = await store.fetch(fetch(endpoint), bytes_max=bytes_max)
+        assert (positions(rows), more) == (found, len(found) < 4)
+        assert {row.payload for row in rows} == {stored.payload}
+
+
 async def test_expired_rows_come_in_the_order_of_position_without_payload(driver: Driver) -> None:
     store = await driver.open()
     endpoint = uuid7()

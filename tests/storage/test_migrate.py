@@ -13,6 +13,8 @@ import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost.model import Endpoint
+from hookpost.policy.routing import is_pinned
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres import migrate, store
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
@@ -118,6 +120,18 @@ async def test_the_first_start_makes_the_shards_and_the_default_tenant_once(empt
     assert await ask(empty, "select home_shards from tenants where name = 'default'") == list(range(6))
     assert await ask(empty, "select count(*) from tenants") == 1
     assert await store.platform_value(empty, "default_tenant") == str(winner)
+
+
+@pytest.mark.parametrize(("shards", "homes"), [(64, list(range(64))), (128, list(range(0, 128, 2)))])
+async def test_the_default_tenant_is_not_spread_so_far_that_its_endpoints_are_pinned(
+    empty: str, shards: int, homes: list[int]
+) -> None:
+    """At 1,000 shards a cap of 64 could not be shared out: all of its events went to the first."""
+    await store.migrate_database(empty)
+    await store.bootstrap(empty, shards=shards, tenant_id=uuid7(), pool="default")
+    found = await ask(empty, "select home_shards from tenants where name = 'default'")
+    assert found == homes
+    assert not is_pinned(Endpoint(uuid7(), uuid7(), "").max_in_flight, found)
 
 
 async def test_a_fact_of_the_installation_is_kept_by_whoever_comes_first(database: str) -> None:

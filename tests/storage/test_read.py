@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from uuid_utils.compat import uuid7
 
-from hookpost.engine.work import JournalRow, Kind
+from hookpost.engine.work import JournalRow, Kind, Progress
 from hookpost.storage.contract import Store
-from tests.storage.driver import Driver, Postgres, event, new_endpoint, new_tenant, version
+from tests.storage.driver import Driver, Postgres, event, new_endpoint, new_tenant, own, settle, takeover, version
 
 BEGIN = (0, 0)
 ALL = {"rows_max": 1000, "bytes_max": 1_000_000}
@@ -34,7 +34,7 @@ async def read_all(store: Store, shard: int, *, rows_max: int, bytes_max: int) -
 async def test_rows_come_back_as_they_were_appended(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
-    events = [event(tenant, payload=b"\0\xff", owed=(uuid7(), uuid7())), event(tenant, payload=b"", owed=())]
+    events = [event(tenant, payload=b"\0\xff", owed=(uuid7(), uuid7())), event(tenant, payload=b"")]
     await store.append(2, events, await version(store, tenant))
     rows = (await store.read({2: BEGIN}, **ALL))[2]
     for row, given, stored in zip(rows, events, await driver.journal(2), strict=True):
@@ -84,6 +84,37 @@ async def test_a_replay_brings_the_payload_of_its_event(driver: Driver) -> None:
     assert (replay.kind, replay.generation, replay.owed) == (Kind.REPLAY, 1, [endpoint])
     assert (replay.payload, replay.type, replay.event_id) == (original.payload, original.type, original.event_id)
     assert await read_all(store, 0, rows_max=9, bytes_max=5) == [[1], [2]]
+    await own(store)
+    await store.settle([settle(0, progress=Progress(0, 2, replay.day, ((1, 3),), ()))])
+    assert (await takeover(store, 0, 2)).rows[1] == replay
+
+
+async def test_replays_are_bounded_in_bytes_too(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store, (0, 1))
+    large, small = (event(tenant, payload=b"x" * size, owed=(uuid7(),)) for size in (100, 1))
+    await store.append(0, [large], await version(store, tenant))
+    await store.append(1, [small, event(tenant, payload=b"y")], await version(store, tenant))
+    assert isinstance(driver, Postgres)
+    for replayed, shard in ((large, 0), (large, 0), (large, 1), (small, 1), (large, 1)):
+        await driver.run(
+            "select hookpost_append_replay($1, $2, $3, 'a', $4)", shard, replayed.event_id, tenant, replayed.owed
+        )
+    assert await read_all(store, 0, rows_max=9, bytes_max=150) == [[1, 2, 3]]
+    assert await read_all(store, 0, rows_max=9, bytes_max=101) == [[1, 2, 3]]
+    assert await read_all(store, 0, rows_max=9, bytes_max=100) == [[1], [2], [3]]
+    assert await read_all(store, 1, rows_max=9, bytes_max=100) == [[1, 2, 3], [4, 5]]
+    found = await store.read({0: (1, 0), 1: (2, 0)}, rows_max=9, bytes_max=100)
+    assert {shard: seqs(rows) for shard, rows in found.items()} == {0: [2], 1: [3]}, "each shard by itself"
+
+
+async def test_what_is_owed_to_nobody_comes_without_its_payload_and_weighs_nothing(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    events = [event(tenant, payload=b"x" * 100, owed=owed) for owed in ((), (), (uuid7(),), (uuid7(),))]
+    await store.append(0, events, await version(store, tenant))
+    rows = (await store.read({0: BEGIN}, rows_max=9, bytes_max=1))[0]
+    assert [row.payload for row in rows] == [None, None, b"x" * 100]
 
 
 async def test_rows_without_a_payload_leave_no_gap_where_the_bytes_are_bounded(driver: Driver) -> None:

@@ -25,6 +25,7 @@ from tests.storage.driver import (
     own,
     persist,
     settle,
+    takeover,
     until,
     version,
     waiting,
@@ -97,7 +98,7 @@ async def test_a_claim_during_a_settle_waits_or_takes_another_shard(driver: Driv
         if claimed is not None:
             fence = claimed
             last = max([0, *(row["settle_no"] for row in await driver.rows("progress"))])
-            assert (await store.takeover(0, fence)).settle_no == last
+            assert (await takeover(store, 0, fence)).settle_no == last
     assert len(await driver.rows("progress")) == settles
 
 
@@ -127,7 +128,7 @@ async def test_progress_open_and_partial_entries_come_back_in_the_takeover(drive
     await store.settle([settle(0, settle_no=1, progress=progress, upserts=upserts)])
     await store.settle([settle(0, settle_no=2, progress=progress, clean=True)])
 
-    taken = await store.takeover(0, 2)
+    taken = await takeover(store, 0, 2)
     assert (taken.shard, taken.fence, taken.settle_no, taken.clean) == (0, 2, 2, True)
     assert (taken.read_to, taken.read_day) == (12, rows[-1].day)
     assert [row.seq for row in taken.rows] == [3, 4, 7, 10, 11]
@@ -140,27 +141,50 @@ async def test_progress_open_and_partial_entries_come_back_in_the_takeover(drive
     assert day is not None
 
 
+async def test_many_shards_are_taken_over_at_once_and_kept_apart(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    await own(store)
+    endpoint, parts = uuid7(), []
+    for shard in (0, 1):
+        events = [event(tenant, payload=b"%d" % shard) for _ in range(5)]
+        await store.append(shard, events, await version(store, tenant))
+        progress = Progress(cursor=1, read_to=4 + shard, read_day=9000, open=((2, 3 + shard), (4, 5)), partial=())
+        upserts = [waiting(endpoint, n, tenant_id=tenant, due_at=1.8e9 + n) for n in range(1 + shard, 4)]
+        parts.append(settle(shard, progress=progress, upserts=upserts, clean=True))
+    await store.settle(parts)
+    taken = {each.shard: each for each in await store.takeovers({0: 2, 1: 3, 2: 1, 3: 2})}
+    assert {shard: (t.fence, t.settle_no, t.read_to, t.clean) for shard, t in taken.items()} == {
+        0: (2, 1, 4, True), 1: (3, 1, 5, False), 2: (1, 0, 0, True), 3: (2, 0, 0, False),
+    }  # fmt: skip
+    rows = {shard: [(row.shard, row.seq, row.payload) for row in t.rows] for shard, t in taken.items()}
+    assert rows == {0: [(0, 2, b"0"), (0, 4, b"0")], 1: [(1, 2, b"1"), (1, 3, b"1"), (1, 4, b"1")], 2: [], 3: []}
+    lanes = {shard: [(lane.count, lane.next_due) for lane in t.lanes] for shard, t in taken.items()}
+    assert lanes == {0: [(3, 1.8e9 + 1)], 1: [(2, 1.8e9 + 2)], 2: [], 3: []}
+    assert await store.takeovers({}) == []
+
+
 async def test_a_fresh_shard_is_taken_over_from_its_beginning(driver: Driver) -> None:
     store = await driver.open()
-    taken = await store.takeover(0, 1)
+    taken = await takeover(store, 0, 1)
     assert (taken.settle_no, taken.read_to, taken.rows, taken.lanes, taken.clean) == (0, 0, (), (), True)
 
 
 async def test_an_owner_that_never_settled_leaves_doubt(driver: Driver) -> None:
     """It may have sent requests and died before it wrote them down."""
     store = await driver.open()
-    assert not (await store.takeover(0, 2)).clean
+    assert not (await takeover(store, 0, 2)).clean
     await own(store)
     await store.settle([settle(0, clean=True)])
-    assert (await store.takeover(0, 2)).clean
-    assert not (await store.takeover(0, 3)).clean
+    assert (await takeover(store, 0, 2)).clean
+    assert not (await takeover(store, 0, 3)).clean
 
 
 async def test_a_settle_that_was_not_clean_leaves_doubt(driver: Driver) -> None:
     store = await driver.open()
     await own(store)
     await store.settle([settle(0, clean=False)])
-    assert not (await store.takeover(0, 2)).clean
+    assert not (await takeover(store, 0, 2)).clean
 
 
 async def test_attempts_are_stored_as_they_were(driver: Driver) -> None:
@@ -248,7 +272,7 @@ async def test_a_time_without_end_comes_back_as_such(driver: Driver) -> None:
     await own(store)
     endpoint, forever = uuid7(), float("inf")
     await store.settle([settle(0, upserts=[waiting(endpoint, 1, due_at=forever)])])
-    [lane] = (await store.takeover(0, 2)).lanes
+    [lane] = (await takeover(store, 0, 2)).lanes
     assert lane.next_due == forever
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -31,6 +32,10 @@ class Keys:
         values = {"tenant_id": TENANT, "scopes": frozenset(), "expires_at": None, "revoked": False, **key}
         self.key: ApiKey | None = ApiKey(key_id=parsed.key_id, key_hash=hash_secret(parsed.secret), **values)
         self.asked = 0
+        self.looked = 0
+        self.revoked: set[str] = set()
+        self.answering = asyncio.Event()
+        self.answering.set()
         self.tenants = {TENANT}
         self.free = asyncio.Event()
         self.free.set()
@@ -40,6 +45,18 @@ class Keys:
         found = self.key
         await self.free.wait()
         return found if found is not None and found.key_id == key_id else None
+
+    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
+        assert seconds_back >= auth.REVOKED_OVERLAP_S
+        self.looked += 1
+        found = frozenset(self.revoked)
+        await self.answering.wait()
+        return found
+
+    def revoke(self) -> None:
+        assert self.key is not None
+        self.revoked.add(self.key.key_id)
+        self.key = replace(self.key, revoked=True)
 
     async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
         if tenant_id not in self.tenants:
@@ -101,17 +118,71 @@ async def test_a_known_key_is_not_looked_up_again_within_a_second(clock: Any) ->
     authenticator = made(store, clock)
     for _ in range(100):
         assert await authenticator.principal(f"Bearer {KEY}", None) == Principal(TENANT, False, auth.SCOPES)
-    assert store.asked == 1
-    clock.advance(auth.KEY_CACHE_S)
+    assert (store.asked, store.looked) == (1, 0)
+
+
+async def test_keys_in_use_cost_one_question_a_second_however_many_they_are(clock: Any) -> None:
+    store = Keys()
+    authenticator = made(store, clock)
+    for _ in range(5):
+        await asyncio.gather(*(authenticator.principal(f"{'Bearer':<{n}} {KEY}", None) for n in range(6, 106)))
+        clock.advance(auth.KEY_CACHE_S)
+    assert (store.asked, store.looked) == (100, 4)
+
+
+async def test_a_look_up_slower_than_a_look_for_revocations_is_not_trusted_for_long(clock: Any) -> None:
+    store = Keys()
+    authenticator = made(store, clock)
     await authenticator.principal(f"Bearer {KEY}", None)
-    assert store.asked == 2
+    store.free.clear()
+    slow = asyncio.create_task(authenticator.principal(f"bearer {KEY}", None))
+    while store.asked < 2:
+        await asyncio.sleep(0)
+    store.revoke()
+    clock.advance(auth.KEY_CACHE_S)
+    assert await refused_later(store, authenticator) == 401
+    await slow
+    assert await refused(authenticator, f"bearer {KEY}") == 401
+
+
+async def refused_later(store: Keys, authenticator: Authenticator) -> int:
+    """The key is asked for again while the slow look-up is held; then both are answered."""
+    asking = asyncio.create_task(refused(authenticator, f"Bearer {KEY}"))
+    while store.asked < 3:
+        await asyncio.sleep(0)
+    store.free.set()
+    return await asking
+
+
+async def test_without_an_answer_about_revocations_no_key_is_trusted(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "LOOK_UP_S_MAX", 0.01)
+    store = Keys()
+    authenticator = made(store, clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    clock.advance(auth.KEY_CACHE_S)
+    store.answering.clear()
+    with pytest.raises(StoreUnavailable):
+        await authenticator.principal(f"Bearer {KEY}", None)
+    store.answering.set()
+
+
+async def test_a_tenant_that_the_admin_acts_for_is_looked_up_again_each_second(clock: Any) -> None:
+    store = Keys(tenant_id=None)
+    authenticator = made(store, clock)
+    tenant = show_id("ten", TENANT)
+    await authenticator.principal(f"Bearer {KEY}", tenant)
+    store.tenants.clear()
+    clock.advance(auth.KEY_CACHE_S)
+    assert await refused(authenticator, f"Bearer {KEY}", tenant) == 404
 
 
 async def test_a_revoked_key_stops_working_within_a_second(clock: Any) -> None:
     store = Keys()
     authenticator = made(store, clock)
     await authenticator.principal(f"Bearer {KEY}", None)
-    store.key = Keys(revoked=True).key
+    store.revoke()
     clock.advance(auth.KEY_CACHE_S)
     assert await refused(authenticator, f"Bearer {KEY}") == 401
 
@@ -147,7 +218,7 @@ async def test_a_look_up_that_began_before_a_revocation_is_not_joined_after_it(c
     early = asyncio.create_task(authenticator.principal(f"Bearer {KEY}", None))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    store.key = Keys(revoked=True).key
+    store.revoke()
     clock.advance(auth.KEY_CACHE_S)
     late = asyncio.create_task(authenticator.principal(f"Bearer {KEY}", None))
     await asyncio.sleep(0)

@@ -202,7 +202,8 @@ class Settings(BaseSettings):
         8,
         ge=1,
         le=SHARDS_MAX,
-        description="shards of the journal made at first start; the most workers that can share it",
+        description="shards of the journal made at first start; the most workers that can share it. The tenant default "
+        "is at home in at most 64 of them, further ones serve other tenants",
     )
     pool: Annotated[str, AfterValidator(_pool)] = Field(
         "default",

@@ -8,6 +8,7 @@ never exceeded; nothing is sent twice while one owner lives; what a settle says 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,17 @@ from random import Random
 from typing import assert_never
 from uuid import UUID
 
-from hookpost.engine.lanes import FROM_START, NEVER, EndpointState, Lane, TenantState, Turns
+from hookpost.engine.lanes import (
+    FROM_START,
+    NEVER,
+    NO_LANES,
+    NO_QUEUE,
+    NONE_RELEASED,
+    EndpointState,
+    Lane,
+    TenantState,
+    Turns,
+)
 from hookpost.engine.progress import ShardProgress
 from hookpost.engine.work import (
     Attempt,
@@ -41,6 +52,9 @@ from hookpost.policy.routing import cap_share
 
 # Backlog rows of one lane that are brought into memory at once; small, as each brings its payload along.
 FETCH_MAX = 64
+# Retries of a lane become due one by one; those of the same tenth of a second are fetched together. An endpoint that is
+# down would cost a fetch for each of its deliveries.
+FETCH_GRID_S = 0.1
 # Lanes whose backlog is being read at the same time; bounds memory and the load of a mass recovery on the store.
 FETCHES_MAX = 8
 # A hold is worth a write when it reaches this much further than the one already written.
@@ -52,6 +66,11 @@ ROOM_LEFT = 0.75
 TICK_S = 2e-6
 # Timers overtaken by earlier ones are swept when there are this many, and twice as many as were left last time.
 TIMERS_SWEPT_AT = 1024
+# A lane without work for so long is forgotten, with its endpoint's configuration: memory follows what is active.
+IDLE_S = 600.0
+# Idle lanes are looked for this often, in so many lanes at a time: it must not hold up what is sent.
+IDLE_LOOK_S = 1.0
+IDLE_LOOK_LANES = 1000
 
 
 class Wanted(Enum):
@@ -152,6 +171,8 @@ class Engine:
         self._timers: list[tuple[float, int, Lane]] = []
         self._timer_no = 0
         self._timers_max = TIMERS_SWEPT_AT
+        self._to_look_at: list[Lane] = []
+        self._look_at = 0.0
         self._wanted: deque[Lane] = deque()
         self._fetching = 0
         self._missing: dict[UUID, UUID] = {}
@@ -179,7 +200,7 @@ class Engine:
         shard = self._shards[takeover.shard] = _Shard(takeover, now)
         self._share_caps(takeover.shard)
         for summary in takeover.lanes:
-            lane = self._lane(shard, summary.endpoint_id, summary.tenant_id)
+            lane = self._new_lane(shard, summary.endpoint_id, summary.tenant_id)
             lane.stored = summary.count
             lane.next_due = summary.next_due
             lane.next_deadline = summary.next_deadline
@@ -218,19 +239,28 @@ class Engine:
             lane.open = False
             for work in lane.queue:
                 self._unbuffer(work)
-            lane.queue.clear()
+            lane.queue = NO_QUEUE
             endpoint = lane.endpoint
-            del endpoint.lanes[number]
+            endpoint.lanes.remove(lane)
             if lane.blocked:
                 endpoint.waiting.remove(lane)
             self._forget_idle(endpoint)
         self._share_caps(number)
 
     def _forget_idle(self, endpoint: EndpointState) -> None:
-        if not endpoint.lanes and endpoint.in_flight == 0:
-            self._endpoints.pop(endpoint.endpoint_id, None)
-            endpoint.tenant.endpoints.pop(endpoint.endpoint_id, None)
-            self._missing.pop(endpoint.endpoint_id, None)
+        if endpoint.lanes or endpoint.in_flight:
+            return
+        tenant = endpoint.tenant
+        self._endpoints.pop(endpoint.endpoint_id, None)
+        self._missing.pop(endpoint.endpoint_id, None)
+        tenant.endpoints.pop(endpoint.endpoint_id, None)
+        if not tenant.endpoints and not tenant.lanes:
+            self._tenants.pop(tenant.tenant_id, None)
+            self._leave_home(tenant)
+
+    def _leave_home(self, tenant: TenantState) -> None:
+        for shard in () if tenant.config is None else tenant.config.home_shards:
+            self._at_home[shard].pop(tenant, None)
 
     def _share_caps(self, number: int) -> None:
         """The shard came or went: with it a part of the caps of the tenants at home there."""
@@ -263,16 +293,17 @@ class Engine:
         return self._tenants.keys()
 
     def endpoints_of(self, tenants: Collection[UUID]) -> list[UUID]:
-        """The endpoints of these tenants that the engine knows."""
+        """The endpoints of these tenants whose configuration this engine holds."""
         known = (self._tenants[tenant_id] for tenant_id in tenants if tenant_id in self._tenants)
-        return [endpoint_id for tenant in known for endpoint_id in tenant.endpoints]
+        return [e.endpoint_id for tenant in known for e in tenant.endpoints.values() if e.config is not None]
 
     def configure(self, tenants: Iterable[Tenant], endpoints: Iterable[Endpoint], *, now: float) -> None:
         """Take over loaded or changed configuration; lanes open and close as it says."""
         for tenant in tenants:
-            state = self._tenant(tenant.tenant_id)
-            self._settle_in(state, tenant)
-            self._share_tenant(state)
+            state = self._tenants.get(tenant.tenant_id)
+            if state is not None and state.config != tenant:
+                self._settle_in(state, tenant)
+                self._share_tenant(state)
         for config in endpoints:
             self._missing.pop(config.endpoint_id, None)
             known = self._endpoints.get(config.endpoint_id)
@@ -281,7 +312,7 @@ class Engine:
             known.config = config
             known.hold_until = max(known.hold_until, config.hold_until)
             self._share_endpoint(known)
-            for lane in known.lanes.values():
+            for lane in known.lanes:
                 if config.deleted:
                     self._cancel_lane(lane)
                 elif lane.queue:
@@ -289,8 +320,7 @@ class Engine:
                 self._consider(lane, now)
 
     def _settle_in(self, state: TenantState, config: Tenant) -> None:
-        for shard in () if state.config is None else state.config.home_shards:
-            self._at_home[shard].pop(state, None)
+        self._leave_home(state)
         for shard in config.home_shards:
             self._at_home.setdefault(shard, {})[state] = None
         state.config = config
@@ -302,9 +332,21 @@ class Engine:
         return state
 
     def _lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID) -> Lane:
+        """The lane for a delivery that comes in."""
         lane = shard.lanes.get(endpoint_id)
-        if lane is not None:
-            return lane
+        if lane is None:
+            lane = self._new_lane(shard, endpoint_id, tenant_id)
+        if lane.queue is NO_QUEUE:
+            lane.queue = deque()
+            self._ask_for(lane.endpoint)
+        return lane
+
+    def _ask_for(self, endpoint: EndpointState) -> None:
+        """Its configuration is needed now."""
+        if endpoint.config is None:
+            self._missing[endpoint.endpoint_id] = endpoint.tenant.tenant_id
+
+    def _new_lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID) -> Lane:
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
             tenant = self._tenant(tenant_id)
@@ -313,9 +355,8 @@ class Engine:
             if endpoint_id in self._holds:
                 # Noted for a shard that was closed since, and not yet part of any configuration.
                 endpoint.hold_until = self._holds[endpoint_id].until
-        if endpoint.config is None:
-            self._missing[endpoint_id] = tenant_id
-        lane = shard.lanes[endpoint_id] = endpoint.lanes[shard.number] = Lane(shard.number, endpoint)
+        lane = shard.lanes[endpoint_id] = Lane(shard.number, endpoint)
+        endpoint.lanes.append(lane)
         return lane
 
     # ---- the journal --------------------------------------------------------------------------------------------
@@ -443,6 +484,8 @@ class Engine:
         endpoint = lane.endpoint
         if wait.reason is WaitReason.IN_FLIGHT_CAP:
             lane.blocked = True
+            if endpoint.waiting is NO_LANES:
+                endpoint.waiting = deque()
             endpoint.waiting.append(lane)
             return
         # It does not take the place that was free for it: the lanes behind it must hear of the gate, too.
@@ -636,7 +679,7 @@ class Engine:
         if not work.stored:
             shard.progress.finish(entry, key[0])
             lane.stored += 1
-            lane.busy.add(entry.seq)
+            lane.occupy(entry.seq)
         self._released.append((lane, entry.seq))
         self._look_again(lane, due_at, deadline)
 
@@ -677,7 +720,7 @@ class Engine:
             self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
 
     def _park(self, lane: Lane, reason: WaitReason, now: float) -> None:
-        queue, lane.queue = lane.queue, deque()
+        queue, lane.queue = lane.queue, NO_QUEUE
         for work in queue:
             self._put_away(work, reason, now)
         self._consider(lane, now)
@@ -691,7 +734,7 @@ class Engine:
                 self._shards[lane.shard].doubt_stored = True
             self._store(work, reason, now, work.retry_count, None, now)
             return
-        lane.busy.discard(work.entry.seq)
+        lane.let_go(work.entry.seq)
         lane.after = FROM_START
         lane.rescan = lane.fetching
         lane.next_due = min(lane.next_due, work.due_at)
@@ -702,9 +745,11 @@ class Engine:
         shard = self._shards[lane.shard]
         for work in lane.queue:
             self._unbuffer(work)
-            if not work.stored:
+            if work.stored:
+                lane.let_go(work.entry.seq)
+            else:
                 self._finish(work)
-        lane.queue.clear()
+        lane.queue = NO_QUEUE
         shard.dropped_lanes.append(lane.endpoint.endpoint_id)
         for key in [key for key in shard.upserts if key[0] == lane.endpoint.endpoint_id]:
             del shard.upserts[key]
@@ -738,6 +783,31 @@ class Engine:
                 if lane.queue:
                     self._turns.enter(lane)
                 self._consider(lane, now)
+        if self._look_at <= now:
+            self._forget_lanes(now)
+
+    def _forget_lanes(self, now: float) -> None:
+        """Look through some lanes. One that is found idle twice in a row, with all of IDLE_S between, is forgotten."""
+        lanes = self._to_look_at
+        if not lanes:
+            lanes.extend(lane for shard in self._shards.values() for lane in shard.lanes.values())
+        some = lanes[-IDLE_LOOK_LANES:]
+        del lanes[-IDLE_LOOK_LANES:]
+        for lane in some:
+            if not lane.open or not _is_idle(lane, now):
+                continue
+            if lane.queue is NO_QUEUE:
+                self._forget_lane(lane)
+            else:
+                lane.queue = NO_QUEUE
+        self._look_at = now + (IDLE_LOOK_S if lanes else IDLE_S)
+
+    def _forget_lane(self, lane: Lane) -> None:
+        endpoint = lane.endpoint
+        lane.open = False
+        del self._shards[lane.shard].lanes[endpoint.endpoint_id]
+        endpoint.lanes.remove(lane)
+        self._forget_idle(endpoint)
 
     def next_wakeup(self) -> float | None:
         """When `tick` has something to do, as a Unix time."""
@@ -752,16 +822,29 @@ class Engine:
     def _wants(self, lane: Lane, now: float) -> Wanted | None:
         endpoint = lane.endpoint
         config = endpoint.config
-        if config is None or config.deleted or lane.stored <= 0:
+        if lane.stored <= 0:
+            return None
+        if config is None:
+            self._wants_unknown(lane, now)
+            return None
+        if config.deleted:
             return None
         wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
         if wait is not None:
             return self._wants_closed(lane, wait, now)
         if lane.next_due > now:
-            self._wake_at(lane, lane.next_due)
+            self._wake_at(lane, _on_grid(lane.next_due))
         elif len(lane.queue) < FETCH_MAX // 2 and min(lane.due_building, lane.due_settling) > lane.next_due:
             return Wanted.DUE
         return None
+
+    def _wants_unknown(self, lane: Lane, now: float) -> None:
+        """Whether its endpoint is open matters when a row is due or reaches its deadline, not before."""
+        moment = min(lane.next_due, lane.next_deadline)
+        if moment > now:
+            self._wake_at(lane, moment)
+        else:
+            self._ask_for(lane.endpoint)
 
     def _wants_closed(self, lane: Lane, wait: Wait, now: float) -> Wanted | None:
         """A lane that is closed for long lets go of what reaches its deadline meanwhile."""
@@ -790,6 +873,7 @@ class Engine:
     def _fetch(self, lane: Lane, wanted: Wanted, now: float) -> Fetch:
         """What is due (or expires) next is not known from here on until the answer tells it."""
         lane.fetching = True
+        lane.released = []
         lane.rescan = False
         self._fetching += 1
         expired = wanted is Wanted.EXPIRED
@@ -846,8 +930,9 @@ class Engine:
         lane = fetch.lane
         self._fetching -= 1
         lane.fetching = False
-        lane.busy.difference_update(lane.released)
-        lane.released.clear()
+        for position in lane.released:
+            lane.let_go(position)
+        lane.released = NONE_RELEASED
 
     def _entry_of(self, lane: Lane, row: BacklogRow) -> Entry:
         return Entry(
@@ -868,14 +953,16 @@ class Engine:
             stored=True,
             possible_duplicate=untried or row.due_at <= doubtful_until,
         )
-        lane.busy.add(row.position)
+        lane.occupy(row.position)
+        if lane.queue is NO_QUEUE:
+            lane.queue = deque()
         lane.queue.append(work)
         self._buffer(work)
 
     def _expire(self, lane: Lane, row: BacklogRow, now: float) -> None:
         """Kept back by its tenant or its receiver until its deadline: dead, without an attempt."""
         work = Work(self._entry_of(lane, row), lane, row.due_at, retry_count=row.retry_count, stored=True)
-        lane.busy.add(row.position)
+        lane.occupy(row.position)
         self._bury(work, DeadReason.DEADLINE, None, attempts=row.retry_count, now=now)
 
     # ---- settling -------------------------------------------------------------------------------------------------
@@ -912,7 +999,7 @@ class Engine:
             if lane.fetching:
                 lane.released.append(position)
             else:
-                lane.busy.discard(position)
+                lane.let_go(position)
         for lane in settle.lanes:
             lane.next_due = min(lane.next_due, lane.due_settling)
             lane.next_deadline = min(lane.next_deadline, lane.deadline_settling)
@@ -929,3 +1016,25 @@ class Engine:
         """Endpoints that answered 410 and are to be disabled."""
         gone, self._gone = list(self._gone.values()), {}
         return gone
+
+
+def _is_idle(lane: Lane, now: float) -> bool:
+    """Has it nothing to do and nothing to remember? What a gate has learnt would be lost with its endpoint."""
+    endpoint = lane.endpoint
+    return not (
+        lane.queue
+        or lane.stored > 0
+        or lane.busy
+        or lane.ready
+        or lane.blocked
+        or lane.wanted
+        or lane.fetching
+        or endpoint.in_flight
+        or endpoint.gates
+        or endpoint.hold_until > now
+    )
+
+
+def _on_grid(due: float) -> float:
+    """The next moment, at or behind ``due``, at which backlogs are looked at."""
+    return due if due == NEVER else max(due, math.ceil(due / FETCH_GRID_S) * FETCH_GRID_S)

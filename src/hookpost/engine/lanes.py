@@ -7,6 +7,7 @@ waiting deliveries cost no memory. Turns go round tenants first, then round the 
 from __future__ import annotations
 
 from collections import deque
+from typing import cast
 from uuid import UUID
 
 from hookpost.engine.work import Ready, Work
@@ -16,6 +17,12 @@ from hookpost.policy.gate import Gate
 NEVER = float("inf")
 # Sorts before every backlog row: rescan the lane from its beginning.
 FROM_START = (0.0, -1)
+# What a lane and its endpoint hold before they need containers of their own: of a hundred thousand most have nothing to
+# do now, and their empty containers took 1.5 KB each. Adding to one of these raises.
+NO_QUEUE = cast("deque[Work]", ())
+NO_LANES = cast("deque[Lane]", ())
+NO_POSITIONS = cast("set[int]", frozenset())
+NONE_RELEASED = cast("list[int]", ())
 
 
 class TenantState:
@@ -46,8 +53,8 @@ class EndpointState:
         self.in_flight = 0
         self.cap = 0
         self.hold_until = 0.0
-        self.lanes: dict[int, Lane] = {}
-        self.waiting: deque[Lane] = deque()
+        self.lanes: list[Lane] = []
+        self.waiting = NO_LANES
 
 
 class Lane:
@@ -59,7 +66,8 @@ class Lane:
     ``due_*`` and ``deadline_*`` are the least of the rows not yet committed, in the settle that is being gathered and
     in the one under way. No fetch may reach them; when they are committed they count as next.
     ``ready`` says that the lane is in the round of turns, ``blocked`` that it waits for a place of its endpoint,
-    ``alarm`` is the earliest time it will be looked at again.
+    ``alarm`` is the earliest time it will be looked at again. ``queue`` is NO_QUEUE until something is to be queued,
+    and again when the lane was found idle.
     """
 
     __slots__ = (
@@ -71,7 +79,7 @@ class Lane:
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
         self.shard = shard
         self.endpoint = endpoint
-        self.queue: deque[Work] = deque()
+        self.queue = NO_QUEUE
         self.open = True
         self.ready = False
         self.blocked = False
@@ -81,14 +89,28 @@ class Lane:
         self.next_due = NEVER
         self.next_deadline = NEVER
         self.after = FROM_START
-        self.busy: set[int] = set()
+        self.busy = NO_POSITIONS
         self.fetching = False
         self.rescan = False
-        self.released: list[int] = []
+        self.released = NONE_RELEASED
         self.due_building = NEVER
         self.due_settling = NEVER
         self.deadline_building = NEVER
         self.deadline_settling = NEVER
+
+    def occupy(self, position: int) -> None:
+        """From here on a fetch must not bring this row."""
+        if self.busy:
+            self.busy.add(position)
+        else:
+            self.busy = {position}
+
+    def let_go(self, position: int) -> None:
+        """A fetch may bring this row, if it still exists."""
+        if position in self.busy:
+            self.busy.remove(position)
+        if not self.busy:
+            self.busy = NO_POSITIONS
 
 
 class Turns:

@@ -132,8 +132,12 @@ class IngestStore(Protocol):
     async def find_key(self, key_id: str) -> ApiKey | None:
         """The stored API key of that key id."""
 
-    async def ring(self) -> None:
-        """Wake sleeping workers: something was appended. Best effort; they look by themselves a little later."""
+    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
+        """The ids of the API keys revoked within the last so many seconds, those of deleted tenants included."""
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        """Wake sleeping workers: something was appended to these shards, or (none given) to any. Best effort; they look
+        by themselves a little later."""
 
 
 # ---- workers --------------------------------------------------------------------------------------------------------
@@ -180,8 +184,8 @@ class WorkerStore(Protocol):
     async def leave(self, node_id: UUID) -> None:
         """Remove the worker's lease and free whatever it still owns."""
 
-    async def takeover(self, shard: int, fence: int) -> Takeover:
-        """What a new owner starts from."""
+    async def takeovers(self, shards: Mapping[int, int]) -> list[Takeover]:
+        """What a new owner of these shards (number → fence) starts from; up to a hundred at once."""
 
     async def read(
         self, positions: Mapping[int, tuple[int, int]], *, rows_max: int, bytes_max: int
@@ -208,8 +212,8 @@ class WorkerStore(Protocol):
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
         """Tenants as the engine needs them."""
 
-    async def changed_tenants(self, since: float) -> tuple[list[UUID], float]:
-        """Tenants whose configuration changed after ``since`` (with an overlap), and the database's time now."""
+    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+        """Tenants whose configuration changed after ``since`` (with an overlap) and when, and the database's time."""
 
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         """Tell all workers that a receiver asked to be left alone until then."""
@@ -217,8 +221,9 @@ class WorkerStore(Protocol):
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> None:
         """Disable an endpoint; what is owed to it waits."""
 
-    async def wait_for_ring(self, timeout_s: float) -> bool:
-        """Sleep until rung or the time is over, or for a shorter time if nobody can ring; True when rung."""
+    async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
+        """Sleep until rung or the time is over, or for a shorter time if nobody can ring. The shards that were rung for
+        since the last call; empty: it may be any; None: nobody rang."""
 
 
 # ---- maintenance ----------------------------------------------------------------------------------------------------
@@ -363,8 +368,8 @@ class AdminStore(Protocol):
         """Owe the event once more, to one endpoint or to all it was owed to that still exist; returns to how many.
         Raises NotFound."""
 
-    async def ring(self) -> None:
-        """Wake sleeping workers."""
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        """Wake sleeping workers, as in IngestStore."""
 
 
 class Store(IngestStore, WorkerStore, MaintenanceStore, AdminStore, Protocol):

@@ -2,7 +2,8 @@
 
 Relies on the store for keys and tenants. Promises: whatever is wrong with a key, the answer is the same 401; a revoked
 key stops working within ``KEY_CACHE_S``; a request with a known key costs one hash and one dict look-up; a store that
-hangs is found out within ``LOOK_UP_S_MAX``.
+hangs is found out within ``LOOK_UP_S_MAX``. Keys in use are not looked up again each second: one question a second asks
+for those that were revoked, however many tenants post.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from hookpost.model import IdError, parse_id, show_id
@@ -27,9 +28,13 @@ LOOK_UP_S_MAX = 0.7
 # Look-ups under way at once: those that a hanging store never answers go on until its own timeouts.
 LOOK_UPS_MAX = 1_000
 # Keys in use at the same moment, in one process; some 300 bytes each.
-KEYS_CACHED_MAX = 10_000
+KEYS_CACHED_MAX = 50_000
+# Revocations are looked for this much further back than the last look: their transactions may be slow to commit.
+REVOKED_OVERLAP_S = 10.0
 # Longer ones are none of ours.
 AUTHORIZATION_CHARS_MAX = 1024
+
+_T = TypeVar("_T")
 
 SCOPES = frozenset({"events:write", "endpoints:write", "read", "replay"})
 
@@ -66,17 +71,24 @@ class KeyStore(Protocol):
     async def find_key(self, key_id: str) -> ApiKey | None:
         """The stored API key of that key id."""
 
+    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
+        """The ids of the keys revoked within the last so many seconds, those of deleted tenants included."""
+
     async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
         """Raises NotFound."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """An answer of the store and until when it may be used (monotonic), and when the key itself expires (Unix)."""
+    """An answer of the store and until when it may be used (monotonic), and when the key itself expires (Unix).
+
+    That of a tenant's key (``key_id``) is good beyond that, as long as revocations are looked for.
+    """
 
     principal: Principal
     good_until: float
     expires_at: float | None
+    key_id: str | None = None
 
 
 class Authenticator:
@@ -97,6 +109,9 @@ class Authenticator:
         self._known: dict[bytes, _Known] = {}
         # Look-ups under way, with the time they began.
         self._asked: dict[bytes, tuple[float, asyncio.Task[_Known]]] = {}
+        # Revocations up to then (monotonic) are known; and the look under way, with the time it began.
+        self._looked_at = monotonic()
+        self._look: tuple[float, asyncio.Task[None]] | None = None
 
     async def principal(self, authorization: str | None, tenant_header: str | None) -> Principal:
         """Who sends these headers; raises Problem 401 or 404, or StoreUnavailable."""
@@ -105,11 +120,33 @@ class Authenticator:
         text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
         digest = sha256(text.encode("utf-8", "surrogatepass")).digest()
         known = self._known.get(digest)
-        if known is None or known.good_until <= self._monotonic():
+        if known is not None and not self._good(known) and known.key_id is not None:
+            await self._look_for_revocations()
+            known = self._known.get(digest)
+        if known is None or not self._good(known):
             known = await self._ask_once(digest, lambda: self._look_up(authorization, tenant_header))
         if known.expires_at is not None and known.expires_at <= self._now():
             raise _unauthorized()
         return known.principal
+
+    def _good(self, known: _Known) -> bool:
+        now = self._monotonic()
+        return now < known.good_until or (known.key_id is not None and now < self._looked_at + KEY_CACHE_S)
+
+    async def _look_for_revocations(self) -> None:
+        """Join the look under way, if it began recently enough, or begin one; whose key was revoked is forgotten."""
+        now = self._monotonic()
+        if self._look is None or self._look[1].done() or self._look[0] + KEY_CACHE_S <= now:
+            task = asyncio.ensure_future(self._forget_revoked(now))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._look = now, task
+        await _in_time(self._look[1])
+
+    async def _forget_revoked(self, began_at: float) -> None:
+        revoked = await self._store.revoked_keys(began_at - self._looked_at + REVOKED_OVERLAP_S)
+        if revoked:
+            self._known = {digest: known for digest, known in self._known.items() if known.key_id not in revoked}
+        self._looked_at = max(self._looked_at, began_at)
 
     async def _ask_once(self, digest: bytes, look_up: Callable[[], Awaitable[_Known]]) -> _Known:
         """Join a look-up that is under way, if it began recently enough to know of a revocation; else begin one.
@@ -125,14 +162,14 @@ class Authenticator:
             task = asyncio.ensure_future(self._ask(digest, now, look_up))
             self._asked[digest] = (now, task)
             task.add_done_callback(lambda done: self._answered(digest, done))
-        try:
-            return await asyncio.wait_for(asyncio.shield(task), LOOK_UP_S_MAX)
-        except TimeoutError:
-            raise StoreUnavailable(f"look up an API key: no answer within {LOOK_UP_S_MAX} s") from None
+        return await _in_time(task)
 
     async def _ask(self, digest: bytes, began_at: float, look_up: Callable[[], Awaitable[_Known]]) -> _Known:
         found = await look_up()
-        known = _Known(found.principal, began_at + KEY_CACHE_S, found.expires_at)
+        known = replace(found, good_until=began_at + KEY_CACHE_S)
+        if self._looked_at > began_at:
+            # A revocation since then is among those that were seen before this answer came.
+            known = replace(known, key_id=None)
         while len(self._known) >= KEYS_CACHED_MAX:
             del self._known[next(iter(self._known))]
         self._known.pop(digest, None)
@@ -151,13 +188,15 @@ class Authenticator:
         key = await self._valid_key(token)
         if key is None:
             raise _unauthorized()
+        key_id = None
         if key.tenant_id is None:
             principal = Principal(await self._chosen_tenant(tenant_header), True, SCOPES)
         else:
             if tenant_header is not None and tenant_header.strip() not in _spellings(key.tenant_id):
                 raise not_found("tenant")
             principal = Principal(key.tenant_id, False, key.scopes or SCOPES)
-        return _Known(principal, 0.0, key.expires_at)
+            key_id = key.key_id
+        return _Known(principal, 0.0, key.expires_at, key_id)
 
     async def _valid_key(self, token: str) -> ApiKey | None:
         """The key that the token proves. An unknown key id costs the same work as a wrong secret."""
@@ -183,6 +222,13 @@ class Authenticator:
         except (IdError, NotFound) as error:
             raise not_found("tenant") from error
         return tenant_id
+
+
+async def _in_time(task: asyncio.Task[_T]) -> _T:
+    try:
+        return await asyncio.wait_for(asyncio.shield(task), LOOK_UP_S_MAX)
+    except TimeoutError:
+        raise StoreUnavailable(f"look up an API key: no answer within {LOOK_UP_S_MAX} s") from None
 
 
 def _spellings(tenant_id: UUID) -> tuple[str, str]:

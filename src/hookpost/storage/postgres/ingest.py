@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 import msgspec
@@ -23,6 +23,8 @@ from hookpost.storage.postgres.queries import load
 SQL = load("ingest")
 # The function's word for "the first event of this key has just expired": rare, and the caller's next try succeeds.
 _TRY_AGAIN = 3
+# Shards that one ring names, beyond which it means all: a notification carries less than 8,000 bytes.
+RING_SHARDS_MAX = 500
 
 
 class IngestQueries:
@@ -107,6 +109,12 @@ class IngestQueries:
             revoked=row["revoked"],
         )
 
-    async def ring(self) -> None:
+    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
+        async with self._connections.use("look for revoked API keys") as connection:
+            rows = await connection.fetch(SQL["revoked_keys"], seconds_back)
+        return frozenset(row["key_id"] for row in rows)
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        names = ",".join(map(str, shards)) if len(shards) <= RING_SHARDS_MAX else ""
         async with self._connections.use("ring") as connection:
-            await connection.execute(SQL["ring"])
+            await connection.execute(SQL["ring"], names)

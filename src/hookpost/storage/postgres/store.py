@@ -18,6 +18,9 @@ from hookpost.storage.postgres.worker import WorkerQueries
 
 # The oldest PostgreSQL with multiranges, `merge`-free SQL and generic-plan pruning as used here.
 VERSION_MIN = 15
+# Home shards of the tenant `default`. An endpoint's cap of requests in flight (64 by default) is shared out among them;
+# one that is smaller than their number cannot be, and all of its events would go through a single shard.
+HOMES_MAX = 64
 # With these an acknowledged commit may be lost: local and remote flushes are left out.
 _UNSAFE_SYNCHRONOUS_COMMIT = ("off",)
 
@@ -50,6 +53,8 @@ class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AdminQueri
         self._endpoint_cap = endpoint_cap
         self._listener: Any = None
         self._rung = asyncio.Event()
+        self._rung_for: set[int] = set()
+        self._rung_for_all = False
 
     async def open(self) -> None:
         """Connect; raises StoreUnavailable."""
@@ -127,7 +132,7 @@ async def require_migrated(dsn: str) -> None:
 
 
 async def bootstrap(dsn: str, *, shards: int, tenant_id: Any, pool: str) -> Any | None:
-    """Make the shards and the tenant `default` (at home in all of them) at the first start.
+    """Make the shards and the tenant `default` (at home in all of them, or in HOMES_MAX) at the first start.
 
     Returns the default tenant's id if it was made by this call, else None. Two servers may start at once.
     """
@@ -140,11 +145,12 @@ async def bootstrap(dsn: str, *, shards: int, tenant_id: Any, pool: str) -> Any 
             await connection.execute(
                 "insert into shards (shard, pool) select g, $2 from generate_series(0, $1 - 1) g", shards, pool
             )
+            homes = min(shards, HOMES_MAX)
             await connection.execute(
-                "insert into tenants (tenant_id, name, pool, home_shards)"
-                " values ($1, 'default', $2, (select array_agg(shard order by shard) from shards where pool = $2))",
+                "insert into tenants (tenant_id, name, pool, home_shards) values ($1, 'default', $2, $3)",
                 tenant_id,
                 pool,
+                [shards * home // homes for home in range(homes)],
             )
             await connection.execute("insert into platform values ('default_tenant', $1)", str(tenant_id))
             return tenant_id

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -21,6 +22,7 @@ from hookpost.engine.work import (
     BacklogRow,
     Fetch,
     JournalRow,
+    Kind,
     LaneSummary,
     ShardSettle,
     Takeover,
@@ -48,6 +50,11 @@ _CUTS: tuple[dict[str, Any], ...] = (
      "first_byte_ms": 0, "request_bytes": 0, "response_bytes": 0},
 )  # fmt: skip
 _RANGE = re.compile(r"\[(\d+),(\d+)\)")
+# A takeover needs all open entries; the last owner had them in its memory.
+ALL_BYTES = 2**62
+
+_Replay = TypeVar("_Replay", JournalRow, BacklogRow)
+_Policy = TypeVar("_Policy", RetryPolicy, Timeouts)
 
 
 class WorkerQueries:
@@ -56,6 +63,8 @@ class WorkerQueries:
     _connections: Connections
     _listener: Any
     _rung: asyncio.Event
+    _rung_for: set[int]
+    _rung_for_all: bool
     _retry: RetryPolicy
     _timeouts: Timeouts
     _endpoint_cap: int
@@ -97,31 +106,19 @@ class WorkerQueries:
             await connection.execute(SQL["free_all"], node_id)
             await connection.execute(SQL["leave"], node_id)
 
-    async def takeover(self, shard: int, fence: int) -> Takeover:
-        async with self._connections.use(f"take over shard {shard}") as connection:
-            last = await connection.fetchrow(SQL["last_progress"], shard)
-            if last is None:
-                floor = await connection.fetchrow(SQL["floor"], shard)
-                # An owner that never settled may have sent all the same.
-                return Takeover(shard, fence, read_to=floor["floor_seq"], read_day=0, clean=fence == 1)
-            open_seqs = [seq for start, end in _ranges(last["open"]) for seq in range(start, end)]
-            rows = await connection.fetch(SQL["open_rows"], shard, open_seqs) if open_seqs else []
-            lanes = await connection.fetch(SQL["lane_summaries"], shard)
-        partial = msgspec.json.decode(last["partial"] or "{}", type=dict[int, tuple[UUID, ...]])
-        return Takeover(
-            shard=shard,
-            fence=fence,
-            settle_no=last["settle_no"],
-            read_to=last["read_to"],
-            read_day=last["read_day"],
-            rows=tuple(_journal_row(row) for row in rows),
-            done=partial,
-            lanes=tuple(
-                LaneSummary(row["endpoint_id"], row["tenant_id"], row["count"], row["next_due"], row["next_deadline"])
-                for row in lanes
-            ),
-            clean=last["clean"] and last["fence"] == fence - 1,
-        )
+    async def takeovers(self, shards: Mapping[int, int]) -> list[Takeover]:
+        async with self._connections.use(f"take over {len(shards)} shards") as connection:
+            last = await connection.fetch(SQL["last_progress"], list(shards))
+            ranges = [(row["shard"], *each) for row in last for each in _ranges(row["open"] or "")]
+            found = await connection.fetch(SQL["open_rows"], *_columns(ranges)) if ranges else []
+            rows = await _replayed(connection, _by_shard(found), ALL_BYTES)
+            lanes: dict[int, list[LaneSummary]] = {}
+            for row in await connection.fetch(SQL["lane_summaries"], list(shards)):
+                lanes.setdefault(row["shard"], []).append(_lane_summary(row))
+        return [
+            _takeover(row, shards[row["shard"]], rows.get(row["shard"], ()), lanes.get(row["shard"], ()))
+            for row in last
+        ]
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -134,10 +131,7 @@ class WorkerQueries:
             rows = await connection.fetch(
                 SQL["read"], list(positions), seqs, min(days, default=0), rows_max, bytes_max, days
             )
-        found: dict[int, list[JournalRow]] = {}
-        for row in rows:
-            found.setdefault(row["shard"], []).append(_journal_row(row))
-        return found
+            return await _replayed(connection, _by_shard(rows), bytes_max)
 
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
         async with self._connections.use(f"fetch the backlog of shard {fetch.shard}") as connection:
@@ -186,7 +180,6 @@ class WorkerQueries:
         return [self._endpoint(row) for row in rows]
 
     def _endpoint(self, row: Any) -> Endpoint:
-        retry, timeouts = self._retry, self._timeouts
         return Endpoint(
             endpoint_id=row["endpoint_id"],
             tenant_id=row["tenant_id"],
@@ -194,17 +187,8 @@ class WorkerQueries:
             status=EndpointStatus(row["status"]),
             deleted=row["deleted"],
             secrets=tuple(map(Secret, row["keys"], row["created"], row["expires"])),
-            retry=RetryPolicy(
-                base_s=_or(row["base_s"], retry.base_s),
-                cap_s=_or(row["cap_s"], retry.cap_s),
-                max_attempts=_or(row["max_attempts"], retry.max_attempts),
-                deadline_s=_or(row["deadline_s"], retry.deadline_s),
-            ),
-            timeouts=Timeouts(
-                connect_s=_or(row["connect_s"], timeouts.connect_s),
-                first_byte_s=_or(row["first_byte_s"], timeouts.first_byte_s),
-                total_s=_or(row["total_s"], timeouts.total_s),
-            ),
+            retry=_with_own(self._retry, row),
+            timeouts=_with_own(self._timeouts, row),
             max_in_flight=_or(row["max_in_flight"], self._endpoint_cap),
             hold_until=row["hold_until"] or 0.0,
         )
@@ -214,11 +198,11 @@ class WorkerQueries:
             rows = await connection.fetch(SQL["load_tenants"], list(tenant_ids))
         return [Tenant(row["tenant_id"], tuple(row["home_shards"]), row["max_in_flight"]) for row in rows]
 
-    async def changed_tenants(self, since: float) -> tuple[list[UUID], float]:
+    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
         async with self._connections.use("look for changed tenants") as connection:
             now: float = await connection.fetchval(SQL["now"])
             rows = await connection.fetch(SQL["changed_tenants"], since - CHANGES_OVERLAP_S)
-        return [row["tenant_id"] for row in rows], now
+        return {row["tenant_id"]: row["changed_at"] for row in rows}, now
 
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         async with self._connections.use("hold an endpoint") as connection:
@@ -230,17 +214,28 @@ class WorkerQueries:
 
     # ---- the doorbell -------------------------------------------------------------------------------------------
 
-    async def wait_for_ring(self, timeout_s: float) -> bool:
-        if self._listener is None or self._listener.is_closed():
+    async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
+        if timeout_s and (self._listener is None or self._listener.is_closed()):
             await self._listen()
         if self._listener is None:
             timeout_s = min(timeout_s, DEAF_S)
-        try:
-            await asyncio.wait_for(self._rung.wait(), timeout_s)
-        except TimeoutError:
-            return False
+        if timeout_s and not self._rung.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._rung.wait(), timeout_s)
+        if not self._rung.is_set():
+            return None
         self._rung.clear()
-        return True
+        shards, self._rung_for = self._rung_for, set()
+        all_of_them, self._rung_for_all = self._rung_for_all, False
+        return () if all_of_them else shards
+
+    def _hear(self, _connection: Any, _pid: int, _channel: str, shards: str) -> None:
+        """A ring names shards, or none; one that cannot be read is for all."""
+        try:
+            self._rung_for.update(map(int, shards.split(",")))
+        except ValueError:
+            self._rung_for_all = True
+        self._rung.set()
 
     async def _listen(self) -> None:
         """Listening is a favour: without it (a pooler in between, the store away) workers look by themselves."""
@@ -248,7 +243,7 @@ class WorkerQueries:
             listener = await self._connections.connect_alone("listen")
             self._listener = listener
             with translated("listen"):
-                await listener.add_listener("hookpost", lambda *_: self._rung.set())
+                await listener.add_listener("hookpost", self._hear)
         except StoreUnavailable:
             if self._listener is not None:
                 self._listener.terminate()
@@ -259,22 +254,78 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def _with_own(default: _Policy, row: Any) -> _Policy:
+    """The platform's policy with what the endpoint says itself; as a rule nothing, and then all share one object."""
+    own = {name: row[name] for name in default.__slots__ if row[name] is not None}
+    return replace(default, **own) if own else default
+
+
 def _ranges(multirange: str) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in _RANGE.findall(multirange)]
 
 
-def _journal_row(row: Any) -> JournalRow:
-    return JournalRow(
-        row["shard"], row["seq"], row["day"], row["kind"], row["event_id"], row["tenant_id"], row["type"],
-        row["payload"], row["owed"], row["generation"], row["created_at"],
-    )  # fmt: skip
+def _by_shard(rows: Iterable[Any]) -> dict[int, list[JournalRow]]:
+    found: dict[int, list[JournalRow]] = {}
+    for row in rows:
+        found.setdefault(row["shard"], []).append(JournalRow(*row))
+    return found
 
 
-def _backlog_row(row: Any) -> BacklogRow:
+def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
     return BacklogRow(
-        row["position"], row["day"], row["event_id"], row["type"] or "", row["payload"], row["generation"],
-        row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
+        row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and event["payload"],
+        row["generation"], row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
     )  # fmt: skip
+
+
+def _lane_summary(row: Any) -> LaneSummary:
+    return LaneSummary(row["endpoint_id"], row["tenant_id"], row["count"], row["next_due"], row["next_deadline"])
+
+
+def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable[LaneSummary]) -> Takeover:
+    if last["settle_no"] is None:
+        # An owner that never settled may have sent all the same.
+        return Takeover(last["shard"], fence, read_to=last["floor_seq"], read_day=0, clean=fence == 1)
+    return Takeover(
+        shard=last["shard"],
+        fence=fence,
+        settle_no=last["settle_no"],
+        read_to=last["read_to"],
+        read_day=last["read_day"],
+        rows=tuple(rows),
+        done=msgspec.json.decode(last["partial"] or "{}", type=dict[int, tuple[UUID, ...]]),
+        lanes=tuple(lanes),
+        clean=last["clean"] and last["fence"] == fence - 1,
+    )
+
+
+async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_max: int) -> dict[int, list[JournalRow]]:
+    """Give the replays their payloads. Of each shard come as many rows as fit into the bytes."""
+    replays = {shard: [row for row in rows if row.kind == Kind.REPLAY and row.owed] for shard, rows in found.items()}
+    asked = [(shard, row.event_id) for shard, rows in replays.items() for row in rows]
+    if not asked:
+        return found
+    payloads = await _payloads(connection, asked, bytes_max)
+    return {shard: _filled(rows, replays[shard], payloads.get(shard, ())) for shard, rows in found.items()}
+
+
+async def _payloads(
+    connection: Any, asked: Sequence[tuple[int, UUID]], bytes_max: int
+) -> dict[int, list[bytes | None]]:
+    """Of each shard the payloads of the first of these events."""
+    payloads: dict[int, list[bytes | None]] = {}
+    for row in await connection.fetch(SQL["replayed"], *_columns(asked), bytes_max) if asked else ():
+        payloads.setdefault(row["shard"], []).append(row["payload"])
+    return payloads
+
+
+def _filled(rows: list[_Replay], replays: Sequence[_Replay], payloads: Sequence[bytes | None]) -> list[_Replay]:
+    """The rows up to the first replay that there was no room for."""
+    for replay, payload in zip(replays, payloads, strict=False):
+        replay.payload = payload
+    if len(payloads) == len(replays):
+        return rows
+    return rows[: rows.index(replays[len(payloads)])]
 
 
 def _progress_columns(parts: Sequence[ShardSettle]) -> tuple[list[Any], ...]:
@@ -294,11 +345,24 @@ def _progress_columns(parts: Sequence[ShardSettle]) -> tuple[list[Any], ...]:
 
 async def _fetch_due(connection: Any, fetch: Fetch, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
     lane = (fetch.shard, fetch.endpoint_id)
-    rows = await connection.fetch(SQL["fetch_due"], *lane, *fetch.after, fetch.until, fetch.limit + 1, bytes_max)
+    found = await connection.fetch(SQL["fetch_due"], *lane, *fetch.after, fetch.until, fetch.limit + 1)
+    rows = await _with_events(connection, fetch.shard, found[: fetch.limit], bytes_max) if found else []
+    if len(found) > len(rows):
+        return rows, True, NEVER
     behind = await connection.fetchval(SQL["next_due"], *lane, fetch.until)
-    kept = [_backlog_row(row) for row in rows[: fetch.limit]]
-    more = bool(rows) and rows[0]["found"] > len(kept)
-    return kept, more, NEVER if behind is None else behind
+    return rows, False, NEVER if behind is None else behind
+
+
+async def _with_events(connection: Any, shard: int, due: Sequence[Any], bytes_max: int) -> list[BacklogRow]:
+    """The first of these rows, as many as fit into the bytes: replays' payloads are loaded after, and bounded alike."""
+    days = [row["day"] for row in due]
+    events = await connection.fetch(
+        SQL["due_events"], shard, [row["position"] for row in due], days, min(days), max(days), bytes_max
+    )
+    rows = [_backlog_row(row, event) for row, event in zip(due, events, strict=False)]
+    replays = [row for row, event in zip(rows, events, strict=True) if event["kind"] == Kind.REPLAY]
+    payloads = await _payloads(connection, [(shard, row.event_id) for row in replays], bytes_max)
+    return _filled(rows, replays, payloads.get(shard, ()))
 
 
 async def _fetch_expired(connection: Any, fetch: Fetch) -> tuple[list[BacklogRow], bool, float]:

@@ -19,7 +19,11 @@ select k.key_id, k.tenant_id, k.key_hash, k.scopes, k.expires_at,
 from api_keys k left join tenants t on t.tenant_id = k.tenant_id
 where k.key_id = $1
 
+-- name: revoked_keys
+-- Which keys to forget. Deleting a tenant revokes its keys.
+select key_id from api_keys where revoked_at > clock_timestamp() - make_interval(secs => $1)
+
 -- name: ring
--- Wake sleeping workers. Outside of every append, at most some twenty times a second: NOTIFY takes a global lock at commit.
+-- Wake sleeping workers for the shards named in $1, or (empty) for all. Outside of every append, at most some twenty times a second: NOTIFY takes a global lock at commit.
 -- It need not wait for the disk: a ring that a crash forgets is replaced by the workers' own looking.
-select set_config('synchronous_commit', 'off', true), pg_notify('hookpost', '')
+select set_config('synchronous_commit', 'off', true), pg_notify('hookpost', $1)

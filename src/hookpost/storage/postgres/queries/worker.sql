@@ -35,38 +35,43 @@ update shards set owner = null where owner = $1
 delete from nodes where node_id = $1
 
 -- name: last_progress
--- Where the last settle of a shard left it.
-select settle_no, fence, cursor, read_to, read_day, open::text as open, partial::text as partial, clean
-from progress where shard = $1 order by settle_no desc limit 1
-
--- name: floor
-select floor_seq, hookpost_today() as today from shards where shard = $1
+-- Where the last settle of each shard left it; without one, the last number ever given.
+select s.shard, s.floor_seq, p.settle_no, p.fence, p.read_to, p.read_day, p.open, p.partial, p.clean
+from unnest($1::int[]) u (shard) join shards s using (shard)
+left join lateral (
+    select p.settle_no, p.fence, p.read_to, p.read_day, p.open::text as open, p.partial::text as partial, p.clean
+    from progress p where p.shard = u.shard order by p.settle_no desc limit 1
+) p on true
 
 -- name: open_rows
--- The journal rows of a shard's open entries.
-select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at,
-       case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
-            else e.payload end as payload
-from events e where e.shard = $1 and e.seq = any ($2) order by e.seq
+-- The journal rows of the open entries of shards, given as ranges [first, past). `offset 0` keeps each range a look of
+-- its own by the index.
+select e.*
+from unnest($1::int[], $2::bigint[], $3::bigint[]) r (shard, first, past)
+cross join lateral (
+    select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed, e.generation, e.created_at
+    from events e where e.shard = r.shard and e.seq >= r.first and e.seq < r.past offset 0
+) e
+order by e.shard, e.seq
 
 -- name: lane_summaries
 -- What a new owner must know of each lane's backlog: never the rows.
-select endpoint_id, tenant_id, count(*) as count, min(due_at) as next_due, min(deadline) as next_deadline
-from backlog where shard = $1 group by endpoint_id, tenant_id
+select shard, endpoint_id, tenant_id, count(*) as count, min(due_at) as next_due, min(deadline) as next_deadline
+from backlog where shard = any ($1) group by shard, endpoint_id, tenant_id
 
 -- name: read
 -- Journal rows of many shards behind what was read, each shard in order, bounded in rows and in payload bytes (one row
--- always fits). The days keep the look-up out of old partitions: each shard's own, and $3, the least of them, before any
--- partition is opened.
-select e.*
+-- always fits). What is owed to nobody comes without its payload; that of a replay lies with its event (`replayed`).
+-- The days keep the look-up out of old partitions: each shard's own, and $3, the least of them, before any partition is
+-- opened. The columns are those of engine.work.JournalRow, in its order.
+select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed, e.generation, e.created_at
 from unnest($1::int[], $2::bigint[], $6::date[]) as s (shard, after, day)
 cross join lateral (
     select r.*, sum(coalesce(octet_length(r.payload), 0)) over (order by r.seq) - coalesce(octet_length(r.payload), 0)
            as bytes_before
     from (
         select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at,
-               case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
-                    else e.payload end as payload
+               case when e.owed <> '{}' then e.payload end as payload
         from events e
         where e.shard = s.shard and e.seq > s.after and e.day >= $3 and e.day >= s.day
         order by e.seq limit $4
@@ -75,36 +80,50 @@ cross join lateral (
 where e.bytes_before < $5
 order by e.shard, e.seq
 
--- name: fetch_due
--- Backlog rows of one lane that are due, by keyset, with their events, bounded in rows and in payload bytes (one row always
--- fits); `found` tells when there are more.
-select *
+-- name: replayed
+-- The payloads that replays send again, in the order given, bounded in bytes for each shard (one always fits). Kept out
+-- of `read` and `due_events`: an event may lie in any partition, and opening all of them cost more than the rest.
+select p.shard, p.event_id, p.payload
 from (
-    select w.*, count(*) over () as found,
-           sum(coalesce(octet_length(w.payload), 0)) over (order by w.due_at, w.position)
-           - coalesce(octet_length(w.payload), 0) as bytes_before
-    from (
-        select b.*, e.type,
-               case when e.kind = 1 then (select o.payload from events o where o.event_id = e.event_id and o.kind = 0 limit 1)
-                    else e.payload end as payload
-        from (
-            select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at, shard
-            from backlog
-            where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at <= $5
-            order by due_at, position limit $6
-        ) b
-        left join events e on e.shard = b.shard and e.seq = b.position and e.day = b.day
-    ) w
-) f
-where bytes_before < $7
-order by due_at, position
+    select u.shard, u.event_id, o.payload, u.place,
+           sum(coalesce(octet_length(o.payload), 0)) over (partition by u.shard order by u.place)
+           - coalesce(octet_length(o.payload), 0) as bytes_before
+    from unnest($1::int[], $2::uuid[]) with ordinality u (shard, event_id, place)
+    left join lateral (select e.payload from events e where e.event_id = u.event_id and e.kind = 0 limit 1) o on true
+) p
+where p.bytes_before < $3
+order by p.place
+
+-- name: fetch_due
+-- Backlog rows of one lane that are due, by keyset.
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at
+from backlog
+where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at <= $5
+order by due_at, position limit $6
+
+-- name: due_events
+-- The events of backlog rows in the order given, bounded in payload bytes (one always fits); a row whose event is gone has
+-- none. $4 and $5, the least and the greatest day, keep other partitions closed: joined with the backlog, all were opened.
+select kind, type, payload
+from (
+    select u.place, e.kind, e.type, e.payload,
+           sum(coalesce(octet_length(e.payload), 0)) over (order by u.place) - coalesce(octet_length(e.payload), 0)
+           as bytes_before
+    from unnest($2::bigint[], $3::date[]) with ordinality u (seq, day, place)
+    left join lateral (
+        select e.kind, e.type, e.payload from events e
+        where e.shard = $1 and e.seq = u.seq and e.day = u.day and e.day between $4 and $5 limit 1
+    ) e on true
+) p
+where bytes_before < $6
+order by place
 
 -- name: next_due
 select min(due_at) from backlog where shard = $1 and endpoint_id = $2 and due_at > $3
 
 -- name: fetch_expired
 -- Deliveries of a closed lane whose deadline has passed. Deadlines follow positions closely, so few rows are looked at in vain.
-select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at, '' as type, null::bytea as payload
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at
 from backlog where shard = $1 and endpoint_id = $2 and deadline <= $3 order by position limit $4
 
 -- name: next_deadline
@@ -180,7 +199,7 @@ select tenant_id, home_shards, max_in_flight from tenants where tenant_id = any 
 
 -- name: changed_tenants
 -- Which tenants to look at again. The overlap catches transactions that were slow to commit.
-select tenant_id from tenants where changed_at > $1
+select tenant_id, changed_at from tenants where changed_at > $1
 
 -- name: now
 select clock_timestamp()
