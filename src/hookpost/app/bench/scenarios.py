@@ -15,6 +15,9 @@ from hookpost.app.bench.server import Server
 
 FAN_OUT = 10
 BATCH = 100
+# Connections for batches: with all 256 of them 25,600 events would be on their way, more than the queue in front of the
+# store takes, and refusals would be measured.
+BATCH_CONNECTIONS = 32
 # More receivers than libcurl keeps idle connections by default; each needs two sockets here and one in the worker.
 DOMAINS = 2_500
 # Length of the random sequence in which they are posted to.
@@ -121,7 +124,7 @@ def ingest_batch(run: Run) -> Figures:
 
 
 def _ingest(run: Run, *, batch: int) -> Figures:
-    with run.server() as server, run.load() as load:
+    with run.server() as server, run.load(connections=None if batch == 1 else BATCH_CONNECTIONS) as load:
         load.target(server.url, server.key, batch=batch)
         load.unbounded(run.warm_up_s)
         with run.measure(server, load) as window:
