@@ -99,14 +99,19 @@ class Transport:
         self._in_flight = 0
         self._wanted: dict[int, int] = {}
         self._registered: dict[int, int] = {}
+        self._kicked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._closed = False
+        self._connections_max = connections_max
+        self._open()
+
+    def _open(self) -> None:
+        self._curl_wants_at = math.inf
         self._epoll = select.epoll()
         self._loop.add_reader(self._epoll.fileno(), self._poll)
-        self._kicked = False
-        self._curl_wants_at = math.inf
-        self._timer: asyncio.TimerHandle | None = None
-        self._closed = False
         self._multi = pycurl.CurlMulti()
-        self._multi.setopt(pycurl.M_MAXCONNECTS, connections_max)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, self._connections_max)
         self._multi.setopt(pycurl.M_MAX_CONCURRENT_STREAMS, STREAMS_MAX)
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._set_timer)
@@ -190,7 +195,10 @@ class Transport:
 
     def _start(self, exchange: _Exchange) -> None:
         self._active[exchange.easy] = exchange
-        self._multi.add_handle(exchange.easy)
+        try:
+            self._multi.add_handle(exchange.easy)
+        except pycurl.error as error:
+            self._renew(error)
 
     def _look_up(self, exchange: _Exchange) -> None:
         host = exchange.target.host
@@ -247,7 +255,11 @@ class Transport:
         """Some sockets are ready: tell libcurl about all of them, then see which requests have ended."""
         for fd, events in self._epoll.poll(0, EVENTS_MAX):
             if fd in self._wanted:
-                self._multi.socket_action(fd, _select_bits(events))
+                try:
+                    self._multi.socket_action(fd, _select_bits(events))
+                except pycurl.error as error:
+                    self._renew(error)
+                    return
             else:  # a kept connection that the receiver closed: libcurl finds out when it wants to use it
                 self._registered.pop(fd, None)
                 with suppress(OSError):  # closed since
@@ -272,16 +284,43 @@ class Transport:
             self._run_timers()
 
     def _run_timers(self) -> None:
-        self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
-        self._collect()
+        try:
+            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        except pycurl.error as error:
+            self._renew(error)
+        else:
+            self._collect()
+
+    def _renew(self, error: pycurl.error) -> None:
+        """libcurl works no more for a multi handle once a callback of ours has failed in it: what is under way ends as
+        our own fault, to be tried again, and a new handle goes on."""
+        self._loop.call_exception_handler({"message": "libcurl's multi handle broke", "exception": error})
+        broken = list(self._active.values())
+        self._active.clear()
+        self._loop.remove_reader(self._epoll.fileno())
+        for exchange in broken:
+            self._first_byte_deadlines.discard(exchange, exchange.request.timeouts.first_byte_s)
+            with suppress(pycurl.error):
+                self._multi.remove_handle(exchange.easy)
+            exchange.easy.close()
+        with suppress(pycurl.error):
+            self._multi.close()
+        self._epoll.close()
+        self._wanted.clear()
+        self._registered.clear()
+        self._open()
+        for exchange in broken:
+            self._loop.call_soon(self._report, exchange.done, exchange.broken(str(error), self._now()))
 
     def _schedule(self) -> None:
         """Tick every ``TICK_S`` while something is in flight, sooner or else only when libcurl wants it."""
         at = min(self._curl_wants_at, self._loop.time() + TICK_S) if self._in_flight else self._curl_wants_at
-        if self._closed or at == math.inf or (self._timer is not None and self._timer.when() <= at):
+        if self._closed or at == math.inf or (self._timer is not None and self._timer_at <= at):
             return
         if self._timer is not None:
             self._timer.cancel()
+        # Not asked of the timer: uvloop's has no ``when`` if it is due at once.
+        self._timer_at = at
         self._timer = self._loop.call_at(at, self._tick)
 
     def _tick(self) -> None:
@@ -559,6 +598,15 @@ class _Exchange:
         outcome = self._measured(Outcome(code, detail=f"no byte of an answer within {at - self.began:.2f} s"))
         outcome.total_ms = int((at - self.began) * 1000)
         return outcome
+
+    def broken(self, detail: str, finished_at: float) -> Outcome:
+        """The outcome when libcurl itself gave up."""
+        return Outcome(
+            ErrorCode.INTERNAL_ERROR,
+            started_at=self._started_at,
+            finished_at=finished_at,
+            detail=detail[:DETAIL_CHARS_MAX],
+        )
 
     def unresolved(self, detail: str, at: float) -> Outcome:
         """The outcome when the name could not be looked up."""

@@ -8,6 +8,7 @@ import resource
 import socket
 import time
 
+import pycurl
 import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings
@@ -486,6 +487,48 @@ def test_it_runs_on_uvloop_with_hundreds_in_flight() -> None:
         return [outcome.status for outcome in outcomes]
 
     assert uvloop.run(run()) == [200] * 600
+
+
+def test_a_timer_of_uvloop_that_is_due_at_once_is_no_surprise() -> None:
+    """It is a handle without ``when``; asking for that raised inside a callback of libcurl, which then refused to go on."""
+
+    async def run() -> int | None:
+        transport = Transport(egress=LOOPBACK, now=time.time)
+        transport._curl_wants_at = transport._loop.time() - 1
+        transport._schedule()
+        transport._curl_wants_at -= 1
+        transport._schedule()
+        async with listening(answering(OK)) as receiver:
+            outcome = await sent(transport, receiver.url())
+        await transport.close()
+        return outcome.status
+
+    assert uvloop.run(run()) == 200
+
+
+async def test_a_broken_multi_handle_costs_what_is_under_way_one_attempt_and_no_more(
+    make_transport: MakeTransport,
+) -> None:
+    transport = make_transport()
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+
+    def fails(_timeout_ms: int) -> None:
+        raise RuntimeError("a fault of ours")
+
+    ended: asyncio.Queue[Outcome] = asyncio.Queue()
+    async with listening(stalling()) as hanging, listening(answering(OK)) as receiver:
+        transport.send(Request(hanging.url(), [], b"", QUICK), ended.put_nowait)
+        await hanging.arrived.wait()
+        transport._multi.setopt(pycurl.M_TIMERFUNCTION, fails)
+        transport.send(Request(receiver.url(), [], b"", QUICK), ended.put_nowait)
+        outcomes = [await asyncio.wait_for(ended.get(), 10) for _ in range(2)]
+        assert [outcome.error_code for outcome in outcomes] == [ErrorCode.INTERNAL_ERROR] * 2
+        assert transport.in_flight == 0
+        assert len(faults) == 1
+        for _ in range(20):
+            assert (await sent(transport, receiver.url())).status == 200
+    assert ended.empty()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
