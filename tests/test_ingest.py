@@ -132,6 +132,15 @@ async def posted(ingest: Ingest, store: ScriptedStore, count: int, **values: Any
     return tasks
 
 
+async def as_many_as_at_once(ingest: Ingest, store: ScriptedStore, count: int) -> list[asyncio.Task[Any]]:
+    """As many appends of so many events each as one queue may have under way."""
+    tasks: list[asyncio.Task[Any]] = []
+    for appends in range(1, module.QUEUE_APPENDS_MAX + 1):
+        tasks += await posted(ingest, store, count)
+        await spin(lambda appends=appends: len(store.calls) == appends)
+    return tasks
+
+
 # ---- group commit ----------------------------------------------------------------------------------------------------
 
 
@@ -175,10 +184,7 @@ async def test_groups_go_to_the_home_shards_side_by_side_and_in_turn() -> None:
     store = ScriptedStore(shards=range(6))
     store.open.clear()
     ingest = make(store)
-    tasks = await posted(ingest, store, 5)
-    await spin(lambda: len(store.calls) == 1)
-    tasks += await posted(ingest, store, 5)
-    await spin(lambda: len(store.calls) == module.QUEUE_APPENDS_MAX)
+    tasks = await as_many_as_at_once(ingest, store, 5)
     for _ in range(8):
         tasks += await posted(ingest, store, 5)
     store.open.set()
@@ -205,10 +211,7 @@ async def test_events_that_gather_go_together_whatever_shard_takes_them() -> Non
     store = ScriptedStore(shards=range(8))
     store.open.clear()
     ingest = make(store)
-    tasks = await posted(ingest, store, 1)
-    await spin(lambda: len(store.calls) == 1)
-    tasks += await posted(ingest, store, 1)
-    await spin(lambda: len(store.calls) == module.QUEUE_APPENDS_MAX)
+    tasks = await as_many_as_at_once(ingest, store, 1)
     tasks += await posted(ingest, store, 100)
     store.open.set()
     await asyncio.gather(*tasks)

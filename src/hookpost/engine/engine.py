@@ -702,20 +702,21 @@ class Engine:
         for lane in lanes:
             if self.buffered <= limits.buffer * ROOM_LEFT and self.buffered_bytes <= limits.buffer_bytes * ROOM_LEFT:
                 return
-            config = lane.endpoint.config
-            if config is not None:
-                wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
-                self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
+            self._spill(lane, now)
 
     def _mend(self, shard: _Shard, now: float) -> None:
         """Too much to write down in each settle: the lanes that lag behind most go to the backlog."""
-        lanes = [lane for lane in shard.lanes.values() if lane.queue and lane.endpoint.config is not None]
+        lanes = [lane for lane in shard.lanes.values() if lane.queue]
         lanes.sort(key=lambda lane: lane.queue[0].entry.seq)
         for lane in lanes:
             if shard.progress.fragments <= self._limits.fragments // 2:
                 return
-            config = lane.endpoint.config
-            assert config is not None
+            self._spill(lane, now)
+
+    def _spill(self, lane: Lane, now: float) -> None:
+        """Its queue goes to the backlog, unless it waits for its endpoint's configuration."""
+        config = lane.endpoint.config
+        if config is not None:
             wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
             self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
 

@@ -1,7 +1,7 @@
 """The HTTP server's wire: head and body of an answer leave in one write.
 
 uvicorn writes them one after the other, and uvloop sends each write at once: two system calls for us, and for the
-client often two wake-ups. Joined, an answer of `POST /v1/events` costs the API process 15 % less.
+client often two wake-ups.
 """
 
 from __future__ import annotations

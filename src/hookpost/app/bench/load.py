@@ -318,6 +318,16 @@ class Schedule:
         return due
 
 
+def _received(opened: socket.socket) -> bytes | None:
+    """What has come; nothing (b"") at the end of the connection, None when it was a false alarm."""
+    try:
+        return opened.recv(RECEIVE_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
 class _Poster:
     """A connection to the server: one request at a time."""
 
@@ -351,12 +361,9 @@ class _Poster:
 
     def ready(self) -> None:
         """An answer, or a part of it, or the end of the connection."""
-        try:
-            data = self.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
+        data = _received(self.socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data or self.first < 0:  # ended, or an answer to nothing
             self.fail(_LOST)
             return
@@ -436,12 +443,9 @@ class _Receiver:
 
     def ready(self) -> None:
         """Requests, or parts of one, or the end of the connection."""
-        try:
-            data = self.socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
+        data = _received(self.socket)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             self._end()
             return

@@ -62,6 +62,14 @@ class Run:
         window.end()
         window.cpu = {role: used - before[role] for role, used in subject.cpu().items()}
 
+    def in_balance(self, subject: Subject, load: Load, *, seconds: float | None = None) -> Window:
+        """Post as fast as it is delivered, after a warm-up; measured, and waited for until all of it has arrived."""
+        load.sustained(self.warm_up_s)
+        with self.measure(subject, load) as window:
+            load.sustained(self.seconds if seconds is None else seconds)
+        load.drain()
+        return window
+
     def writes(self, server: Server, load: Load, *, per: str = "delivery") -> Figures:
         """Rows, transactions and WAL of all this server has done since it started, per delivery or event. Slow."""
         load.idle(COUNTERS_LATE_S)

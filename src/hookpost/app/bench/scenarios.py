@@ -89,10 +89,7 @@ def bare(run: Run) -> Figures:
         listener.key = key
         with limit(receiver=listener.url, key=key) as pipe:
             load.target(pipe.url, "none")
-            load.sustained(run.warm_up_s)
-            with run.measure(pipe, load) as window:
-                load.sustained(run.seconds)
-            load.drain()
+            window = run.in_balance(pipe, load)
         figures = {**window.figures(), **window.latencies()}
         ledger = load.ledger
         figures |= {"published": ledger.accepted, "delivered": ledger.delivered, "duplicates": ledger.duplicates,
@@ -152,10 +149,7 @@ def _e2e(run: Run, *, fan_out: int) -> Figures:
     with run.server() as server, run.load(slots=fan_out) as load:
         server.subscribe(load.listen(fan_out, own_slots=True))
         load.target(server.url, server.key)
-        load.sustained(run.warm_up_s)
-        with run.measure(server, load) as window:
-            load.sustained(run.seconds)
-        load.drain()
+        window = run.in_balance(server, load)
         return {
             **window.figures(),
             **window.latencies(),
@@ -176,11 +170,7 @@ def own_core(run: Run) -> Figures:
             if not server.pin(role):
                 raise VoidRun("one core only: nobody can have one of its own", figures)
             load.target(server.url, server.key, batch=batch)
-            load.sustained(run.warm_up_s)
-            with run.measure(server, load) as window:
-                load.sustained(run.seconds)
-            load.drain()
-            found = window.figures()
+            found = run.in_balance(server, load).figures()
             figures |= {f"{name}_us": found[f"{role}_us"], f"{name}_pinned_per_second": found["per_second"]}
             figures |= {"cores_used_by_others": found["cores_used_by_others"]}
         return {"per_second": figures["worker_pinned_per_second"], **figures, **run.accounts(server, load)}
@@ -192,10 +182,7 @@ def domains(run: Run) -> Figures:
         endpoints = server.subscribe(load.listen(DOMAINS))
         # At random: in turn, a cache of connections smaller than the round would never hit.
         load.target(server.url, server.key, endpoints=Random(1).choices(endpoints, k=PICKS))  # noqa: S311
-        load.sustained(run.warm_up_s)
-        with run.measure(server, load) as window:
-            load.sustained(run.seconds)
-        load.drain()
+        window = run.in_balance(server, load)
         return {
             **window.figures(),
             **window.latencies(),
@@ -231,10 +218,7 @@ def latency(run: Run) -> Figures:
 
 def _sustained_rate(run: Run, server: Server, load: Load) -> float:
     """A short look at what `e2e` measures at length."""
-    load.sustained(run.warm_up_s)
-    with run.measure(server, load) as window:
-        load.sustained(min(run.seconds, SHORT_S))
-    load.drain()
+    window = run.in_balance(server, load, seconds=min(run.seconds, SHORT_S))
     return window.delivered / window.seconds
 
 

@@ -330,11 +330,7 @@ def _compared(every: Figures, one: Figures) -> Figures:
 
 def _one_tenant(run: Run, server: Server, load: Load) -> Figures:
     load.target(server.url, server.key)
-    load.sustained(run.warm_up_s)
-    with run.measure(server, load) as window:
-        load.sustained(run.seconds)
-    load.drain()
-    return window.figures()
+    return run.in_balance(server, load).figures()
 
 
 def cpu_us(figures: Figures) -> float:

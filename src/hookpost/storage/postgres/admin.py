@@ -294,7 +294,7 @@ class AdminQueries:
         return len(caps)
 
     def _replay_shard(self, event_id: UUID, source: Mapping[str, Any], caps: Collection[int | None]) -> int:
-        """The shard that ingest would choose for an event owed to these endpoints today."""
+        """A shard that ingest may choose for an event owed to these endpoints today."""
         home_shards = source["home_shards"]
         pinned = routing.is_pinned(source["tenant_cap"], home_shards) or any(
             routing.is_pinned(cap or self._endpoint_cap, home_shards) for cap in caps
