@@ -181,7 +181,8 @@ class _Routes:
         self.matcher = Matcher((endpoint.endpoint_id, endpoint.events) for endpoint in routes.endpoints)
         tenant_pinned = is_pinned(routes.max_in_flight, routes.home_shards)
         self.pinned = {
-            e.endpoint_id: tenant_pinned or is_pinned(e.max_in_flight, routes.home_shards) for e in routes.endpoints
+            e.endpoint_id: tenant_pinned or e.pinned or is_pinned(e.max_in_flight, routes.home_shards)
+            for e in routes.endpoints
         }
         # Where every event goes, if that does not depend on whom it is owed to.
         some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))

@@ -20,6 +20,7 @@ __all__ = [
     "EndpointStatus",
     "ErrorCode",
     "IdError",
+    "OnDead",
     "Outcome",
     "Request",
     "Retry",
@@ -58,6 +59,13 @@ class EndpointStatus(StrEnum):
     ENABLED = "enabled"
     PAUSED = "paused"
     DISABLED = "disabled"
+
+
+class OnDead(StrEnum):
+    """What a dead delivery means for those behind it on an ordered endpoint."""
+
+    BLOCK = "block"
+    SKIP = "skip"
 
 
 class WaitReason(StrEnum):
@@ -140,7 +148,10 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A receiver as the engine and the transport need it."""
+    """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second.
+
+    ``barred``: it has moved to another shard, and there it waits until what is owed to it in the former ones is done.
+    """
 
     endpoint_id: UUID
     tenant_id: UUID
@@ -153,6 +164,10 @@ class Endpoint:
     timeouts: Timeouts = Timeouts()
     max_in_flight: int = 64
     hold_until: float = 0.0
+    rate_limit: float | None = None
+    ordered: bool = False
+    on_dead: OnDead = OnDead.BLOCK
+    barred: bool = False
 
 
 @dataclass(frozen=True, slots=True)

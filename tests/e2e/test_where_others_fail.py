@@ -157,12 +157,6 @@ async def test_a_queue_deeper_than_the_lease_repeats_nothing(server: Hookpost, k
     assert all(count == 1 for (path, _), count in ledger.counts.items() if path == "/slow")
 
 
-async def test_a_rate_limit_that_is_not_enforced_is_not_stored_either(server: Hookpost, key: str) -> None:
-    body = {"url": "http://127.0.0.1:8080/", "rate_limit": 5}
-    problem = await server.call("POST", "/v1/webhook_endpoints", body, key=key, expect=422)
-    assert problem["errors"][0]["field"] == "rate_limit"
-
-
 # ---- what the receiver asks for -------------------------------------------------------------------------------------
 
 

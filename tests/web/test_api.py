@@ -82,9 +82,14 @@ BAD_ENDPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"url": URL, "timeouts": {"total_s": 31}}, "timeouts.total_s"),
     ({"url": URL, "max_in_flight": 0}, "max_in_flight"),
     ({"url": URL, "max_in_flight": 1001}, "max_in_flight"),
-    ({"url": URL, "rate_limit": 5}, "rate_limit"),
-    ({"url": URL, "ordered": True}, "ordered"),
-    ({"url": URL, "on_dead": "skip"}, "on_dead"),
+    ({"url": URL, "rate_limit": 0}, "rate_limit"),
+    ({"url": URL, "rate_limit": -1}, "rate_limit"),
+    ({"url": URL, "rate_limit": 1e9}, "rate_limit"),
+    ({"url": URL, "rate_limit": float("nan")}, "rate_limit"),
+    ({"url": URL, "rate_limit": float("inf")}, "rate_limit"),
+    ({"url": URL, "rate_limit": "5"}, "rate_limit"),
+    ({"url": URL, "ordered": "yes"}, "ordered"),
+    ({"url": URL, "on_dead": "drop"}, "on_dead"),
     ({"url": URL, "ack": True}, "ack"),
     ({"url": URL, "headers": {"a": "b"}}, "headers"),
 ]
@@ -171,7 +176,7 @@ async def test_patch_leaves_what_is_absent_and_resets_what_is_null(tenant: Tenan
         ({"secret": SECRET}, "secret"),
         ({"timeouts": {"connect_s": 16}}, "timeouts.connect_s"),
         ({"retry": {"deadline_s": 19}}, "retry.deadline_s"),
-        ({"rate_limit": 1.5}, "rate_limit"),
+        ({"rate_limit": 0}, "rate_limit"),
     ],
 )
 async def test_a_bad_patch_changes_nothing(tenant: TenantClient, body: dict[str, Any], field: str) -> None:

@@ -22,6 +22,8 @@ class Kind(IntEnum):
     CONTROL = 2
 
 
+# The types of control rows. Each concerns the deliveries of its event to the endpoints it is owed to; its payload is a
+# JSON list of the numbers that these deliveries have in the shard of the row.
 CANCEL = "hookpost.cancel"
 RETRY_NOW = "hookpost.retry_now"
 

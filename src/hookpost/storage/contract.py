@@ -87,11 +87,13 @@ class Stale:
 
 @dataclass(frozen=True, slots=True)
 class EndpointFilter:
-    """What ingest must know of an endpoint: its filter and its cap (a small cap pins it to one shard)."""
+    """What ingest must know of an endpoint: its filter, its cap (a small cap pins it to one shard), and whether order
+    or a rate limit pins it whatever its cap."""
 
     endpoint_id: UUID
     events: tuple[str, ...]
     max_in_flight: int
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,8 @@ from hookpost.web.problems import invalid, not_found, refusal
 READY_S = 2.0
 TEST_EVENT_TYPE = "hookpost.test"
 DEFAULT_POOL = "default"
+# Written as they are given, null for the default.
+_PLAIN_COLUMNS = ("description", "uid", "max_in_flight", "rate_limit", "on_dead")
 _RETRY_COLUMNS = ("base_s", "cap_s", "max_attempts", "deadline_s")
 _TIMEOUT_COLUMNS = ("connect_s", "first_byte_s", "total_s")
 _KEY_ID_CHARS = 2 * KEY_ID_BYTES
@@ -594,11 +596,13 @@ def _endpoint_changes(
     leave a combination that neither has asked for.
     """
     given = form.given()
-    changes: dict[str, Any] = {name: given[name] for name in ("description", "uid", "max_in_flight") if name in given}
+    changes: dict[str, Any] = {name: given[name] for name in _PLAIN_COLUMNS if name in given}
     if "url" in given:
         changes["url"] = _checked_url(settings, form.url)
     if "events" in given:
         changes["events"] = list(dict.fromkeys(form.events or ["*"]))
+    if "ordered" in given:
+        changes["ordered"] = bool(form.ordered)
     if "metadata" in given:
         changes["metadata"] = form.metadata or {}
     if "enabled" in given:

@@ -26,6 +26,8 @@ METADATA_KEYS_MAX = 50
 METADATA_BYTES_MAX = 8 * 1024
 ENDPOINT_IN_FLIGHT_MAX = 1000
 TENANT_IN_FLIGHT_MAX = 100_000
+# One delivery an hour; what is slower is no rate but a schedule. One worker's core sends some 10,000 a second.
+RATE_LIMIT_MIN, RATE_LIMIT_MAX = 1 / 3600, 100_000.0
 TOTAL_TIMEOUT_S_MAX = 30.0
 TIMEOUT_S_MIN = 0.1
 RETRY_BASE_S_MIN, RETRY_BASE_S_MAX = 0.1, 3600.0
@@ -122,6 +124,14 @@ SecretText = Annotated[
     Text, Field(max_length=SECRET_CHARS_MAX, description="whsec_ + base64 of 24 to 64 bytes; generated when left out")
 ]
 EndpointCap = Annotated[int, Field(ge=1, le=ENDPOINT_IN_FLIGHT_MAX)]
+RateLimit = Annotated[
+    float,
+    Field(ge=RATE_LIMIT_MIN, le=RATE_LIMIT_MAX, description="deliveries a second; null: no limit"),
+]
+OnDead = Annotated[
+    Literal["block", "skip"],
+    Field(description="what a dead delivery means to those behind it when `ordered`: they wait for it, or go on"),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
 NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
@@ -129,11 +139,6 @@ NotYetUnlessFalse = Annotated[
     JsonValue,
     _not_yet(lambda value: value is False),
     WithJsonSchema({"type": ["boolean", "null"], "enum": [False, None], "description": "not supported yet"}),
-]
-NotYetUnlessBlock = Annotated[
-    JsonValue,
-    _not_yet(lambda value: value == "block"),
-    WithJsonSchema({"type": ["string", "null"], "enum": ["block", None], "description": "not supported yet"}),
 ]
 NotYetUnlessEmpty = Annotated[
     JsonValue,
@@ -181,9 +186,9 @@ class _EndpointForm(_Form):
     retry: RetryForm | None = None
     timeouts: TimeoutsForm | None = None
     max_in_flight: EndpointCap | None = None
-    rate_limit: NotYet = None
-    ordered: NotYetUnlessFalse = None
-    on_dead: NotYetUnlessBlock = None
+    rate_limit: RateLimit | None = None
+    ordered: bool | None = None
+    on_dead: OnDead | None = None
     ack: NotYetUnlessFalse = None
     headers: NotYetUnlessEmpty = None
 
@@ -336,8 +341,9 @@ class EndpointAnswer(_Answer):
     status: Literal["enabled", "paused", "disabled"]
     status_reason: str | None
     enabled: bool
-    rate_limit: None
-    ordered: Literal[False]
+    rate_limit: float | None
+    ordered: bool
+    on_dead: Literal["block", "skip"]
     description: str | None
     uid: str | None
     metadata: dict[str, str]

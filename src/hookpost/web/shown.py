@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hookpost.model import RetryPolicy, Timeouts, show_id
+from hookpost.model import OnDead, RetryPolicy, Timeouts, show_id
 from hookpost.policy.signing import show_secret
 from hookpost.storage.contract import EventView
 
@@ -81,8 +81,9 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "status": row["status"],
         "status_reason": row["status_reason"],
         "enabled": row["status"] != "disabled",
-        "rate_limit": None,
-        "ordered": False,
+        "rate_limit": row["rate_limit"],
+        "ordered": row["ordered"],
+        "on_dead": row["on_dead"] or OnDead.BLOCK,
         "description": row["description"],
         "uid": row["uid"],
         "metadata": row["metadata"],

@@ -27,7 +27,7 @@ SECRETS_VALID_MAX = 4
 # What update_endpoint writes, in the order of its parameters.
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
-    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight",
+    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight")
 _UID_INDEX = "endpoints_uid"
@@ -127,7 +127,7 @@ class AdminQueries:
 
     async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
         endpoint_id, tenant_id = values["endpoint_id"], values["tenant_id"]
-        blank = {"events": ["*"], "status": EndpointStatus.ENABLED, "metadata": {}}
+        blank = {"events": ["*"], "status": EndpointStatus.ENABLED, "metadata": {}, "ordered": False}
         columns = _merged(blank, values, ENDPOINT_COLUMNS)
         async with self._changing(tenant_id, f"create endpoint {endpoint_id}") as connection:
             if await connection.fetchval(SQL["count_endpoints"], tenant_id) >= endpoints_max:

@@ -83,15 +83,15 @@ class IngestQueries:
             row = await connection.fetchrow(SQL["load_routes"], tenant_id)
         if row is None:
             return None
-        filters = msgspec.json.decode(row["filters"], type=list[tuple[tuple[str, ...], int | None]])
+        filters = msgspec.json.decode(row["filters"], type=list[tuple[tuple[str, ...], int | None, bool]])
         return TenantRoutes(
             tenant_id=row["tenant_id"],
             config_version=row["config_version"],
             home_shards=tuple(row["home_shards"]),
             max_in_flight=row["max_in_flight"],
             endpoints=tuple(
-                EndpointFilter(endpoint_id, events, cap or self._endpoint_cap)
-                for endpoint_id, (events, cap) in zip(row["ids"], filters, strict=True)
+                EndpointFilter(endpoint_id, events, cap or self._endpoint_cap, pinned)
+                for endpoint_id, (events, cap, pinned) in zip(row["ids"], filters, strict=True)
             ),
         )
 

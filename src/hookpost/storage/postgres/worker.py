@@ -27,7 +27,7 @@ from hookpost.engine.work import (
     ShardSettle,
     Takeover,
 )
-from hookpost.model import Endpoint, EndpointStatus, RetryPolicy, Secret, Tenant, Timeouts
+from hookpost.model import Endpoint, EndpointStatus, OnDead, RetryPolicy, Secret, Tenant, Timeouts
 from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
@@ -191,6 +191,9 @@ class WorkerQueries:
             timeouts=_with_own(self._timeouts, row),
             max_in_flight=_or(row["max_in_flight"], self._endpoint_cap),
             hold_until=row["hold_until"] or 0.0,
+            rate_limit=row["rate_limit"],
+            ordered=row["ordered"],
+            on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
         )
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
