@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 from hookpost import worker as module
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
 from hookpost.model import Endpoint, EndpointStatus, Tenant
+from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import Claimed, StoreUnavailable, Survey
 from hookpost.worker import Worker, WorkerSettings
 
@@ -153,6 +154,9 @@ class Leases:
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         self.loads.append("endpoints")
         return [Endpoint(each, TENANT, "https://a.example/", self.status) for each in endpoint_ids]
+
+    async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
+        return []
 
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
         await asyncio.sleep(0.001)

@@ -204,6 +204,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "endpoint {endpoint_id} disabled: {reason}",
             "It answered 410, or failed for days. Its events wait; enable it again to deliver them.",
         ),
+        "breaker_changed": Event(
+            logging.INFO,
+            "breaker of {origin} {state} after {failures} failures in a row",
+            "Open: its receiver fails, deliveries wait and one probe at a time looks whether it is back.",
+        ),
         "internal_error": Event(
             logging.ERROR,
             "internal error in {where}: {error}",

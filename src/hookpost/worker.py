@@ -22,7 +22,8 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
-from hookpost.engine.engine import Engine, Limits
+from hookpost.engine.engine import Engine, Limits, Policies
+from hookpost.engine.gates import Receiver
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, Request
@@ -64,6 +65,8 @@ STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
 # An idle shard's last progress row is written anew several times a day, so that partitions of old ones can be dropped.
 PROGRESS_AGAIN_S = 6 * 3600.0
+# The right to send a breaker's probe: the longest request, and what it may wait for its turn.
+PROBE_S = 40.0
 # A difference to the database's clock beyond this makes receivers refuse our timestamps one day: tell the operator.
 SKEW_WARNING_S = 5.0
 
@@ -100,6 +103,7 @@ class WorkerSettings:
     renew_s: float = 4.0
     stop_s: float = 20.0
     limits: Limits = field(default_factory=Limits)
+    policies: Policies = field(default_factory=Policies)
 
 
 def settle_pace_s(shards: int) -> float:
@@ -127,7 +131,7 @@ class Worker:
         self._node_id = node_id
         self._name = name
         self._settings = settings
-        self._engine = Engine(worker=name, limits=settings.limits, rng=rng)
+        self._engine = Engine(worker=name, limits=settings.limits, rng=rng, policies=settings.policies)
         self._user_agent = f"user-agent: Hookpost/{__version__}"
         self._fences: dict[int, int] = {}
         self._lease_until = 0.0
@@ -316,6 +320,7 @@ class Worker:
         if not self._has_lease():
             return True
         self._keep(held, survey)
+        self._engine.share_budget(max(1, len(survey.nodes)))
         # A claim whose answer got lost, a lease that was removed and entered anew: set free, they are claimed again.
         orphans = [s for s, owner in survey.owners.items() if owner == self._node_id and s not in self._fences]
         if orphans:
@@ -469,6 +474,8 @@ class Worker:
             for fetch in engine.take_fetches(now=now):
                 assert self._tasks is not None
                 self._tasks.create_task(self._fetch(fetch))
+            if probes := engine.take_probes():
+                self._probe(probes)
         if engine.missing:
             self._config_wanted.set()
         if engine.unsettled:
@@ -588,8 +595,9 @@ class Worker:
         return [part for part in parts if self._fences.get(part.shard) == part.fence]
 
     async def _tell(self) -> None:
-        """Share what receivers asked for; the next outcome says it again if this is lost."""
+        """Share what receivers asked for, and how they are; the next outcome says it again if this is lost."""
         holds, gone = self._engine.take_holds(), self._engine.take_gone()
+        await self._tell_breakers()
         try:
             for hold in holds:
                 await self._store.hold_endpoint(hold.endpoint_id, hold.until)
@@ -601,6 +609,35 @@ class Worker:
             self._note_store(error)
         if gone:
             self._config_wanted.set()
+
+    async def _tell_breakers(self) -> None:
+        records = self._engine.take_breakers()
+        if not records:
+            return
+        try:
+            await self._store.save_breakers(records)
+        except StoreUnavailable as error:
+            self._note_store(error)
+            self._engine.tell_again(records)
+            return
+        for record in records:
+            telemetry.log("breaker_changed", origin=record.origin, state=record.state, failures=record.failures)
+
+    def _probe(self, asked: list[Receiver]) -> None:
+        """Ask for the right to probe these receivers."""
+        assert self._tasks is not None
+        self._tasks.create_task(self._ask_for_probes(asked))
+
+    async def _ask_for_probes(self, asked: list[Receiver]) -> None:
+        try:
+            probes = await self._store.take_probes(self._node_id, asked, probe_s=PROBE_S)
+        except StoreUnavailable as error:
+            self._note_store(error)
+            await asyncio.sleep(STORE_RETRY_S_MAX)
+            self._engine.ask_again(asked)
+        else:
+            self._engine.on_probes(probes, now=self._clock.now())
+        self._kick()
 
     # ---- configuration --------------------------------------------------------------------------------------------
 
@@ -628,7 +665,10 @@ class Worker:
                 for endpoint_id, tenant_id in missing.items()
                 if endpoint_id not in found
             ]
-            self._engine.configure(tenants, endpoints, now=self._clock.now())
+            breakers = await self._store.load_breakers(set(missing.values()), since=None)
+            now = self._clock.now()
+            self._engine.configure(tenants, endpoints, now=now)
+            self._engine.adopt_breakers(breakers, now=now)
             self._kick()
 
     async def _refresh(self, since: float) -> float:
@@ -636,12 +676,13 @@ class Worker:
         known = self._engine.known_tenants
         tenant_ids = {t for t, changed_at in changed.items() if t in known and self._refreshed.get(t) != changed_at}
         if tenant_ids:
-            tenants = await self._store.load_tenants(tenant_ids)
+            self._engine.configure(await self._store.load_tenants(tenant_ids), (), now=self._clock.now())
             endpoint_ids = self._engine.endpoints_of(tenant_ids)
             for start in range(0, len(endpoint_ids), CONFIG_BATCH):
                 endpoints = await self._store.load_endpoints(endpoint_ids[start : start + CONFIG_BATCH])
                 self._engine.configure((), endpoints, now=self._clock.now())
-            self._engine.configure(tenants, (), now=self._clock.now())
+            breakers = await self._store.load_breakers(tenant_ids, since=since)
+            self._engine.adopt_breakers(breakers, now=self._clock.now())
             telemetry.log("config_refreshed", tenants=len(tenant_ids))
             self._kick()
         self._refreshed = changed

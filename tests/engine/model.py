@@ -6,26 +6,34 @@ committed, and raises Violation when these cannot be true together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from random import Random
 from typing import Any
 from uuid import UUID
 
 from hookpost.engine.work import (
     ATTEMPT_COLUMNS,
+    CANCEL,
     BacklogChange,
     BacklogRow,
     Fetch,
     JournalRow,
+    Kind,
     LaneSummary,
     Progress,
     ShardSettle,
     Takeover,
+    Wanted,
     Work,
 )
-from hookpost.model import Endpoint, Outcome
+from hookpost.model import Endpoint, Outcome, Retry
+from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
+from hookpost.policy.retry import decide
 
 NEVER = float("inf")
+# How long the right to a probe lasts.
+PROBE_S = 40.0
 # PostgreSQL keeps microseconds; the ledger forgives one more, for the engine keeps rows apart by one.
 TICK_S = 2.5e-6
 _COLUMN = {name: index for index, name in enumerate(ATTEMPT_COLUMNS)}
@@ -48,9 +56,9 @@ def column(attempt: tuple[Any, ...], name: str) -> Any:
     return attempt[_COLUMN[name]]
 
 
-def us(moment: float) -> int:
+def us(moment: float) -> float:
     """Microseconds, as the database counts."""
-    return round(moment * 1e6)
+    return moment if moment == NEVER else round(moment * 1e6)
 
 
 class Store:
@@ -63,11 +71,34 @@ class Store:
         self.last: dict[int, ShardSettle | None] = dict.fromkeys(self.shards)
         self.backlog: dict[tuple[int, UUID], dict[int, BacklogChange]] = {}
         self.dead: set[tuple[UUID, UUID]] = set()
+        self.quiet_until = dict.fromkeys(self.shards, 0.0)
+        self.breakers: dict[tuple[UUID, str], BreakerRecord] = {}
+        self.probes: dict[tuple[UUID, str], float] = {}
 
     def claim(self, shard: int) -> int:
         """A new owner: the old one's settles change nothing from now on."""
         self.fences[shard] += 1
         return self.fences[shard]
+
+    def take_probe(self, tenant_id: UUID, origin: str, now: float) -> Probe:
+        """One worker of the fleet gets it, until it lapses."""
+        key = (tenant_id, origin)
+        record = self.breakers.get(key)
+        if record is None:
+            return Probe(True, now + PROBE_S, BreakerRecord(*key, BreakerState.OPEN, 0.0, None, 1, 0))
+        free = self.probes.get(key, 0.0) <= now and (record.reopen_at or 0.0) <= now
+        granted = free and record.state is not BreakerState.CLOSED
+        if granted:
+            record = self.breakers[key] = replace(record, state=BreakerState.HALF_OPEN, since=now)
+            self.probes[key] = now + PROBE_S
+        return Probe(granted, max(now, self.probes.get(key, 0.0), record.reopen_at or 0.0), record)
+
+    def save_breaker(self, record: BreakerRecord) -> None:
+        """Unless something later is stored."""
+        stored = self.breakers.get((record.tenant_id, record.origin))
+        if stored is None or stored.since < record.since + 1.0:
+            self.breakers[record.tenant_id, record.origin] = record
+            self.probes.pop((record.tenant_id, record.origin), None)
 
     def read(self, shard: int, after: int, rows_max: int) -> list[JournalRow]:
         """Journal rows behind ``after``."""
@@ -78,7 +109,7 @@ class Store:
         fence = self.fences[shard]
         last = self.last[shard]
         if last is None:
-            return Takeover(shard, fence, clean=fence == 1)
+            return Takeover(shard, fence, clean=fence == 1, quiet_until=self.quiet_until[shard])
         progress = last.progress
         rows = [row for row in self.journal[shard] if any(a <= row.seq < b for a, b in progress.open)]
         lanes = []
@@ -87,7 +118,9 @@ class Store:
                 tenant_id = next(iter(waiting.values())).tenant_id
                 due = min(us(row.due_at) for row in waiting.values()) / 1e6
                 deadline = min(us(row.deadline) for row in waiting.values()) / 1e6
-                lanes.append(LaneSummary(endpoint_id, tenant_id, len(waiting), due, deadline))
+                blocking = sum(row.due_at == NEVER for row in waiting.values())
+                first = min(waiting)
+                lanes.append(LaneSummary(endpoint_id, tenant_id, len(waiting), due, deadline, blocking, first))
         return Takeover(
             shard=shard,
             fence=fence,
@@ -98,6 +131,7 @@ class Store:
             done=dict(progress.partial),
             lanes=tuple(lanes),
             clean=last.clean and last.fence == fence - 1,
+            quiet_until=self.quiet_until[shard],
         )
 
     def lost(self, parts: list[ShardSettle]) -> list[int]:
@@ -118,14 +152,25 @@ class Store:
 
     def fetch_rows(self, fetch: Fetch) -> list[BacklogRow]:
         """One more than the limit tells that there are more."""
-        waiting = self.backlog.get((fetch.shard, fetch.endpoint_id), {}).values()
-        if fetch.expired:
-            found = sorted((row for row in waiting if us(row.deadline) <= us(fetch.until)), key=lambda r: r.position)
-        else:
-            after, until = (us(fetch.after[0]), fetch.after[1]), us(fetch.until)
-            keyed = sorted((us(row.due_at), row.position) for row in waiting)
-            lane = self.backlog.get((fetch.shard, fetch.endpoint_id), {})
-            found = [lane[position] for due, position in keyed if (due, position) > after and due <= until]
+        lane = self.backlog.get((fetch.shard, fetch.endpoint_id), {})
+        after, until = (us(fetch.after[0]), fetch.after[1]), us(fetch.until)
+        by_position = sorted(lane.values(), key=lambda row: row.position)
+        keyed = sorted(lane.values(), key=lambda row: (us(row.due_at), row.position))
+        behind = [row for row in keyed if (us(row.due_at), row.position) > after]
+        match fetch.wanted:
+            case Wanted.DUE:
+                found = [row for row in behind if us(row.due_at) <= until]
+            case Wanted.FORWARD:
+                soon = [row for row in behind if until < us(row.due_at) < NEVER]
+                found = [row for row in soon if us(row.stored_at) <= us(fetch.stored_by)]
+            case Wanted.EXPIRED:
+                found = [row for row in by_position if us(row.deadline) <= until]
+            case Wanted.HEAD:
+                found = by_position
+            case Wanted.BLOCKING:
+                found = [row for row in by_position if row.due_at == NEVER]
+            case Wanted.NAMED:
+                found = [row for row in by_position if row.event_id == fetch.event_id]
         return [self._row(fetch, change) for change in found[: fetch.limit + 1]]
 
     def fetch_behind(self, fetch: Fetch) -> float:
@@ -148,6 +193,7 @@ class Store:
             retry_count=change.retry_count,
             deadline=us(change.deadline) / 1e6,
             created_at=us(change.created_at) / 1e6,
+            stored_at=us(change.stored_at) / 1e6,
         )
 
 
@@ -176,8 +222,10 @@ class Owner:
 
     shard: int
     fence: int
+    claimed_at: float = 0.0
     live: dict[Key, UUID] = field(default_factory=dict)
     ended: set[Key] = field(default_factory=set)
+    over: set[Key] = field(default_factory=set)
     taken: Progress | None = None
     draining: bool = False
 
@@ -193,19 +241,41 @@ class Ledger:
         self.sent: dict[UUID, Sent] = {}
         self.doubts: dict[tuple[int, Key], set[UUID]] = {}
         self.ends = {"delivered": 0, "dead": 0, "cancelled": 0}
+        self.deadlines: dict[tuple[int, Key], float] = {}
+        self.controls: dict[tuple[int, UUID, UUID], dict[str, int]] = {}
+        # Of each lane (shard, endpoint): the positions that arrived at the receiver.
+        self.arrivals: dict[tuple[int, UUID], set[int]] = {}
+        # Of limited endpoints, by owner's fence: when its bucket was looked at last, and what was left.
+        self.buckets: dict[tuple[int, int, UUID], tuple[float, float]] = {}
 
     def appended(self, row: JournalRow) -> None:
-        """The event is owed to these endpoints."""
+        """The event is owed to these endpoints, or something is to be done with what is."""
         for endpoint_id in row.owed:
+            if row.kind == Kind.CONTROL:
+                self.controls.setdefault((row.shard, row.event_id, endpoint_id), {})[row.type] = row.seq
             self.live[row.shard][row.seq, endpoint_id] = Fate.UNREAD
+
+    def _controlled(self, shard: int, key: Key, event_id: UUID, type_: str) -> bool:
+        """Has somebody asked for it behind this delivery?"""
+        return self.controls.get((shard, event_id, key[1]), {}).get(type_, 0) > key[0]
+
+    def arrived(self, shard: int, work: Work) -> None:
+        """A request reaches its receiver, the owner alive or not. In an ordered lane none comes for the first time
+        behind a later one; what a crash repeats has been there."""
+        endpoint_id, seq = work.lane.endpoint.endpoint_id, work.entry.seq
+        arrived = self.arrivals.setdefault((shard, endpoint_id), set())
+        if self.endpoints[endpoint_id].ordered and seq not in arrived:
+            last = max(arrived, default=0)
+            check(seq > last, "arrived behind a later one:", shard, seq, "behind", last)
+        arrived.add(seq)
 
     @property
     def owed(self) -> int:
         """Deliveries that are not over."""
         return sum(map(len, self.live.values()))
 
-    def send(self, owner: Owner, work: Work, attempt_id: UUID, now: float) -> None:
-        """A request starts."""
+    def send(self, owner: Owner, work: Work, attempt_id: UUID, now: float, *, early: bool) -> None:
+        """A request starts; ``early``: its receiver is back or probed, or somebody asked for it, so it may be early."""
         key = (work.entry.seq, work.lane.endpoint.endpoint_id)
         shard = owner.shard
         fate = self.live[shard].get(key)
@@ -218,9 +288,13 @@ class Ledger:
         row = self.store.journal[shard][key[0] - 1]
         check(row.event_id == work.entry.event_id and row.payload == work.entry.payload, "wrong event:", shard, key)
         check(row.payload is not None, "sent without a payload:", shard, key)
-        check(work.entry.generation == row.generation, "wrong generation:", shard, key)
-        if fate is Fate.WAITING:
-            waiting = self.store.backlog[shard, key[1]][key[0]]
+        waiting = self.store.backlog.get((shard, key[1]), {}).get(key[0])
+        generation = row.generation if waiting is None else waiting.generation
+        check(work.entry.generation == generation, "wrong generation:", shard, key)
+        self._check_order(owner, key, now)
+        self._check_rate(owner, key[1], now)
+        if fate is Fate.WAITING and not early:
+            assert waiting is not None
             check(us(now) + 1 >= us(waiting.due_at), "sent before it is due:", shard, key, waiting.due_at - now)
         doubts = self.doubts.setdefault((shard, key), set())
         earlier = any(self.sent[attempt].fence != owner.fence for attempt in doubts)
@@ -229,6 +303,32 @@ class Ledger:
         owner.live[key] = attempt_id
         self.sent[attempt_id] = Sent(key, owner.fence, work)
 
+    def _check_order(self, owner: Owner, key: Key, now: float) -> None:
+        """One at a time, and none while an earlier one is not over."""
+        if not self.endpoints[key[1]].ordered:
+            return
+        check(not any(e == key[1] for _, e in owner.live), "two at once in an ordered lane", owner.shard, key)
+        earlier = [k for k in self.live[owner.shard] if k[1] == key[1] and k[0] < key[0]]
+        before = [seq for seq, _ in earlier if not self._may_be_over(owner, (seq, key[1]), now)]
+        check(not before, "sent before", before, owner.shard, key)
+
+    def _may_be_over(self, owner: Owner, key: Key, now: float) -> bool:
+        """Its end may not be committed yet: its last attempt has ended, or it dies or goes without one."""
+        row = self.store.journal[owner.shard][key[0] - 1]
+        expired = row.created_at + self.endpoints[key[1]].retry.deadline_s <= now
+        cancelled = self._controlled(owner.shard, key, row.event_id, CANCEL)
+        return key in owner.over or row.kind == Kind.CONTROL or row.payload is None or expired or cancelled
+
+    def _check_rate(self, owner: Owner, endpoint_id: UUID, now: float) -> None:
+        rate = self.endpoints[endpoint_id].rate_limit
+        if rate is None:
+            return
+        key = (owner.shard, owner.fence, endpoint_id)
+        at, tokens = self.buckets.get(key, (owner.claimed_at, 0.0))
+        tokens = min(max(1.0, rate), tokens + (now - at) * rate) - 1.0
+        check(tokens >= -1e-6, "over the rate limit by", -tokens, owner.shard, endpoint_id)
+        self.buckets[key] = (now, tokens)
+
     def ended(self, owner: Owner, attempt_id: UUID, outcome: Outcome, now: float) -> None:
         """A request's outcome reaches the engine, while it still owns the shard."""
         sent = self.sent[attempt_id]
@@ -236,6 +336,17 @@ class Ledger:
         del owner.live[sent.key]
         if outcome.error_code is None:
             owner.ended.add(sent.key)
+        policy = self.endpoints[sent.key[1]].retry
+        decision = decide(
+            outcome,
+            retry_count=sent.work.retry_count,
+            deadline=sent.work.deadline or sent.work.entry.created_at + policy.deadline_s,
+            policy=policy,
+            now=now,
+            rng=Random(0),
+        )
+        if not isinstance(decision, Retry):
+            owner.over.add(sent.key)
 
     def committed(self, part: ShardSettle, parts_policy: dict[UUID, Endpoint]) -> None:
         """The store has this part: all of it must be true, and nothing may be missing."""
@@ -245,6 +356,7 @@ class Ledger:
         check(len(verdicts) == len(part.attempts), "a delivery was attempted twice in one settle", shard)
         dead = {(letter.position, letter.endpoint_id) for letter in part.dead}
         check(len(dead) == len(part.dead), "died twice in one settle", shard)
+        self._revive(part)
         for key in (*dead, *((change.position, change.endpoint_id) for change in part.upserts.values())):
             check(self._lives(shard, key), "dead or in the backlog after it was over:", shard, key)
         partial = dict(progress.partial)
@@ -258,8 +370,10 @@ class Ledger:
         for key in is_open:
             check(key in self.live[shard], "open after it was over:", shard, key)
         for key, fate in list(self.live[shard].items()):
-            waits = key[0] in self.store.backlog.get((shard, key[1]), {})
+            row = self.store.backlog.get((shard, key[1]), {}).get(key[0])
             verdict = "dead" if key in dead else verdicts.get(key)
+            # What blocks an ordered lane is dead, though its row stays.
+            waits = row is not None and row.due_at != NEVER
             if key[0] > progress.read_to:
                 check(not waits and verdict is None, "not read yet, but touched:", shard, key)
             elif key in is_open:
@@ -273,14 +387,35 @@ class Ledger:
                 if verdict == "retry":
                     self._check_schedule(part, key, parts_policy[key[1]])
             else:
-                deleted = self.endpoints[key[1]].deleted
-                check(verdict in ("delivered", "dead") or deleted, "lost:", shard, key, fate, verdict)
+                event = self.store.journal[shard][key[0] - 1]
+                cancelled = self.endpoints[key[1]].deleted or event.kind == Kind.CONTROL
+                cancelled |= self._controlled(shard, key, event.event_id, CANCEL)
+                check(verdict in ("delivered", "dead") or cancelled, "lost:", shard, key, fate, verdict)
                 del self.live[shard][key]
                 self.ends[verdict if verdict in self.ends else "cancelled"] += 1  # type: ignore[index]
 
+    def _revive(self, part: ShardSettle) -> None:
+        """A replay of a dead delivery that blocks an ordered lane takes its place: another generation of that row."""
+        shard = part.shard
+        for change in part.upserts.values():
+            journal = self.store.journal[shard]
+            if change.generation == journal[change.position - 1].generation:
+                continue
+            key = (change.position, change.endpoint_id)
+            for row in journal[change.position :]:
+                replay = (row.seq, change.endpoint_id)
+                same = row.event_id == change.event_id and row.generation == change.generation
+                if same and row.kind == Kind.REPLAY and replay in self.live[shard]:
+                    del self.live[shard][replay]
+                    self.live[shard][key] = Fate.WAITING
+                    self.tried.pop((shard, key), None)
+                    self.deadlines[shard, key] = row.created_at
+
     def _lives(self, shard: int, key: Key) -> bool:
-        """Not over; or cancelled with its endpoint, then a request that was under way may still report."""
-        return key in self.live[shard] or self.endpoints[key[1]].deleted
+        """Not over; or cancelled (with its endpoint), then a request that was under way may still report."""
+        event_id = self.store.journal[shard][key[0] - 1].event_id
+        cancelled = self._controlled(shard, key, event_id, CANCEL)
+        return key in self.live[shard] or self.endpoints[key[1]].deleted or cancelled
 
     def _check_progress(self, part: ShardSettle) -> None:
         shard, progress = part.shard, part.progress
@@ -332,7 +467,8 @@ class Ledger:
         assert outcome is not None
         row = self.store.backlog[part.shard, key[1]][key[0]]
         policy = endpoint.retry
-        deadline = self.store.journal[part.shard][key[0] - 1].created_at + policy.deadline_s
+        created_at = self.store.journal[part.shard][key[0] - 1].created_at
+        deadline = self.deadlines.get((part.shard, key), created_at) + policy.deadline_s
         check(abs(row.deadline - deadline) < TICK_S, "the deadline moved:", part.shard, key, row.deadline - deadline)
         check(ended_at < deadline + TICK_S, "retried after its deadline:", part.shard, key)
         check(row.retry_count < policy.max_attempts, "more retries than allowed", part.shard, key)

@@ -130,10 +130,23 @@ def stored(
     deadline: float = NOW + 1000,
     created_at: float = NOW,
     payload: bytes | None = b"{}",
+    stored_at: float = NOW,
+    event_id: UUID | None = None,
 ) -> BacklogRow:
-    event_id = UUID(int=0x1000 + position)
+    event_id = event_id or UUID(int=0x1000 + position)
     return BacklogRow(
-        position, 9000, event_id, "order.paid", payload, 0, "retry", due_at, retry_count, deadline, created_at
+        position,
+        9000,
+        event_id,
+        "order.paid",
+        payload,
+        0,
+        "retry",
+        due_at,
+        retry_count,
+        deadline,
+        created_at,
+        stored_at,
     )
 
 

@@ -15,10 +15,13 @@ from random import Random
 from uuid import UUID
 
 from hookpost.engine import engine as engine_module
-from hookpost.engine.engine import Engine, Limits
+from hookpost.engine.engine import SCARCE_PART, Engine, Limits, Policies
 from hookpost.engine.progress import GapError
-from hookpost.engine.work import Fetch, JournalRow, Settle, Work
-from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
+from hookpost.engine.work import CANCEL, HELD, PROBE, RETRY_NOW, Fetch, JournalRow, Kind, Settle, Work
+from hookpost.model import Endpoint, EndpointStatus, ErrorCode, OnDead, Outcome, RetryPolicy, Tenant
+from hookpost.policy.breaker import BreakerPolicy, BreakerState, Verdict, verdict
+from hookpost.policy.budget import BudgetPolicy
+from hookpost.policy.egress import origin_of
 from hookpost.policy.routing import cap_share, is_pinned
 from tests.engine.model import Ledger, Owner, Store, Violation, check, column
 
@@ -31,6 +34,7 @@ HEAL_S = 700.0
 # A world that needs more turns than this to heal is busy with nothing.
 HEAL_TURNS_MAX = 60_000
 OUTCOME_S_MAX = 15.0
+BREAKER = BreakerPolicy(failures=5, pause_s=10.0, pause_max_s=40.0)
 IDLE_S, IDLE_LOOK_S, IDLE_LOOK_LANES = 3.0, 0.2, 2
 
 
@@ -65,6 +69,7 @@ class Worker:
     endpoints: dict[UUID, Endpoint] = field(default_factory=dict)
     tenants: dict[UUID, Tenant] = field(default_factory=dict)
     holds: dict[UUID, float] = field(default_factory=dict)
+    sick: dict[tuple[UUID, str], int] = field(default_factory=dict)
     in_flight: dict[UUID, Work] = field(default_factory=dict)
     settling: Settling | None = None
     frozen_until: float = 0.0
@@ -121,7 +126,14 @@ class World:
             )
             cap = rng.choice((1, 1, 2, 4, 64))
             endpoint = Endpoint(
-                self.new_id(), tenant.tenant_id, "https://receiver.example/", retry=policy, max_in_flight=cap
+                self.new_id(),
+                tenant.tenant_id,
+                rng.choice(("https://a.example/", "https://b.example/")),
+                retry=policy,
+                max_in_flight=cap,
+                ordered=rng.random() < 0.25,
+                on_dead=rng.choice(tuple(OnDead)),
+                rate_limit=rng.choice((None, None, None, 0.5, 3.0, 50.0)),
             )
             self.endpoints[endpoint.endpoint_id] = endpoint
             self.receivers[endpoint.endpoint_id] = "ok"
@@ -139,7 +151,9 @@ class World:
                 fragments=rng.choice((2, 8, 512)),
             )
         )
-        return Worker(number, Engine(worker=f"w{number}", limits=limits, rng=Random(rng.random())), limits)
+        policies = Policies(BREAKER, BudgetPolicy(floor=rng.choice((5, 60, 600))))
+        engine = Engine(worker=f"w{number}", limits=limits, rng=Random(rng.random()), policies=policies)
+        return Worker(number, engine, limits)
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
@@ -172,6 +186,7 @@ class World:
             event_id = self.new_id()
             caps = [tenant.max_in_flight, *(self.endpoints[e].max_in_flight for e in owed)]
             pinned = any(is_pinned(cap, tenant.home_shards) for cap in caps)
+            pinned |= any(self.endpoints[e].ordered or self.endpoints[e].rate_limit for e in owed)
             shard = tenant.home_shards[0 if pinned else rng.randrange(len(tenant.home_shards))]
             kind, generation, type_ = 0, 0, "order.paid"
             payload: bytes | None = bytes(rng.choice((0, 10, 30)))
@@ -183,6 +198,11 @@ class World:
                 owed = [e for e in old.owed if rng.random() < 0.8]
             elif rng.random() < 0.03:
                 kind, owed = 2, []
+            elif rng.random() < 0.1 and journal:
+                old = rng.choice(journal[-40:])
+                kind, event_id, type_, payload = 2, old.event_id, rng.choice((CANCEL, RETRY_NOW)), None
+                tenant = self.tenants[old.tenant_id]
+                owed = [e for e in old.owed if rng.random() < 0.8]
             if rng.random() < 0.03:
                 payload = None
             moment = round(self.now - rng.choice((0, 0, 0.001, 1.0)), 6)
@@ -228,10 +248,11 @@ class World:
         check(owner is not None, "sent for a shard it does not own", shard)
         assert owner is not None
         self._check_gates(worker, work, endpoint_id)
+        self._check_breaker(worker, work, endpoint_id)
         attempt_id = work.attempt_id = self.new_id()
         self.sends += 1
         self.trace("send", worker.number, shard, work.entry.seq, endpoint_id.int & 0xFFFF, work.retry_count)
-        self.ledger.send(owner, work, attempt_id, self.now)
+        self.ledger.send(owner, work, attempt_id, self.now, early=bool(work.marks & (HELD | PROBE)))
         worker.in_flight[attempt_id] = work
         rng = self.rng
         delay_s = rng.choice((0.0, rng.random() * 0.05, rng.random() * (OUTCOME_S_MAX if self.chaos else 1.0)))
@@ -251,6 +272,34 @@ class World:
         # Shares move with shards and configuration; after that the requests of the former shares must have ended.
         if self.now - self.changed_at > OUTCOME_S_MAX and all(self._knows(w, endpoint_id) for w in self.workers):
             self._check_caps_of_all(endpoint_id)
+
+    def _check_breaker(self, worker: Worker, work: Work, endpoint_id: UUID) -> None:
+        """Behind so many failures in a row only a probe goes, and the store has granted it."""
+        key = self._receiver(endpoint_id)
+        if worker.sick.get(key, 0) < BREAKER.failures:
+            return
+        check(bool(work.marks & PROBE), "sent to a receiver whose breaker is open", endpoint_id)
+        probes = [w for w in worker.in_flight.values() if w.marks & PROBE and self._receiver_of(w) == key]
+        check(not probes, "two probes at once", endpoint_id)
+
+    def _receiver_of(self, work: Work) -> tuple[UUID, str]:
+        return self._receiver(work.lane.endpoint.endpoint_id)
+
+    def _receiver(self, endpoint_id: UUID) -> tuple[UUID, str]:
+        endpoint = self.endpoints[endpoint_id]
+        return endpoint.tenant_id, origin_of(endpoint.url)
+
+    def _note_health(self, worker: Worker, endpoint_id: UUID, outcome: Outcome, *, probe: bool) -> None:
+        """What this worker was told of the receiver. Behind an opening only a probe counts."""
+        key = self._receiver(endpoint_id)
+        sick = worker.sick.get(key, 0)
+        match verdict(outcome):
+            case Verdict.SICK if sick < BREAKER.failures:
+                worker.sick[key] = sick + 1
+            case Verdict.HEALTHY if probe or sick < BREAKER.failures:
+                worker.sick[key] = 0
+            case _:
+                pass
 
     def _knows(self, worker: Worker, endpoint_id: UUID) -> bool:
         """Has the worker the newest caps, or nothing to do with the endpoint?"""
@@ -289,11 +338,13 @@ class World:
     def _outcome(
         self, worker: Worker, owner: Owner, attempt_id: UUID, work: Work, started_at: float, delay_s: float
     ) -> None:
+        self.ledger.arrived(owner.shard, work)
         if not worker.alive:
             return
         outcome = self.respond(work.lane.endpoint.endpoint_id, started_at, delay_s)
         outcome.finished_at = self.now
         del worker.in_flight[attempt_id]
+        self._note_health(worker, work.lane.endpoint.endpoint_id, outcome, probe=bool(work.marks & PROBE))
         if worker.owners.get(owner.shard) is owner:
             self.ledger.ended(owner, attempt_id, outcome, self.now)
         self.trace("outcome", worker.number, owner.shard, work.entry.seq, outcome.status)
@@ -318,15 +369,34 @@ class World:
         fetches = engine.take_fetches(now=self.now)
         for fetch in fetches:
             self._fetch(worker, fetch)
+        if probes := engine.take_probes():
+            self._ask_for_probes(worker, probes)
         settled = self.take_settle(worker)
         if len(sends) < limit and not engine.unsettled:
             self._check_no_stall(worker)
         return bool(sends or fetches or settled)
 
+    def _ask_for_probes(self, worker: Worker, asked: list[tuple[UUID, str]]) -> None:
+        """The store answers once; the answer comes a little later, or never."""
+        if self.chaos and self.rng.random() < 0.1:
+            self.later(self.brief(), lambda: worker.engine.ask_again(asked))
+            return
+        probes = [self.store.take_probe(tenant_id, origin, self.now) for tenant_id, origin in asked]
+        self.trace("probes", worker.number, [probe.granted for probe in probes])
+
+        def tell() -> None:
+            if worker.alive:
+                for probe in probes:
+                    if probe.record.state is BreakerState.CLOSED:
+                        worker.sick.pop((probe.record.tenant_id, probe.record.origin), None)
+                worker.engine.on_probes(probes, now=self.now)
+
+        self.later(self.brief(), tell)
+
     def _fetch(self, worker: Worker, fetch: Fetch) -> None:
         """Rows are seen at one time, what is behind at a later one, both told later still; or it fails."""
         rng = self.rng
-        self.trace("fetch", worker.number, fetch.shard, round(fetch.until, 6), fetch.expired)
+        self.trace("fetch", worker.number, fetch.shard, round(fetch.until, 6), fetch.wanted.name)
         seen, behind, told = sorted((self.brief(), self.brief(), self.brief()))
         if self.chaos and rng.random() < 0.1:
             self.later(told, lambda: self._fetch_failed(worker, fetch))
@@ -372,7 +442,7 @@ class World:
         return count
 
     def configure(self, worker: Worker, *, everything: bool = False) -> None:
-        """Load what is missing; with ``everything`` all that is known, in the worker's order: endpoints, tenants."""
+        """Load what is missing; with ``everything`` all that is known, in the worker's order: tenants, endpoints."""
         engine = worker.engine
         missing = dict(engine.missing)
         if missing:
@@ -395,8 +465,14 @@ class World:
         if together:
             worker.engine.configure(tenants, endpoints, now=self.now)
         else:
-            worker.engine.configure((), endpoints, now=self.now)
             worker.engine.configure(tenants, (), now=self.now)
+            worker.engine.configure((), endpoints, now=self.now)
+        records = [record for record in self.store.breakers.values() if record.tenant_id in tenant_ids]
+        for record in records:
+            # It may take this for news, or know better.
+            if record.state is BreakerState.CLOSED:
+                worker.sick.pop((record.tenant_id, record.origin), None)
+        worker.engine.adopt_breakers(records, now=self.now)
 
     def _changed(self, changed: bool = True) -> None:
         if changed:
@@ -410,7 +486,10 @@ class World:
                 continue
             partial = dict(owner.taken.partial)
             for seq in (seq for start, end in owner.taken.open for seq in range(start, end)):
-                for endpoint_id in self.store.journal[owner.shard][seq - 1].owed:
+                row = self.store.journal[owner.shard][seq - 1]
+                # What is looked up in the backlog first waits for that.
+                waits = () if row.kind == Kind.DELIVER else row.owed
+                for endpoint_id in (each for each in row.owed if each not in waits):
                     started = endpoint_id in partial.get(seq, ()) or (seq, endpoint_id) in owner.live
                     if not started and endpoint_id not in checked:
                         checked.add(endpoint_id)
@@ -422,8 +501,25 @@ class World:
             return
         if config.status is not EndpointStatus.ENABLED or worker.holds.get(endpoint_id, 0.0) > self.now:
             return
-        places = self._free(worker, endpoint_id)
+        if self._gate_closed(worker, shard, endpoint_id):
+            return
+        places = (*self._free(worker, endpoint_id), self._fair_place(worker, endpoint_id))
         check(min(places) <= 0, "stalled: nothing keeps back", shard, seq, endpoint_id, "free:", places)
+
+    def _gate_closed(self, worker: Worker, shard: int, endpoint_id: UUID) -> bool:
+        """By its receiver's breaker, its rate or its order, as the engine knows them: their bounds are judged
+        elsewhere, and that a world heals tells that they open again."""
+        endpoint = worker.engine._endpoints[endpoint_id]
+        lane = worker.engine._shards[shard].lanes[endpoint_id]
+        return bool(endpoint.origin in endpoint.tenant.breakers or lane.ordered or endpoint.bucket)
+
+    def _fair_place(self, worker: Worker, endpoint_id: UUID) -> int:
+        """Places left in its tenant's fair share, which counts when places are scarce."""
+        tenants = [self.endpoints[work.lane.endpoint.endpoint_id].tenant_id for work in worker.in_flight.values()]
+        if len(tenants) < worker.limits.in_flight * SCARCE_PART:
+            return 1
+        share = max(1, worker.limits.in_flight // (len(set(tenants)) + 1))
+        return share - tenants.count(self.endpoints[endpoint_id].tenant_id)
 
     # ---- settling -------------------------------------------------------------------------------------------------
 
@@ -476,6 +572,8 @@ class World:
         for hold in worker.engine.take_holds():
             endpoint = self.endpoints[hold.endpoint_id]
             self.endpoints[hold.endpoint_id] = replace(endpoint, hold_until=max(endpoint.hold_until, hold.until))
+        for record in worker.engine.take_breakers():
+            self.store.save_breaker(record)
         for gone in worker.engine.take_gone():
             endpoint = self.endpoints[gone.endpoint_id]
             self.endpoints[gone.endpoint_id] = replace(endpoint, status=EndpointStatus.DISABLED)
@@ -485,8 +583,11 @@ class World:
     def claim(self, worker: Worker, shard: int) -> None:
         """Take a shard over from its last committed settle."""
         self._changed()
+        last = self.store.last[shard]
+        if last is None or not last.clean or last.fence != self.store.fences[shard]:
+            self.store.quiet_until[shard] = max(self.store.quiet_until[shard], self.now + OUTCOME_S_MAX)
         fence = self.store.claim(shard)
-        worker.owners[shard] = Owner(shard, fence)
+        worker.owners[shard] = Owner(shard, fence, claimed_at=self.now)
         self.trace("claim", worker.number, shard)
         worker.engine.open_shard(self.store.takeover(shard), now=self.now)
         worker.engine.touch(shard)
@@ -531,6 +632,8 @@ class World:
         self._changed()
         del worker.owners[shard]
         worker.engine.close_shard(shard)
+        known = set(worker.engine.known_tenants)
+        worker.sick = {key: count for key, count in worker.sick.items() if key[0] in known}
 
     def give_back(self, worker: Worker, shard: int, patience: int = 20) -> None:
         """Hand a shard over in order: what is under way ends, all is settled, then it is released."""
@@ -572,7 +675,7 @@ class World:
         endpoint_id = rng.choice(list(self.endpoints))
         endpoint = self.endpoints[endpoint_id]
         tenant = self.tenants[endpoint.tenant_id]
-        what = rng.choice(("status", "status", "status", "cap", "tenant cap", "delete", "spread"))
+        what = rng.choice(("status", "status", "status", "cap", "tenant cap", "delete", "spread", "on_dead"))
         if what == "status":
             status = rng.choice([*EndpointStatus, EndpointStatus.ENABLED])
             self.endpoints[endpoint_id] = replace(endpoint, status=status)
@@ -584,6 +687,8 @@ class World:
             self.tenants[tenant.tenant_id] = replace(tenant, max_in_flight=cap)
         elif what == "delete" and rng.random() < 0.3:
             self.endpoints[endpoint_id] = replace(endpoint, deleted=True)
+        elif what == "on_dead":
+            self.endpoints[endpoint_id] = replace(endpoint, on_dead=rng.choice(tuple(OnDead)))
         elif what == "spread":
             home = list(self.store.shards)
             rng.shuffle(home)
@@ -659,7 +764,9 @@ class World:
         self.chaos = False
         for endpoint_id, endpoint in list(self.endpoints.items()):
             self.receivers[endpoint_id] = "ok"
-            self.endpoints[endpoint_id] = replace(endpoint, status=EndpointStatus.ENABLED)
+            self.endpoints[endpoint_id] = replace(
+                endpoint, status=EndpointStatus.ENABLED, on_dead=OnDead.SKIP, rate_limit=None
+            )
         until = self.now + HEAL_S
         turns = 0
         while not self._healed():
@@ -698,7 +805,7 @@ class World:
         return f"{len(stuck)} deliveries: " + ", ".join(stuck[:3])
 
     def _healed(self) -> bool:
-        if self.ledger.owed:
+        if self.ledger.owed or any(self.store.backlog.values()):
             return False
         return all(
             not w.in_flight and not w.engine.unsettled and w.settling is None and self.now >= w.frozen_until

@@ -11,16 +11,20 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
+from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import assert_never
 from uuid import UUID
 
+from hookpost.engine.gates import Gates, Receiver
 from hookpost.engine.lanes import (
     FROM_START,
     NEVER,
+    NO_CANCELS,
     NO_LANES,
+    NO_NAMES,
+    NO_POSITION,
     NO_QUEUE,
     NONE_RELEASED,
     EndpointState,
@@ -30,6 +34,10 @@ from hookpost.engine.lanes import (
 )
 from hookpost.engine.progress import ShardProgress
 from hookpost.engine.work import (
+    CANCEL,
+    HELD,
+    REPLAY,
+    RETRY_NOW,
     Attempt,
     BacklogChange,
     BacklogRow,
@@ -40,13 +48,28 @@ from hookpost.engine.work import (
     Hold,
     JournalRow,
     Kind,
+    Named,
     Settle,
     ShardSettle,
     Takeover,
+    Wanted,
     Work,
 )
-from hookpost.model import Dead, DeadReason, Delivered, Endpoint, Outcome, Retry, Tenant, WaitReason
-from hookpost.policy.gate import Wait, endpoint_gate, parks
+from hookpost.model import (
+    Dead,
+    DeadReason,
+    Delivered,
+    Endpoint,
+    EndpointStatus,
+    OnDead,
+    Outcome,
+    Retry,
+    Tenant,
+    WaitReason,
+)
+from hookpost.policy.breaker import BreakerPolicy, BreakerRecord, BreakerState, Probe
+from hookpost.policy.budget import BudgetPolicy
+from hookpost.policy.gate import PARK_AFTER_S, Wait, parks
 from hookpost.policy.retry import decide, retry_after_s
 from hookpost.policy.routing import cap_share
 
@@ -71,13 +94,15 @@ IDLE_S = 600.0
 # Idle lanes are looked for this often, in so many lanes at a time: it must not hold up what is sent.
 IDLE_LOOK_S = 1.0
 IDLE_LOOK_LANES = 1000
-
-
-class Wanted(Enum):
-    """Which rows of its backlog a lane wants."""
-
-    DUE = auto()
-    EXPIRED = auto()
+# Of a lane that fills the memory so many go to the backlog at once: writing twenty thousand rows in one go would hold
+# up everybody else for a tenth of a second.
+SPILL_AT_ONCE = 1000
+# When a receiver may be probed and its lane has nothing to send, it is looked at again so much later.
+FORWARD_AGAIN_S = 1.0
+# How often what waits for the retry budget is looked at again: its books are kept by the second.
+BUDGET_LOOK_S = 1.0
+# When more than this part of a worker's requests are under way, a tenant may not have more of them than its fair share.
+SCARCE_PART = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +120,21 @@ class Limits:
     fragments: int = 512
 
 
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The platform's policies that are not an endpoint's own."""
+
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    budget: BudgetPolicy = field(default_factory=BudgetPolicy)
+
+
 class _Shard:
     """One owned shard: its progress and what happened since the last settle."""
 
     __slots__ = (
         "attempts", "dead", "deletes", "doubt_stored", "doubtful_until", "draining", "dropped_lanes", "fence",
-        "in_flight", "lanes", "number", "progress", "read_created_at", "revived", "settle_no", "touched", "upserts",
+        "in_flight", "lanes", "number", "opened_at", "progress", "quiet_until", "read_created_at", "revived",
+        "settle_no", "touched", "upserts",
     )  # fmt: skip
 
     def __init__(self, takeover: Takeover, now: float) -> None:
@@ -109,8 +143,10 @@ class _Shard:
         self.settle_no = takeover.settle_no
         self.progress = ShardProgress(takeover.read_to, takeover.read_day)
         self.lanes: dict[UUID, Lane] = {}
+        self.opened_at = now
+        self.quiet_until = takeover.quiet_until
         # What existed by then may have been sent by the last owner, who did not live to record it.
-        self.doubtful_until = 0.0 if takeover.clean else now
+        self.doubtful_until = 0.0 if takeover.clean else now + TICK_S
         self.doubt_stored = False
         self.read_created_at = 0.0
         self.in_flight = 0
@@ -150,7 +186,11 @@ class _Shard:
             self.doubt_stored
             or self.read_created_at <= self.doubtful_until
             or any(
-                lane.fetching or lane.next_due <= self.doubtful_until or any(w.possible_duplicate for w in lane.queue)
+                lane.fetching
+                or (lane.inherited and lane.stored > 0)
+                or any(w.possible_duplicate for w in lane.queue)
+                or any(w.possible_duplicate for w in lane.later)
+                or lane.named
                 for lane in self.lanes.values()
             )
         )
@@ -159,15 +199,19 @@ class _Shard:
 class Engine:
     """All decisions of one worker. Every method takes `now`, which must never go back."""
 
-    def __init__(self, *, worker: str, limits: Limits, rng: Random) -> None:
+    def __init__(self, *, worker: str, limits: Limits, rng: Random, policies: Policies | None = None) -> None:
         self._worker = worker
         self._limits = limits
         self._rng = rng
+        policies = policies or Policies()
+        self._gates = Gates(breaker=policies.breaker, budget=policies.budget)
+        self._over_budget: deque[Lane] = deque()
+        self._budget_look = NEVER
         self._shards: dict[int, _Shard] = {}
         self._tenants: dict[UUID, TenantState] = {}
         self._at_home: dict[int, dict[TenantState, None]] = {}
         self._endpoints: dict[UUID, EndpointState] = {}
-        self._turns = Turns()
+        self._turns = Turns(limits.in_flight, SCARCE_PART)
         self._timers: list[tuple[float, int, Lane]] = []
         self._timer_no = 0
         self._timers_max = TIMERS_SWEPT_AT
@@ -200,8 +244,11 @@ class Engine:
         shard = self._shards[takeover.shard] = _Shard(takeover, now)
         self._share_caps(takeover.shard)
         for summary in takeover.lanes:
-            lane = self._new_lane(shard, summary.endpoint_id, summary.tenant_id)
+            lane = self._new_lane(shard, summary.endpoint_id, summary.tenant_id, now)
             lane.stored = summary.count
+            lane.inherited = not takeover.clean
+            lane.unblock = summary.blocking > 0
+            lane.stored_from = summary.first
             lane.next_due = summary.next_due
             lane.next_deadline = summary.next_deadline
             if lane.endpoint.config is not None and lane.endpoint.config.deleted:
@@ -237,9 +284,13 @@ class Engine:
         self.pending_attempts -= len(shard.attempts)
         for lane in shard.lanes.values():
             lane.open = False
-            for work in lane.queue:
-                self._unbuffer(work)
-            lane.queue = NO_QUEUE
+            for works in (lane.queue, lane.later):
+                for work in works:
+                    self._unbuffer(work)
+            for named in self._forget_names(lane):
+                if named.work is not None:
+                    self._unbuffer(named.work)
+            lane.queue = lane.later = NO_QUEUE
             endpoint = lane.endpoint
             endpoint.lanes.remove(lane)
             if lane.blocked:
@@ -254,6 +305,7 @@ class Engine:
         self._endpoints.pop(endpoint.endpoint_id, None)
         self._missing.pop(endpoint.endpoint_id, None)
         tenant.endpoints.pop(endpoint.endpoint_id, None)
+        tenant.origins = None
         if not tenant.endpoints and not tenant.lanes:
             self._tenants.pop(tenant.tenant_id, None)
             self._leave_home(tenant)
@@ -307,17 +359,50 @@ class Engine:
         for config in endpoints:
             self._missing.pop(config.endpoint_id, None)
             known = self._endpoints.get(config.endpoint_id)
-            if known is None:
+            if known is not None:
+                self._configure(known, config, now)
+
+    def _configure(self, endpoint: EndpointState, config: Endpoint, now: float) -> None:
+        before = endpoint.config
+        opened = before is not None and before.status is not EndpointStatus.ENABLED is config.status
+        self._limit(endpoint, config, now)
+        endpoint.config = config
+        endpoint.tenant.origins = None
+        endpoint.hold_until = max(endpoint.hold_until, config.hold_until)
+        self._share_endpoint(endpoint)
+        for lane in endpoint.lanes:
+            if config.deleted:
+                self._cancel_lane(lane)
                 continue
-            known.config = config
-            known.hold_until = max(known.hold_until, config.hold_until)
-            self._share_endpoint(known)
-            for lane in known.lanes:
-                if config.deleted:
-                    self._cancel_lane(lane)
-                elif lane.queue:
-                    self._turns.enter(lane)
-                self._consider(lane, now)
+            self._order(lane, config)
+            lane.head_due = 0.0
+            if opened:
+                self._bring_forward(lane, now)
+            if lane.has_work():
+                self._turns.enter(lane)
+            self._consider(lane, now)
+
+    def _limit(self, endpoint: EndpointState, config: Endpoint, now: float) -> None:
+        """Its rate limit. It lives in the first home shard; where it has lanes in others, of a time before it was
+        pinned there, none of these knows of the rest, and each has a part of the rate: all together keep to it."""
+        tenant = endpoint.tenant
+        homes = () if tenant.config is None else tenant.config.home_shards
+        away = homes and not any(tenant.lives_in(lane.shard) for lane in endpoint.lanes)
+        opened_at = max((self._shards[lane.shard].opened_at for lane in endpoint.lanes), default=now)
+        # A limit that is new is not filled up by the time before it was one.
+        since = opened_at if endpoint.config is None else now
+        part = 1 / max(1, len(homes) - 1) if away else 1.0
+        self._gates.configure(endpoint, config, since=since, part=part, now=now)
+
+    def _order(self, lane: Lane, config: Endpoint) -> None:
+        """Does the lane keep an order? Called with every change of its endpoint's configuration."""
+        lane.in_order = config.rate_limit is not None
+        was_ordered, lane.ordered = lane.ordered, config.ordered
+        did_block, lane.blocks = lane.blocks, config.ordered and config.on_dead is OnDead.BLOCK
+        if did_block and not lane.blocks:
+            lane.unblock = lane.stored > 0
+        if lane.ordered and not was_ordered:
+            self._set_replays_apart(lane)
 
     def _settle_in(self, state: TenantState, config: Tenant) -> None:
         self._leave_home(state)
@@ -331,22 +416,28 @@ class Engine:
             state = self._tenants[tenant_id] = TenantState(tenant_id)
         return state
 
-    def _lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID) -> Lane:
+    def _lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID, now: float) -> Lane:
         """The lane for a delivery that comes in."""
         lane = shard.lanes.get(endpoint_id)
         if lane is None:
-            lane = self._new_lane(shard, endpoint_id, tenant_id)
+            lane = self._new_lane(shard, endpoint_id, tenant_id, now)
         if lane.queue is NO_QUEUE:
             lane.queue = deque()
             self._ask_for(lane.endpoint)
         return lane
+
+    def _later(self, lane: Lane) -> deque[Work]:
+        """Where what is second to fresh deliveries waits."""
+        if lane.later is NO_QUEUE:
+            lane.later = deque()
+        return lane.later
 
     def _ask_for(self, endpoint: EndpointState) -> None:
         """Its configuration is needed now."""
         if endpoint.config is None:
             self._missing[endpoint.endpoint_id] = endpoint.tenant.tenant_id
 
-    def _new_lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID) -> Lane:
+    def _new_lane(self, shard: _Shard, endpoint_id: UUID, tenant_id: UUID, now: float) -> Lane:
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
             tenant = self._tenant(tenant_id)
@@ -356,7 +447,14 @@ class Engine:
                 # Noted for a shard that was closed since, and not yet part of any configuration.
                 endpoint.hold_until = self._holds[endpoint_id].until
         lane = shard.lanes[endpoint_id] = Lane(shard.number, endpoint)
+        lane.quiet_until = shard.quiet_until
         endpoint.lanes.append(lane)
+        endpoint.tenant.origins = None
+        if endpoint.config is not None:
+            self._order(lane, endpoint.config)
+            # The shard's last owner may have emptied its bucket a moment ago.
+            endpoint.bucket = None
+            self._limit(endpoint, endpoint.config, now)
         return lane
 
     # ---- the journal --------------------------------------------------------------------------------------------
@@ -380,7 +478,7 @@ class Engine:
             shard.progress.advance(row.seq, row.day)
             if row.kind == Kind.REPLAY:
                 shard.revived.extend((row.event_id, endpoint_id) for endpoint_id in row.owed)
-            if row.owed and row.kind != Kind.CONTROL:
+            if row.owed:
                 self._accept(shard, row, row.owed, (), now=now)
         if rows:
             shard.read_created_at = rows[-1].created_at
@@ -403,7 +501,10 @@ class Engine:
         shard.progress.begin(entry)
         possible_duplicate = row.created_at <= shard.doubtful_until
         for endpoint_id in owed:
-            lane = self._lane(shard, endpoint_id, row.tenant_id)
+            lane = self._lane(shard, endpoint_id, row.tenant_id, now)
+            if row.kind == Kind.CONTROL:
+                self._name(lane, Named(row.type, entry), now)
+                continue
             work = Work(entry, lane, row.created_at, possible_duplicate=possible_duplicate)
             self._buffer(work)
             self._enqueue(lane, work, now)
@@ -417,12 +518,24 @@ class Engine:
             self._unbuffer(work)
             self._finish(work)
             return
-        wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
+        if lane.ordered and work.entry.generation:
+            self._name(lane, Named(REPLAY, work.entry, work), now)
+            return
+        wait = self._gates.closed(lane, config, now=now)
         if wait is not None and parks(wait, now=now):
             self._put_away(work, wait.reason, now)
             return
-        lane.queue.append(work)
+        self._line_up(lane, work)
         self._turns.enter(lane)
+
+    def _line_up(self, lane: Lane, work: Work) -> None:
+        """A replay is second to what is fresh, unless the lane keeps an order."""
+        if work.entry.generation and not lane.ordered:
+            self._later(lane).append(work)
+            return
+        if lane.queue is NO_QUEUE:
+            lane.queue = deque()
+        lane.queue.append(work)
 
     # ---- sending ------------------------------------------------------------------------------------------------
 
@@ -444,41 +557,59 @@ class Engine:
         return sends
 
     def _next_of(self, lane: Lane, now: float) -> Work | None:
-        """The head of the lane if every gate lets it through; else the lane waits for what can open them."""
+        """The next one of the lane if every gate lets it through; else the lane waits for what can open them."""
         endpoint = lane.endpoint
-        if not lane.open or not lane.queue or self._shards[lane.shard].draining:
+        config = endpoint.config
+        if not lane.open or config is None or not lane.has_work() or self._shards[lane.shard].draining:
             self._wake_waiting(endpoint)
             return None
-        wait = self._admit(endpoint, lane.queue[0], now)
+        work = lane.head(now=now)
+        if work is None:
+            self._without_head(lane, config, now)
+            return None
+        wait = self._gates.admit(lane, work, config, now=now)
+        fresh = lane.queue and not (lane.in_order or lane.ordered)
+        if wait is not None and wait.reason is WaitReason.RETRY_BUDGET and fresh:
+            # What is over the budget does not hold up first attempts.
+            self._wait_for_budget(lane, now)
+            work = lane.queue[0]
+            wait = self._gates.admit(lane, work, config, now=now)
         if wait is not None:
             self._hold_back(lane, wait, now)
             return None
-        work = lane.queue.popleft()
-        if lane.queue:
+        self._take(lane, work)
+        if lane.has_work():
             self._turns.enter(lane)
-        if lane.next_due <= now:
+        if lane.next_due <= now or (lane.forward_to and not lane.later):
             self._consider(lane, now)
         if work.entry.payload is None:
-            self._unbuffer(work)
-            self._bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
-            self._wake_waiting(endpoint)
+            self._without_payload(lane, work, now)
             return None
         return work
 
-    def _admit(self, endpoint: EndpointState, work: Work, now: float) -> Wait | None:
-        config = endpoint.config
-        if config is None:
-            return Wait(WaitReason.PAUSED)
-        wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
+    def _without_head(self, lane: Lane, config: Endpoint, now: float) -> None:
+        """Whose turn it is lies in the backlog, or behind something that is under way or being written."""
+        wait = self._gates.closed(lane, config, now=now)
         if wait is not None:
-            return wait
-        if endpoint.in_flight >= endpoint.cap:
-            return Wait(WaitReason.IN_FLIGHT_CAP)
-        for gate in endpoint.gates:
-            wait = gate.admit(first_attempt=work.retry_count == 0, now=now)
-            if wait is not None:
-                return wait
-        return None
+            self._hold_back(lane, wait, now)
+            return
+        self._wake_waiting(lane.endpoint)
+        self._consider(lane, now)
+
+    def _take(self, lane: Lane, work: Work) -> None:
+        """Out of its queue, whose first it is."""
+        lane.turn += 1
+        if lane.later and lane.later[0] is work:
+            lane.later.popleft()
+        else:
+            lane.queue.popleft()
+
+    def _without_payload(self, lane: Lane, work: Work, now: float) -> None:
+        """What would be sent is gone."""
+        self._unbuffer(work)
+        self._gates.withdraw(lane.endpoint, work, now=now)
+        self._bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
+        self._wake_waiting(lane.endpoint)
 
     def _hold_back(self, lane: Lane, wait: Wait, now: float) -> None:
         endpoint = lane.endpoint
@@ -490,19 +621,26 @@ class Engine:
             return
         # It does not take the place that was free for it: the lanes behind it must hear of the gate, too.
         self._wake_waiting(endpoint)
-        if endpoint.config is None:
+        if wait.reason is WaitReason.RETRY_BUDGET:
+            self._wait_for_budget(lane, now)
             return
         if parks(wait, now=now):
             self._park(lane, wait.reason, now)
         if wait.until is not None:
             self._wake_at(lane, wait.until)
 
+    def _wait_for_budget(self, lane: Lane, now: float) -> None:
+        if not lane.over_budget:
+            lane.over_budget = True
+            self._over_budget.append(lane)
+            self._budget_look = min(self._budget_look, now + BUDGET_LOOK_S)
+
     def _start(self, work: Work) -> None:
         self._unbuffer(work)
         size = work.entry.size
         lane = work.lane
         lane.endpoint.in_flight += 1
-        lane.endpoint.tenant.in_flight += 1
+        self._turns.start(lane.endpoint.tenant)
         self._shards[lane.shard].in_flight += 1
         self.in_flight += 1
         self.in_flight_bytes += size
@@ -512,7 +650,7 @@ class Engine:
         while endpoint.waiting:
             lane = endpoint.waiting.popleft()
             lane.blocked = False
-            if lane.queue:
+            if lane.has_work():
                 self._turns.enter(lane)
                 if not everyone:
                     return
@@ -538,9 +676,15 @@ class Engine:
         """An attempt ended: record it, decide, and let the next one of its endpoint go."""
         lane = work.lane
         endpoint = lane.endpoint
+        changed = self._gates.ended(endpoint, work, outcome, now=now)
         self._end(work, lane, endpoint)
         if outcome.retry_after is not None:
             self._note_hold(endpoint, outcome, now)
+        if lane.ordered:
+            for each in endpoint.lanes:
+                self._consider(each, now)
+        if changed is not None:
+            self._breaker_changed(endpoint.tenant, endpoint.origin, changed.state, now)
         if not lane.open:
             return
         shard = self._shards[lane.shard]
@@ -548,8 +692,6 @@ class Engine:
         assert config is not None
         if not work.deadline:
             work.deadline = work.entry.created_at + config.retry.deadline_s
-        for gate in endpoint.gates:
-            gate.observe(outcome, now=now)
         decision = decide(
             outcome,
             retry_count=work.retry_count,
@@ -564,10 +706,12 @@ class Engine:
                 self._finish(work)
             case Retry(due_at=due_at):
                 self._record(shard, work, outcome, "retry")
-                if config.deleted:
+                if config.deleted or work.entry.seq < lane.cancelled.get(work.entry.event_id, 0):
                     self._finish(work)
                 else:
                     self._store(work, WaitReason.RETRY, due_at, work.retry_count + 1, outcome, now)
+                    if lane.ordered:
+                        self._wait_for_head(lane, due_at)
             case Dead(reason=reason):
                 self._record(shard, work, outcome, "dead")
                 if outcome.status == 410:
@@ -575,11 +719,13 @@ class Engine:
                 self._bury(work, reason, outcome, attempts=work.retry_count + 1, now=now)
             case _:
                 assert_never(decision)
+        if lane.cancelled and not endpoint.in_flight:
+            lane.cancelled = NO_CANCELS
 
     def _end(self, work: Work, lane: Lane, endpoint: EndpointState) -> None:
         tenant = endpoint.tenant
         endpoint.in_flight -= 1
-        tenant.in_flight -= 1
+        self._turns.end(tenant)
         self.in_flight -= 1
         self.in_flight_bytes -= work.entry.size
         if lane.open:
@@ -633,7 +779,12 @@ class Engine:
                 last_error_code=None if outcome is None else outcome.error_code,
             )
         )
-        self._finish(work)
+        if work.lane.blocks:
+            # The row stays, never due: whoever owns the shard next must find the lane blocked.
+            self._store(work, WaitReason.ORDERED, NEVER, attempts, outcome, now, deadline=NEVER)
+            self._wait_for_head(work.lane, NEVER)
+        else:
+            self._finish(work)
 
     def _finish(self, work: Work) -> None:
         """Nothing more is owed: out of the journal's open entries, or out of the backlog."""
@@ -643,12 +794,25 @@ class Engine:
         if work.stored:
             lane.stored -= 1
             shard.deletes.append((lane.endpoint.endpoint_id, work.entry.seq))
-            self._released.append((lane, work.entry.seq))
+            self._release(lane, work.entry.seq)
         else:
             shard.progress.finish(work.entry, lane.endpoint.endpoint_id)
 
+    def _release(self, lane: Lane, position: int) -> None:
+        """Its row changes with this settle, and may be fetched again when that is committed."""
+        lane.unsettled += 1
+        self._released.append((lane, position))
+
     def _store(
-        self, work: Work, reason: WaitReason, due_at: float, retry_count: int, outcome: Outcome | None, now: float
+        self,
+        work: Work,
+        reason: WaitReason,
+        due_at: float,
+        retry_count: int,
+        outcome: Outcome | None,
+        now: float,
+        *,
+        deadline: float = 0.0,
     ) -> None:
         """Write the delivery to the backlog, or write its row anew."""
         lane = work.lane
@@ -658,7 +822,7 @@ class Engine:
         shard = self._shards[lane.shard]
         # A row must lie behind all that was or is being fetched, or no fetch would find it again.
         due_at = max(due_at, now + TICK_S)
-        deadline = work.deadline or entry.created_at + config.retry.deadline_s
+        deadline = deadline or work.deadline or entry.created_at + config.retry.deadline_s
         key = (lane.endpoint.endpoint_id, entry.seq)
         shard.upserts[key] = BacklogChange(
             endpoint_id=key[0],
@@ -672,19 +836,25 @@ class Engine:
             retry_count=retry_count,
             deadline=deadline,
             created_at=entry.created_at,
+            stored_at=now,
             last_http_status=None if outcome is None else outcome.status,
             last_error_code=None if outcome is None else outcome.error_code,
         )
         self._touch(shard)
+        lane.stored_from = min(lane.stored_from, entry.seq)
+        if lane.ordered:
+            lane.rescan = lane.fetching
         if not work.stored:
             shard.progress.finish(entry, key[0])
             lane.stored += 1
             lane.occupy(entry.seq)
-        self._released.append((lane, entry.seq))
+        self._release(lane, entry.seq)
         self._look_again(lane, due_at, deadline)
 
     def _look_again(self, lane: Lane, due_at: float, deadline: float) -> None:
         """Once this settle is committed, the lane's backlog has a row due then, with that deadline."""
+        if due_at == deadline == NEVER:
+            return
         if lane.due_building == lane.deadline_building == NEVER:
             self._unsettled_lanes.append(lane)
         lane.due_building = min(lane.due_building, due_at)
@@ -697,33 +867,46 @@ class Engine:
         limits = self._limits
         if self.buffered < limits.buffer and self.buffered_bytes < limits.buffer_bytes:
             return
-        lanes = [lane for shard in self._shards.values() for lane in shard.lanes.values() if lane.queue]
-        lanes.sort(key=lambda lane: len(lane.queue), reverse=True)
+        lanes = [lane for shard in self._shards.values() for lane in shard.lanes.values() if lane.has_work()]
+        lanes.sort(key=lambda lane: len(lane.queue) + len(lane.later), reverse=True)
+        spilled_to = self.buffered - SPILL_AT_ONCE
         for lane in lanes:
             if self.buffered <= limits.buffer * ROOM_LEFT and self.buffered_bytes <= limits.buffer_bytes * ROOM_LEFT:
                 return
-            self._spill(lane, now)
+            if self.buffered <= spilled_to:
+                return
+            self._spill(lane, now, self.buffered - spilled_to)
 
     def _mend(self, shard: _Shard, now: float) -> None:
         """Too much to write down in each settle: the lanes that lag behind most go to the backlog."""
-        lanes = [lane for lane in shard.lanes.values() if lane.queue]
-        lanes.sort(key=lambda lane: lane.queue[0].entry.seq)
+        lanes = [lane for lane in shard.lanes.values() if lane.has_work()]
+        lanes.sort(key=lambda lane: (lane.queue or lane.later)[0].entry.seq)
         for lane in lanes:
             if shard.progress.fragments <= self._limits.fragments // 2:
                 return
             self._spill(lane, now)
 
-    def _spill(self, lane: Lane, now: float) -> None:
-        """Its queue goes to the backlog, unless it waits for its endpoint's configuration."""
+    def _spill(self, lane: Lane, now: float, count: int = -1) -> None:
+        """So many of its newest deliveries go to the backlog, or (-1, or if it keeps an order) all of them, unless it
+        waits for its endpoint's configuration."""
         config = lane.endpoint.config
-        if config is not None:
-            wait = endpoint_gate(config, hold_until=lane.endpoint.hold_until, now=now)
-            self._park(lane, WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason, now)
+        if config is None:
+            return
+        wait = self._gates.closed(lane, config, now=now)
+        reason = WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason
+        if 0 <= count < len(lane.queue) and not (lane.in_order or lane.ordered):
+            for _ in range(count):
+                self._put_away(lane.queue.pop(), reason, now)
+            self._consider(lane, now)
+        else:
+            self._park(lane, reason, now)
 
     def _park(self, lane: Lane, reason: WaitReason, now: float) -> None:
+        later, lane.later = lane.later, NO_QUEUE
         queue, lane.queue = lane.queue, NO_QUEUE
-        for work in queue:
-            self._put_away(work, reason, now)
+        for works in (later, queue):
+            for work in works:
+                self._put_away(work, reason, now)
         self._consider(lane, now)
 
     def _put_away(self, work: Work, reason: WaitReason, now: float) -> None:
@@ -735,22 +918,21 @@ class Engine:
                 self._shards[lane.shard].doubt_stored = True
             self._store(work, reason, now, work.retry_count, None, now)
             return
-        lane.let_go(work.entry.seq)
-        lane.after = FROM_START
-        lane.rescan = lane.fetching
-        lane.next_due = min(lane.next_due, work.due_at)
-        lane.next_deadline = min(lane.next_deadline, work.deadline)
+        self._let_go(lane, work)
 
     def _cancel_lane(self, lane: Lane) -> None:
         """The endpoint was deleted: what is owed to it is cancelled, also in the backlog."""
         shard = self._shards[lane.shard]
-        for work in lane.queue:
-            self._unbuffer(work)
-            if work.stored:
-                lane.let_go(work.entry.seq)
-            else:
-                self._finish(work)
-        lane.queue = NO_QUEUE
+        for works in (lane.queue, lane.later):
+            for work in works:
+                self._unbuffer(work)
+                if work.stored:
+                    lane.let_go(work.entry.seq)
+                else:
+                    self._finish(work)
+        lane.queue = lane.later = NO_QUEUE
+        for named in self._forget_names(lane):
+            self._named_done(lane, named)
         shard.dropped_lanes.append(lane.endpoint.endpoint_id)
         for key in [key for key in shard.upserts if key[0] == lane.endpoint.endpoint_id]:
             del shard.upserts[key]
@@ -781,11 +963,29 @@ class Engine:
             moment, _, lane = heapq.heappop(self._timers)
             if lane.open and moment >= lane.alarm:
                 lane.alarm = NEVER
-                if lane.queue:
+                if lane.has_work():
                     self._turns.enter(lane)
                 self._consider(lane, now)
+        self._gates.tick(now=now)
+        if self._budget_look <= now:
+            self._share_budget(now)
         if self._look_at <= now:
             self._forget_lanes(now)
+
+    def _share_budget(self, now: float) -> None:
+        """Some of the lanes that wait for the retry budget may go on, those that waited longest first."""
+        waiting, self._over_budget = self._over_budget, deque()
+        free = self._gates.budget.free(now=now)
+        for lane in waiting:
+            if lane.open and free > 0 and self._gates.budget.admits(lane.endpoint.tenant.tenant_id, now=now):
+                free -= 1
+                lane.over_budget = False
+                if lane.has_work():
+                    self._turns.enter(lane)
+                self._consider(lane, now)
+            elif lane.open:
+                self._over_budget.append(lane)
+        self._budget_look = now + BUDGET_LOOK_S if self._over_budget else NEVER
 
     def _forget_lanes(self, now: float) -> None:
         """Look through some lanes. One that is found idle twice in a row, with all of IDLE_S between, is forgotten."""
@@ -800,7 +1000,7 @@ class Engine:
             if lane.queue is NO_QUEUE:
                 self._forget_lane(lane)
             else:
-                lane.queue = NO_QUEUE
+                lane.queue = lane.later = NO_QUEUE
         self._look_at = now + (IDLE_LOOK_S if lanes else IDLE_S)
 
     def _forget_lane(self, lane: Lane) -> None:
@@ -812,7 +1012,8 @@ class Engine:
 
     def next_wakeup(self) -> float | None:
         """When `tick` has something to do, as a Unix time."""
-        return self._timers[0][0] if self._timers else None
+        moment = min(self._timers[0][0] if self._timers else NEVER, self._budget_look)
+        return None if moment == NEVER else moment
 
     def _consider(self, lane: Lane, now: float) -> None:
         """Does this lane want rows of its backlog? If not now, it is looked at again when it will."""
@@ -821,22 +1022,49 @@ class Engine:
             self._wanted.append(lane)
 
     def _wants(self, lane: Lane, now: float) -> Wanted | None:
-        endpoint = lane.endpoint
-        config = endpoint.config
-        if lane.stored <= 0:
+        config = lane.endpoint.config
+        if lane.stored <= 0 and not lane.named:
             return None
         if config is None:
             self._wants_unknown(lane, now)
             return None
+        if lane.named:
+            # Whatever the gates say: what is cancelled must not wait for its receiver.
+            return Wanted.NAMED if lane.unsettled == 0 else None
         if config.deleted:
             return None
-        wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
+        if lane.unblock and not lane.blocks:
+            return Wanted.BLOCKING if lane.unsettled == 0 else None
+        wait = self._gates.closed(lane, config, now=now)
         if wait is not None:
             return self._wants_closed(lane, wait, now)
-        if lane.next_due > now:
-            self._wake_at(lane, _on_grid(lane.next_due))
-        elif len(lane.queue) < FETCH_MAX // 2 and min(lane.due_building, lane.due_settling) > lane.next_due:
-            return Wanted.DUE
+        if lane.ordered:
+            return self._wants_ordered(lane, now)
+        return self._wants_open(lane, now)
+
+    def _wants_open(self, lane: Lane, now: float) -> Wanted | None:
+        """What is due goes first, then what the receiver's recovery brings forward."""
+        if len(lane.later) >= FETCH_MAX // 2 or lane.over_budget:
+            return None
+        if lane.next_due <= now:
+            return Wanted.DUE if min(lane.due_building, lane.due_settling) > lane.next_due else None
+        if lane.forward_to or (not lane.has_work() and self._gates.probing(lane.endpoint)):
+            return Wanted.FORWARD
+        self._wake_at(lane, _on_grid(lane.next_due))
+        return None
+
+    def _wants_ordered(self, lane: Lane, now: float) -> Wanted | None:
+        """The next one in order, when nothing of the lane is under way or being written."""
+        if lane.later or lane.endpoint.in_flight or lane.unsettled:
+            return None
+        if lane.head_due <= now or lane.forced is not None or self._gates.probing(lane.endpoint):
+            return Wanted.HEAD
+        if lane.next_deadline <= now:
+            return Wanted.EXPIRED
+        if lane.queue and lane.head_due - now > PARK_AFTER_S:
+            # What waits behind it must be written down, or nobody would see it reach its deadline.
+            self._park(lane, WaitReason.ORDERED, now)
+        self._wake_at(lane, min(lane.head_due, lane.next_deadline))
         return None
 
     def _wants_unknown(self, lane: Lane, now: float) -> None:
@@ -850,7 +1078,7 @@ class Engine:
     def _wants_closed(self, lane: Lane, wait: Wait, now: float) -> Wanted | None:
         """A lane that is closed for long lets go of what reaches its deadline meanwhile."""
         until = NEVER if wait.until is None else wait.until
-        if not parks(wait, now=now):
+        if wait.until is not None and not parks(wait, now=now):
             self._wake_at(lane, until)
         elif lane.next_deadline > now:
             self._wake_at(lane, min(until, lane.next_deadline))
@@ -877,21 +1105,31 @@ class Engine:
         lane.released = []
         lane.rescan = False
         self._fetching += 1
-        expired = wanted is Wanted.EXPIRED
-        if expired:
-            until = now
-            lane.next_deadline = NEVER
-        else:
-            until = min(now, lane.due_building - TICK_S, lane.due_settling - TICK_S)
-            lane.next_due = NEVER
-        return Fetch(lane, lane.shard, lane.endpoint.endpoint_id, lane.after, until, FETCH_MAX, expired=expired)
+        limit = 1 if wanted is Wanted.FORWARD and not lane.forward_to else FETCH_MAX
+        fetch = partial(Fetch, lane, lane.shard, lane.endpoint.endpoint_id, limit=limit, wanted=wanted)
+        match wanted:
+            case Wanted.DUE:
+                lane.next_due = NEVER
+                until = min(now, lane.due_building - TICK_S, lane.due_settling - TICK_S)
+                return fetch(after=lane.after, until=until)
+            case Wanted.EXPIRED:
+                lane.next_deadline = NEVER
+                return fetch(after=FROM_START, until=now)
+            case Wanted.FORWARD:
+                return fetch(after=lane.forward_after, until=now, stored_by=lane.forward_to or NEVER)
+            case Wanted.NAMED:
+                return fetch(after=FROM_START, until=NEVER, event_id=lane.named[0].entry.event_id)
+            case Wanted.HEAD | Wanted.BLOCKING:
+                return fetch(after=FROM_START, until=NEVER)
+            case _:
+                assert_never(wanted)
 
     def on_fetch_failed(self, fetch: Fetch, *, now: float, again_s: float) -> None:
         """The store did not answer: nothing was learnt, ask again later."""
         self._fetched(fetch)
-        if fetch.expired:
+        if fetch.wanted is Wanted.EXPIRED:
             fetch.lane.next_deadline = min(fetch.lane.next_deadline, now + again_s)
-        else:
+        elif fetch.wanted is Wanted.DUE:
             fetch.lane.next_due = min(fetch.lane.next_due, now + again_s)
         if fetch.lane.open:
             # What is due by now is not known any more.
@@ -905,27 +1143,133 @@ class Engine:
         busy = lane.busy.copy()
         self._fetched(fetch)
         config = lane.endpoint.config
-        if not lane.open or config is None or config.deleted:
+        if not lane.open or config is None or (config.deleted and fetch.wanted is not Wanted.NAMED):
             return
-        if fetch.expired:
-            lane.next_deadline = min(lane.next_deadline, behind)
-            for row in rows:
-                if row.position not in busy:
-                    self._expire(lane, row, now)
-            if more:
-                # The next ones can be told from these when these are gone.
-                self._look_again(lane, NEVER, now)
-                self._touch(self._shards[lane.shard])
-        else:
-            if not lane.rescan and rows:
-                lane.after = (rows[-1].due_at, rows[-1].position)
-            lane.next_due = min(lane.next_due, rows[-1].due_at if more else behind)
-            for row in rows:
-                if row.position not in busy:
+        free = [row for row in rows if row.position not in busy]
+        match fetch.wanted:
+            case Wanted.DUE:
+                if not lane.rescan and rows:
+                    lane.after = (rows[-1].due_at, rows[-1].position)
+                lane.next_due = min(lane.next_due, rows[-1].due_at if more else behind)
+                for row in free:
                     self._load(lane, row)
-        if lane.queue:
+            case Wanted.EXPIRED:
+                self._on_expired(lane, free, more, behind, now)
+            case Wanted.FORWARD:
+                self._on_forward(lane, rows, free, more, now)
+                if not free:
+                    # Nothing to send though something is stored: it is under way, or blocks. Not again at once.
+                    self._wake_at(lane, now + FORWARD_AGAIN_S)
+                    return
+            case Wanted.HEAD:
+                if not lane.rescan:
+                    lane.stored_from = rows[-1].position + 1 if more else NO_POSITION
+                    self._on_head(lane, free, now)
+            case Wanted.BLOCKING:
+                lane.unblock = more
+                for row in free:
+                    self._drop(lane, row)
+            case Wanted.NAMED:
+                if lane.named and lane.named[0].entry.event_id == fetch.event_id:
+                    self._on_named(lane, free, now, more=more)
+            case _:
+                assert_never(fetch.wanted)
+        if lane.has_work():
             self._turns.enter(lane)
         self._consider(lane, now)
+
+    def _on_expired(self, lane: Lane, rows: Sequence[BacklogRow], more: bool, behind: float, now: float) -> None:
+        lane.next_deadline = min(lane.next_deadline, behind)
+        for row in rows:
+            self._expire(lane, row, now)
+        if more:
+            # The next ones can be told from these when these are gone.
+            self._look_again(lane, NEVER, now)
+            self._touch(self._shards[lane.shard])
+
+    def _on_forward(
+        self, lane: Lane, rows: Sequence[BacklogRow], free: Sequence[BacklogRow], more: bool, now: float
+    ) -> None:
+        """Not due yet, but their receiver is back. A probe needs one of them, whoever wins."""
+        if lane.forward_to and rows:
+            lane.forward_after = (rows[-1].due_at, rows[-1].position)
+        if not more:
+            lane.forward_to = 0.0
+        for row in free:
+            self._load_early(lane, row, now)
+
+    def _on_head(self, lane: Lane, rows: Sequence[BacklogRow], now: float) -> None:
+        """The first of an ordered lane: sent when it is due, together with what may follow it."""
+        forced, lane.forced = lane.forced, None
+        lane.head_due = 0.0
+        for place, row in enumerate(rows):
+            hurry = place == 0 and (row.event_id == forced or self._gates.probing(lane.endpoint))
+            if row.due_at == NEVER and not lane.blocks:
+                self._drop(lane, row)
+            elif row.due_at <= now or (hurry and row.due_at != NEVER):
+                self._load_early(lane, row, now) if hurry else self._load(lane, row)
+            else:
+                lane.stored_from = row.position
+                lane.head_due = 0.0 if lane.later else row.due_at
+                return
+
+    def _on_named(self, lane: Lane, rows: Sequence[BacklogRow], now: float, *, more: bool = False) -> None:
+        """What the backlog holds of an event that something is to be done with. Of what is cancelled the rest is asked
+        for when these are gone."""
+        named = lane.named[0]
+        older = [row for row in rows if row.position < named.entry.seq]
+        if named.type == CANCEL:
+            self._cancel(lane, named.entry)
+            for row in older:
+                self._drop(lane, row)
+            lane.head_due = 0.0
+            if more and older:
+                return
+        elif named.type == RETRY_NOW:
+            for row in older:
+                if row.due_at != NEVER:
+                    self._hurry(lane, row, now)
+        lane.named.popleft()
+        if not lane.named:
+            lane.named = NO_NAMES
+        config = lane.endpoint.config
+        if named.work is None or config is None or config.deleted:
+            self._named_done(lane, named)
+        else:
+            self._replay_in_order(lane, named.work, config, older, now)
+
+    def _hurry(self, lane: Lane, row: BacklogRow, now: float) -> None:
+        """Tried now, whatever its schedule says. In an ordered lane only the first one can be."""
+        if lane.ordered:
+            lane.forced = row.event_id
+        else:
+            self._load_early(lane, row, now)
+
+    def _replay_in_order(
+        self, lane: Lane, work: Work, config: Endpoint, rows: Sequence[BacklogRow], now: float
+    ) -> None:
+        """A replay of a dead delivery that blocks the lane takes its place in the order; any other is one more."""
+        blocking = next((row for row in rows if row.due_at == NEVER), None)
+        if blocking is None:
+            if lane.queue and lane.queue[-1].entry.seq > work.entry.seq:
+                # Others have lined up while it was looked for.
+                self._put_away(work, WaitReason.ORDERED, now)
+            else:
+                self._line_up(lane, work)
+            return
+        self._unbuffer(work)
+        revived = self._work_of(lane, blocking)
+        revived.entry.generation = work.entry.generation
+        lane.occupy(blocking.position)
+        deadline = work.entry.created_at + config.retry.deadline_s
+        self._store(revived, WaitReason.ORDERED, now, 0, None, now, deadline=deadline)
+        self._finish(work)
+        lane.head_due = 0.0
+
+    def _drop(self, lane: Lane, row: BacklogRow) -> None:
+        """Nothing more is to become of this row."""
+        lane.occupy(row.position)
+        self._finish(self._work_of(lane, row))
 
     def _fetched(self, fetch: Fetch) -> None:
         lane = fetch.lane
@@ -941,30 +1285,32 @@ class Engine:
             row.generation, row.created_at, 0,
         )  # fmt: skip
 
-    def _load(self, lane: Lane, row: BacklogRow) -> None:
-        entry = self._entry_of(lane, row)
+    def _work_of(self, lane: Lane, row: BacklogRow) -> Work:
+        return Work(self._entry_of(lane, row), lane, row.due_at, retry_count=row.retry_count, stored=True)
+
+    def _load(self, lane: Lane, row: BacklogRow) -> Work:
         doubtful_until = self._shards[lane.shard].doubtful_until
+        work = self._work_of(lane, row)
+        work.deadline = row.deadline
         untried = row.retry_count == 0 and row.created_at <= doubtful_until
-        work = Work(
-            entry,
-            lane,
-            row.due_at,
-            retry_count=row.retry_count,
-            deadline=row.deadline,
-            stored=True,
-            possible_duplicate=untried or row.due_at <= doubtful_until,
-        )
+        # The last owner may have sent it before it was due: its receiver was back, or somebody asked for it.
+        early = lane.inherited and row.stored_at <= doubtful_until
+        work.possible_duplicate = untried or early or row.due_at <= doubtful_until
         lane.occupy(row.position)
-        if lane.queue is NO_QUEUE:
-            lane.queue = deque()
-        lane.queue.append(work)
+        self._later(lane).append(work)
         self._buffer(work)
+        return work
+
+    def _load_early(self, lane: Lane, row: BacklogRow, now: float) -> None:
+        """Before it is due, and no matter what the retry budget says."""
+        work = self._load(lane, row)
+        work.due_at = min(work.due_at, now)
+        work.marks = HELD
 
     def _expire(self, lane: Lane, row: BacklogRow, now: float) -> None:
         """Kept back by its tenant or its receiver until its deadline: dead, without an attempt."""
-        work = Work(self._entry_of(lane, row), lane, row.due_at, retry_count=row.retry_count, stored=True)
         lane.occupy(row.position)
-        self._bury(work, DeadReason.DEADLINE, None, attempts=row.retry_count, now=now)
+        self._bury(self._work_of(lane, row), DeadReason.DEADLINE, None, attempts=row.retry_count, now=now)
 
     # ---- settling -------------------------------------------------------------------------------------------------
 
@@ -997,6 +1343,9 @@ class Engine:
     def on_settled(self, settle: Settle, *, now: float) -> None:
         """It is committed: rows it wrote may be fetched, rows it dealt with are gone."""
         for lane, position in settle.released:
+            lane.unsettled -= 1
+            if lane.unsettled == 0 and lane.open and (lane.ordered or lane.named or lane.unblock):
+                self._consider(lane, now)
             if lane.fetching:
                 lane.released.append(position)
             else:
@@ -1007,6 +1356,127 @@ class Engine:
             lane.due_settling = lane.deadline_settling = NEVER
             if lane.open:
                 self._consider(lane, now)
+
+    # ---- order, operations on single deliveries, recovery ---------------------------------------------------------
+
+    def _wait_for_head(self, lane: Lane, due_at: float) -> None:
+        """The first of an ordered lane is tried again then; those behind it that were fetched go back."""
+        lane.head_due = due_at
+        later, lane.later = lane.later, NO_QUEUE
+        for work in later:
+            self._unbuffer(work)
+            self._let_go(lane, work)
+
+    def _let_go(self, lane: Lane, work: Work) -> None:
+        """What was fetched lies in the backlog as it did before."""
+        lane.let_go(work.entry.seq)
+        lane.after = FROM_START
+        lane.rescan = lane.fetching
+        lane.next_due = min(lane.next_due, work.due_at)
+        lane.next_deadline = min(lane.next_deadline, work.deadline)
+        lane.stored_from = min(lane.stored_from, work.entry.seq)
+
+    def _set_replays_apart(self, lane: Lane) -> None:
+        """The lane keeps an order from now on: replays in it may be for a delivery that blocks it."""
+        for work in [work for works in (lane.queue, lane.later) for work in works if work.entry.generation]:
+            if not work.stored:
+                self._remove(lane, work)
+                self._add_name(lane, Named(REPLAY, work.entry, work))
+
+    def _name(self, lane: Lane, named: Named, now: float) -> None:
+        """Do something with what the lane holds of an event: at once with what is in memory, then with its backlog."""
+        if named.type == CANCEL:
+            self._cancel(lane, named.entry)
+        self._add_name(lane, named)
+        self._consider(lane, now)
+        if lane.stored <= 0 and not lane.fetching and not lane.unsettled and len(lane.named) == 1:
+            self._on_named(lane, (), now)
+            if lane.has_work():
+                self._turns.enter(lane)
+
+    def _add_name(self, lane: Lane, named: Named) -> None:
+        if lane.named is NO_NAMES:
+            lane.named = deque()
+        lane.named.append(named)
+
+    def _cancel(self, lane: Lane, asked: Entry) -> None:
+        for work in [work for works in (lane.queue, lane.later) for work in works]:
+            if work.entry.event_id == asked.event_id and work.entry.seq < asked.seq:
+                self._remove(lane, work)
+                self._unbuffer(work)
+                self._finish(work)
+        if lane.endpoint.in_flight:
+            lane.cancelled = {**lane.cancelled, asked.event_id: asked.seq}
+
+    def _remove(self, lane: Lane, work: Work) -> None:
+        (lane.later if work in lane.later else lane.queue).remove(work)
+
+    def _named_done(self, lane: Lane, named: Named) -> None:
+        """The journal row has been acted on; a replay is acted on when it ends as any delivery."""
+        shard = self._shards[lane.shard]
+        if named.work is not None:
+            self._unbuffer(named.work)
+        shard.progress.finish(named.entry, lane.endpoint.endpoint_id)
+        self._touch(shard)
+
+    def _forget_names(self, lane: Lane) -> Sequence[Named]:
+        names, lane.named = lane.named, NO_NAMES
+        return names
+
+    def _bring_forward(self, lane: Lane, now: float) -> None:
+        """The receiver is back: what waits does not sit out its schedule."""
+        lane.head_due = 0.0
+        if lane.stored:
+            lane.forward_to = now
+            lane.forward_after = FROM_START
+
+    def _breaker_changed(self, tenant: TenantState, origin: str, state: BreakerState, now: float) -> None:
+        """Lanes behind this receiver look again at what they may do."""
+        for endpoint in tenant.of_origin(origin):
+            for lane in endpoint.lanes:
+                if state is BreakerState.CLOSED:
+                    self._bring_forward(lane, now)
+                if lane.has_work():
+                    self._turns.enter(lane)
+                self._consider(lane, now)
+            if state is not BreakerState.OPEN:
+                self._wake_waiting(endpoint, everyone=True)
+
+    def take_probes(self) -> list[Receiver]:
+        """Receivers (tenant, origin) whose probe this worker wants to send; answered by ``on_probes``."""
+        return self._gates.take_probes()
+
+    def on_probes(self, probes: Iterable[Probe], *, now: float) -> None:
+        """What the store said of the probes asked for."""
+        for probe in probes:
+            tenant = self._tenants.get(probe.record.tenant_id)
+            if tenant is not None and (breaker := tenant.breakers.get(probe.record.origin)) is not None:
+                breaker.grant(probe, now=now)
+                self._breaker_changed(tenant, probe.record.origin, breaker.state, now)
+
+    def ask_again(self, probes: Iterable[Receiver]) -> None:
+        """The store could not be asked about these probes."""
+        self._gates.ask_again(probes)
+
+    def take_breakers(self) -> list[BreakerRecord]:
+        """Breakers whose state changed, to be stored and shared with the other workers."""
+        return self._gates.take_changes()
+
+    def tell_again(self, records: Iterable[BreakerRecord]) -> None:
+        """These could not be stored."""
+        self._gates.tell_again(records)
+
+    def adopt_breakers(self, records: Iterable[BreakerRecord], *, now: float) -> None:
+        """Take over what is stored of the breakers of tenants that are known here."""
+        for record in records:
+            tenant = self._tenants.get(record.tenant_id)
+            if tenant is not None and self._gates.adopt(tenant, record):
+                state = tenant.breakers[record.origin].state
+                self._breaker_changed(tenant, record.origin, state, now)
+
+    def share_budget(self, workers: int) -> None:
+        """So many workers share the floor of the retry budget."""
+        self._gates.budget.workers = workers
 
     def take_holds(self) -> list[Hold]:
         """Retry-After holds to be shared with the other workers."""
@@ -1023,7 +1493,8 @@ def _is_idle(lane: Lane, now: float) -> bool:
     """Has it nothing to do and nothing to remember? What a gate has learnt would be lost with its endpoint."""
     endpoint = lane.endpoint
     return not (
-        lane.queue
+        lane.has_work()
+        or lane.named
         or lane.stored > 0
         or lane.busy
         or lane.ready
@@ -1031,8 +1502,9 @@ def _is_idle(lane: Lane, now: float) -> bool:
         or lane.wanted
         or lane.fetching
         or endpoint.in_flight
-        or endpoint.gates
         or endpoint.hold_until > now
+        or not (endpoint.bucket is None or endpoint.bucket.is_full(now=now))
+        or endpoint.origin in endpoint.tenant.breakers
     )
 
 

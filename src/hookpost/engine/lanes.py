@@ -7,12 +7,14 @@ waiting deliveries cost no memory. Turns go round tenants first, then round the 
 from __future__ import annotations
 
 from collections import deque
+from types import MappingProxyType
 from typing import cast
 from uuid import UUID
 
-from hookpost.engine.work import Ready, Work
+from hookpost.engine.work import Named, Ready, Work
 from hookpost.model import Endpoint, Tenant
-from hookpost.policy.gate import Gate
+from hookpost.policy.breaker import Breaker
+from hookpost.policy.rate import TokenBucket
 
 NEVER = float("inf")
 # Sorts before every backlog row: rescan the lane from its beginning.
@@ -23,12 +25,19 @@ NO_QUEUE = cast("deque[Work]", ())
 NO_LANES = cast("deque[Lane]", ())
 NO_POSITIONS = cast("set[int]", frozenset())
 NONE_RELEASED = cast("list[int]", ())
+NO_NAMES = cast("deque[Named]", ())
+NO_CANCELS = cast("dict[UUID, int]", MappingProxyType({}))
+# Behind every position of a journal.
+NO_POSITION = 2**63 - 1
+# Of so many turns of a lane that has both, one goes to a retry, a replay or what a gate held; the others to fresh ones.
+LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker."""
+    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``origins``:
+    all of its endpoints by origin, made when a breaker asks for it and forgotten with the next change."""
 
-    __slots__ = ("cap", "config", "endpoints", "in_flight", "lanes", "tenant_id", "turning")
+    __slots__ = ("breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "tenant_id", "turning")
 
     def __init__(self, tenant_id: UUID) -> None:
         self.tenant_id = tenant_id
@@ -38,18 +47,40 @@ class TenantState:
         self.cap = 0
         self.lanes: Ready = deque()
         self.turning = False
+        self.breakers: dict[str, Breaker] = {}
+        self.origins: dict[str, list[EndpointState]] | None = None
+
+    def lives_in(self, shard: int) -> bool:
+        """Is this where what is owed to its pinned endpoints is appended to?"""
+        return self.config is not None and self.config.home_shards[0] == shard
+
+    def of_origin(self, origin: str) -> list[EndpointState]:
+        """Its endpoints that this receiver stands behind."""
+        if self.origins is None:
+            self.origins = {}
+            for endpoint in self.endpoints.values():
+                self.origins.setdefault(endpoint.origin, []).append(endpoint)
+        return self.origins.get(origin, [])
 
 
 class EndpointState:
-    """One endpoint's share of this worker; ``config`` is None until it was loaded."""
+    """One endpoint's share of this worker; ``config`` is None until it was loaded.
 
-    __slots__ = ("cap", "config", "endpoint_id", "gates", "hold_until", "in_flight", "lanes", "tenant", "waiting")
+    ``origin``: its receiver's scheme, host and port. ``bucket``: of its rate limit; no token before ``rate_until``.
+    """
+
+    __slots__ = (
+        "bucket", "cap", "config", "endpoint_id", "hold_until", "in_flight", "lanes", "origin", "rate_until", "tenant",
+        "waiting",
+    )  # fmt: skip
 
     def __init__(self, endpoint_id: UUID, tenant: TenantState) -> None:
         self.endpoint_id = endpoint_id
         self.tenant = tenant
         self.config: Endpoint | None = None
-        self.gates: tuple[Gate, ...] = ()
+        self.origin = ""
+        self.bucket: TokenBucket | None = None
+        self.rate_until = 0.0
         self.in_flight = 0
         self.cap = 0
         self.hold_until = 0.0
@@ -66,14 +97,28 @@ class Lane:
     ``due_*`` and ``deadline_*`` are the least of the rows not yet committed, in the settle that is being gathered and
     in the one under way. No fetch may reach them; when they are committed they count as next.
     ``ready`` says that the lane is in the round of turns, ``blocked`` that it waits for a place of its endpoint,
-    ``alarm`` is the earliest time it will be looked at again. ``queue`` is NO_QUEUE until something is to be queued,
-    and again when the lane was found idle.
+    ``alarm`` is the earliest time it will be looked at again.
+
+    ``queue`` holds fresh deliveries, ``later`` those that are second to them: retries, replays and what a gate held,
+    fetched from the backlog. Both are NO_QUEUE until something is to be queued, and again when the lane was found idle.
+    ``unsettled`` rows of the backlog are not committed as they are. ``inherited``: some are of an owner that crashed.
+
+    ``in_order`` (a rate limit) sends what is due in the backlog before what is fresh. ``ordered`` sends one at a time,
+    in the order of positions: no row of the backlog that is not in memory lies before ``stored_from``; the first one is
+    not due before ``head_due``, or is ``forced`` (an event whose retry was asked for now). Nothing is sent before
+    ``quiet_until``. ``blocks``: a dead delivery holds up those behind it; ``unblock``: some may, and should no more.
+
+    ``named``: operations on deliveries of one event, which are looked up in the backlog; ``cancelled``: events, and up
+    to which position, that are to be dropped when what is under way of them comes back. ``forward_to``: the receiver
+    recovered then, and what was stored before is brought forward, behind ``forward_after``.
     """
 
     __slots__ = (
-        "after", "alarm", "blocked", "busy", "deadline_building", "deadline_settling", "due_building", "due_settling",
-        "endpoint", "fetching", "next_deadline", "next_due", "open", "queue", "ready", "released", "rescan", "shard",
-        "stored", "wanted",
+        "after", "alarm", "blocked", "blocks", "busy", "cancelled", "deadline_building", "deadline_settling",
+        "due_building", "due_settling", "endpoint", "fetching", "forced", "forward_after", "forward_to", "head_due",
+        "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "over_budget",
+        "queue", "quiet_until", "ready", "released", "rescan", "shard", "stored", "stored_from", "turn", "unblock",
+        "unsettled", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -97,6 +142,56 @@ class Lane:
         self.due_settling = NEVER
         self.deadline_building = NEVER
         self.deadline_settling = NEVER
+        self.later = NO_QUEUE
+        self.turn = 0
+        self.in_order = False
+        self.ordered = False
+        self.blocks = False
+        self.quiet_until = 0.0
+        self.head_due = 0.0
+        self.stored_from = NO_POSITION
+        self.forced: UUID | None = None
+        self.named = NO_NAMES
+        self.cancelled = NO_CANCELS
+        self.unsettled = 0
+        self.unblock = False
+        self.forward_to = 0.0
+        self.forward_after = FROM_START
+        self.over_budget = False
+        self.inherited = False
+
+    def has_work(self) -> bool:
+        """Is something in memory that may start?"""
+        return bool(self.queue or self.later)
+
+    def due_soonest(self) -> float:
+        """No row of the backlog that is not in memory is due before, committed or not."""
+        return min(self.next_due, self.due_building, self.due_settling)
+
+    def head(self, *, now: float) -> Work | None:
+        """Whose turn it is; None when that one lies in the backlog."""
+        queue, later = self.queue, self.later
+        if self.ordered:
+            return self._first()
+        if self.in_order:
+            if later:
+                return later[0]
+            behind = self.stored and (self.fetching or self.due_soonest() <= now)
+            return queue[0] if queue and not behind else None
+        if later and (not queue or self.turn % LATER_EVERY == LATER_EVERY - 1):
+            return later[0]
+        return queue[0] if queue else None
+
+    def _first(self) -> Work | None:
+        """The one in memory with the lowest position, if none in the backlog or still looked up lies before it."""
+        queue, later = self.queue, self.later
+        if not later or (queue and queue[0].entry.seq < later[0].entry.seq):
+            first = queue[0] if queue else None
+        else:
+            first = later[0]
+        if first is None or (self.stored and self.stored_from < first.entry.seq):
+            return None
+        return None if self.named and self.named[0].entry.seq < first.entry.seq else first
 
     def occupy(self, position: int) -> None:
         """From here on a fetch must not bring this row."""
@@ -114,15 +209,35 @@ class Lane:
 
 
 class Turns:
-    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes."""
+    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes.
 
-    __slots__ = ("_tenants",)
+    ``places`` are shared by all tenants. While more than ``scarce_part`` of them are taken, a tenant that holds its
+    fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_active", "_in_flight", "_places", "_scarce_at", "_tenants")
+
+    def __init__(self, places: int, scarce_part: float) -> None:
         self._tenants: deque[TenantState] = deque()
+        self._places = places
+        self._scarce_at = places * scarce_part
+        self._in_flight = 0
+        self._active = 0
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
+
+    def start(self, tenant: TenantState) -> None:
+        """One more of its requests is under way."""
+        self._in_flight += 1
+        self._active += tenant.in_flight == 0
+        tenant.in_flight += 1
+
+    def end(self, tenant: TenantState) -> None:
+        """One of its requests has ended."""
+        self._in_flight -= 1
+        tenant.in_flight -= 1
+        self._active -= tenant.in_flight == 0
 
     def enter(self, lane: Lane) -> None:
         """The lane has something that may start."""
@@ -135,16 +250,23 @@ class Turns:
 
     def resume(self, tenant: TenantState) -> None:
         """The tenant has a place free again, if it has a ready lane."""
-        if not tenant.turning and tenant.lanes and tenant.in_flight < tenant.cap:
+        if not tenant.turning and tenant.lanes and self._has_place(tenant):
             tenant.turning = True
             self._tenants.append(tenant)
+
+    def _has_place(self, tenant: TenantState) -> bool:
+        in_flight = tenant.in_flight
+        if in_flight >= tenant.cap:
+            return False
+        # One share more than there are tenants: that of the next one to come.
+        return self._in_flight < self._scarce_at or in_flight < max(1, self._places // (self._active + 1))
 
     def next(self) -> Lane | None:
         """The lane whose turn it is, taken out of the round; None when nobody may go."""
         while self._tenants:
             tenant = self._tenants.popleft()
             tenant.turning = False
-            if tenant.in_flight >= tenant.cap or not tenant.lanes:
+            if not tenant.lanes or not self._has_place(tenant):
                 continue
             lane = tenant.lanes.popleft()
             lane.ready = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -22,10 +22,12 @@ class Kind(IntEnum):
     CONTROL = 2
 
 
-# The types of control rows. Each concerns the deliveries of its event to the endpoints it is owed to; its payload is a
-# JSON list of the numbers that these deliveries have in the shard of the row.
+# The types of control rows. Each concerns what its shard still holds of its event's deliveries to the endpoints it is
+# owed to.
 CANCEL = "hookpost.cancel"
 RETRY_NOW = "hookpost.retry_now"
+# Not a type of a row: what a replay asks for in an ordered lane.
+REPLAY = "replay"
 
 
 @dataclass(slots=True)
@@ -60,17 +62,21 @@ class BacklogRow:
     retry_count: int
     deadline: float
     created_at: float
+    stored_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class LaneSummary:
-    """What is known of a lane's backlog without reading its rows."""
+    """What is known of a lane's backlog without reading its rows. ``blocking``: dead deliveries that block it; no
+    position lies before ``first``."""
 
     endpoint_id: UUID
     tenant_id: UUID
     count: int
     next_due: float
     next_deadline: float
+    blocking: int = 0
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,8 @@ class Takeover:
     """All a new owner of a shard needs: where the last settle left it and what was open then.
 
     ``rows`` are the journal rows of the open entries, ``done`` the endpoints already done of a partly settled fan-out.
-    ``clean`` says that the last owner released it with nothing in flight: then no attempt can be a duplicate.
+    ``clean`` says that the last owner released it with nothing in flight: then no attempt can be a duplicate. Before
+    ``quiet_until`` a request of the last owner may still be on its way: ordered lanes send nothing.
     """
 
     shard: int
@@ -90,6 +97,7 @@ class Takeover:
     done: dict[int, tuple[UUID, ...]] = field(default_factory=dict)
     lanes: tuple[LaneSummary, ...] = ()
     clean: bool = True
+    quiet_until: float = 0.0
 
 
 class Entry:
@@ -131,6 +139,11 @@ class Entry:
         self.size = 0 if payload is None else len(payload)
 
 
+# Marks of a delivery: it is a breaker's probe; it took a part of the retry budget; a gate or an operator let it go, so
+# it takes none.
+PROBE, RETRY, HELD = 1, 2, 4
+
+
 class Work:
     """One delivery in memory: an entry and the lane it waits in.
 
@@ -138,7 +151,7 @@ class Work:
     """
 
     __slots__ = (
-        "attempt_id", "deadline", "due_at", "entry", "lane", "possible_duplicate", "retry_count", "stored",
+        "attempt_id", "deadline", "due_at", "entry", "lane", "marks", "possible_duplicate", "retry_count", "stored",
     )  # fmt: skip
 
     def __init__(
@@ -160,14 +173,44 @@ class Work:
         self.stored = stored
         self.possible_duplicate = possible_duplicate
         self.attempt_id: UUID | None = None
+        self.marks = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Something to be done with what a lane still holds of one event: ``type`` is CANCEL, RETRY_NOW or REPLAY.
+
+    ``work`` is the replay, which takes the place of a dead delivery that blocks the lane, if there is one. ``entry`` is
+    the journal row that asks for it: done when this is.
+    """
+
+    type: str
+    entry: Entry
+    work: Work | None = None
+
+
+class Wanted(Enum):
+    """Which rows of its backlog a lane wants.
+
+    DUE: due at or before ``until``, behind ``after``, in the order of (due_at, position).
+    FORWARD: due behind ``until``, but stored at or before ``stored_by``; behind ``after``, in the same order.
+    EXPIRED: whose deadline is at or before ``until``, in the order of position.
+    HEAD: the first ones in the order of position, due or not.
+    BLOCKING: dead deliveries that block an ordered lane: due never, in the order of position.
+    NAMED: those of one event.
+    """
+
+    DUE = auto()
+    FORWARD = auto()
+    EXPIRED = auto()
+    HEAD = auto()
+    BLOCKING = auto()
+    NAMED = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read backlog rows of one lane: due at or before ``until``, behind ``after``, in the order of (due_at, position).
-
-    With ``expired`` the rows whose deadline is at or before ``until``, in the order of position.
-    """
+    """Read backlog rows of one lane, at most ``limit``; which ones, Wanted says."""
 
     lane: Lane
     shard: int
@@ -175,7 +218,14 @@ class Fetch:
     after: tuple[float, int]
     until: float
     limit: int
-    expired: bool = False
+    wanted: Wanted = Wanted.DUE
+    stored_by: float = 0.0
+    event_id: UUID | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Are rows asked for whose deadline has passed?"""
+        return self.wanted is Wanted.EXPIRED
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +258,7 @@ class BacklogChange:
     retry_count: int
     deadline: float
     created_at: float
+    stored_at: float
     last_http_status: int | None = None
     last_error_code: str | None = None
 

@@ -27,7 +27,7 @@ from typing import TypeAlias
 
 import idna
 
-__all__ = ["EgressPolicy", "Network", "Target", "UrlError", "check_url", "split_url", "verdict"]
+__all__ = ["EgressPolicy", "Network", "Target", "UrlError", "check_url", "origin_of", "split_url", "verdict"]
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -202,6 +202,12 @@ def split_url(text: str) -> Target:
     if len(url) > URL_CHARS_MAX:
         raise UrlError(f"the URL is longer than {URL_CHARS_MAX} characters once normalised: shorten it")
     return Target(url=url, scheme=scheme, host=host, port=port, literal=literal)
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a stored (normalised) URL, as text: what a circuit breaker is kept for."""
+    path = url.find("/", len("https://"))
+    return url if path < 0 else url[:path]
 
 
 def _host_and_port(authority: str, default_port: int) -> tuple[str, int, bool]:

@@ -1,16 +1,14 @@
 """Gates: may a delivery to this endpoint start now, and if not, why and until when.
 
-A gate is a pure policy object that the engine asks before each send and tells of each outcome. The endpoint's own
-state and its in-flight caps are counted by the engine itself; rate limit, circuit breaker, retry budget and order
-come as objects of this protocol, so that a policy is added without a new branch in the engine.
+Here is the word for it, and the gate of the endpoint's own state. Rate limit, circuit breaker and retry budget are
+policies of their own (`rate`, `breaker`, `budget`); `engine/gates.py` asks all of them in turn.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from hookpost.model import Endpoint, EndpointStatus, Outcome, WaitReason
+from hookpost.model import Endpoint, EndpointStatus, WaitReason
 
 # A lane that stays closed longer than this is written to the backlog at once instead of filling memory.
 PARK_AFTER_S = 10.0
@@ -22,16 +20,6 @@ class Wait:
 
     reason: WaitReason
     until: float | None = None
-
-
-class Gate(Protocol):
-    """One policy in front of one endpoint's deliveries."""
-
-    def admit(self, *, first_attempt: bool, now: float) -> Wait | None:
-        """None: start now, and the gate has counted it. A Wait: do not start; the gate has counted nothing."""
-
-    def observe(self, outcome: Outcome, *, now: float) -> None:
-        """Learn from the outcome of an attempt that this gate admitted."""
 
 
 _PAUSED = Wait(WaitReason.PAUSED)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Takeover
 from hookpost.model import Endpoint, Tenant
+from hookpost.policy.breaker import BreakerRecord, Probe
 
 
 class StoreUnavailable(Exception):
@@ -175,7 +176,8 @@ class WorkerStore(Protocol):
         """The living nodes and the owners of all shards of the pool (None: free, or its owner's lease has expired)."""
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
-        """Take up to ``limit`` free shards. After the store was restarted a silent owner keeps its own for a lease."""
+        """Take up to ``limit`` free shards. After the store was restarted a silent owner keeps its own for a lease. A
+        shard taken from a silent owner is quiet until that owner's last request must have ended."""
 
     async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
         """Give shards (number → fence) back; those lost meanwhile are left alone."""
@@ -222,6 +224,15 @@ class WorkerStore(Protocol):
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> None:
         """Disable an endpoint; what is owed to it waits."""
+
+    async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
+        """Of these tenants the breakers that are not closed, or (with ``since``) those that changed after it."""
+
+    async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:
+        """Store what changed, unless something later is stored, and have the other workers look at these tenants."""
+
+    async def take_probes(self, node_id: UUID, asked: Sequence[tuple[UUID, str]], *, probe_s: float) -> list[Probe]:
+        """Ask for the probes of these receivers (tenant, origin): one worker of the fleet gets each, for ``probe_s``."""
 
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
         """Sleep until rung or the time is over, or for a shorter time if nobody can ring. The shards that were rung for

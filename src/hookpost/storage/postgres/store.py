@@ -44,6 +44,7 @@ class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AdminQueri
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
         endpoint_cap: int = 64,
+        longest_s: float = 30.0,
     ) -> None:
         self._connections = Connections(dsn, application=application, size_min=size_min, size_max=size_max)
         self._idempotency_s = idempotency_s
@@ -51,6 +52,7 @@ class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AdminQueri
         self._retry = retry or RetryPolicy()
         self._timeouts = timeouts or Timeouts()
         self._endpoint_cap = endpoint_cap
+        self._longest_s = longest_s
         self._listener: Any = None
         self._rung = asyncio.Event()
         self._rung_for: set[int] = set()

@@ -26,8 +26,10 @@ from hookpost.engine.work import (
     LaneSummary,
     ShardSettle,
     Takeover,
+    Wanted,
 )
 from hookpost.model import Endpoint, EndpointStatus, OnDead, RetryPolicy, Secret, Tenant, Timeouts
+from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
@@ -68,6 +70,7 @@ class WorkerQueries:
     _retry: RetryPolicy
     _timeouts: Timeouts
     _endpoint_cap: int
+    _longest_s: float
 
     # ---- leases -------------------------------------------------------------------------------------------------
 
@@ -90,20 +93,22 @@ class WorkerQueries:
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
         async with self._connections.use("claim shards") as connection:
-            rows = await connection.fetch(SQL["claim"], node_id, pool, limit, lease_s)
+            rows = await connection.fetch(SQL["claim"], node_id, pool, limit, lease_s, self._longest_s)
         return sorted((Claimed(row["shard"], row["fence"]) for row in rows), key=lambda claimed: claimed.shard)
 
     async def release(self, node_id: UUID, shards: Mapping[int, int]) -> None:
         async with self._connections.use("release shards") as connection:
-            await connection.executemany(SQL["release"], [(shard, node_id, shards[shard]) for shard in sorted(shards)])
+            await connection.executemany(
+                SQL["release"], [(shard, node_id, shards[shard], self._longest_s) for shard in sorted(shards)]
+            )
 
     async def disown(self, node_id: UUID, shards: Collection[int]) -> None:
         async with self._connections.use("disown shards") as connection:
-            await connection.execute(SQL["disown"], node_id, sorted(shards))
+            await connection.execute(SQL["disown"], node_id, sorted(shards), self._longest_s)
 
     async def leave(self, node_id: UUID) -> None:
         async with self._connections.use("leave") as connection, connection.transaction():
-            await connection.execute(SQL["free_all"], node_id)
+            await connection.execute(SQL["free_all"], node_id, self._longest_s)
             await connection.execute(SQL["leave"], node_id)
 
     async def takeovers(self, shards: Mapping[int, int]) -> list[Takeover]:
@@ -135,9 +140,13 @@ class WorkerQueries:
 
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
         async with self._connections.use(f"fetch the backlog of shard {fetch.shard}") as connection:
-            if fetch.expired:
-                return await _fetch_expired(connection, fetch)
-            return await _fetch_due(connection, fetch, bytes_max)
+            match fetch.wanted:
+                case Wanted.DUE:
+                    return await _fetch_due(connection, fetch, bytes_max)
+                case Wanted.EXPIRED:
+                    return await _fetch_expired(connection, fetch)
+                case _:
+                    return await _fetch_others(connection, fetch, bytes_max)
 
     # ---- settling -----------------------------------------------------------------------------------------------
 
@@ -215,6 +224,33 @@ class WorkerQueries:
         async with self._connections.use("disable an endpoint") as connection:
             await connection.execute(SQL["disable_endpoint"], tenant_id, endpoint_id, reason)
 
+    # ---- breakers -----------------------------------------------------------------------------------------------
+
+    async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
+        behind = None if since is None else since - CHANGES_OVERLAP_S
+        async with self._connections.use("load breakers") as connection:
+            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), behind)
+        return [_breaker(row) for row in rows]
+
+    async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:
+        columns = _columns(
+            [(r.tenant_id, r.origin, r.state, r.since, r.reopen_at, r.openings, r.failures) for r in records]
+        )
+        async with self._connections.use("save breakers") as connection, connection.transaction():
+            await connection.execute(SQL["touch_tenants"], sorted({record.tenant_id for record in records}))
+            await connection.execute(SQL["save_breakers"], *columns)
+
+    async def take_probes(self, node_id: UUID, asked: Sequence[tuple[UUID, str]], *, probe_s: float) -> list[Probe]:
+        columns = _columns(asked)
+        async with self._connections.use("take probes") as connection, connection.transaction():
+            taken = await connection.fetch(SQL["take_probes"], *columns, node_id, probe_s)
+            now = await connection.fetchval(SQL["now"])
+            rows = await connection.fetch(SQL["asked_breakers"], *columns)
+        granted = {(row["tenant_id"], row["origin"]) for row in taken}
+        stored = {(row["tenant_id"], row["origin"]): _probe(row, granted, now) for row in rows}
+        # Of what nobody has stored nobody else knows.
+        return [stored.get(each) or _unknown_probe(*each, until=now + probe_s) for each in asked]
+
     # ---- the doorbell -------------------------------------------------------------------------------------------
 
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
@@ -253,6 +289,23 @@ class WorkerQueries:
             self._listener = None
 
 
+def _breaker(row: Any) -> BreakerRecord:
+    return BreakerRecord(
+        row["tenant_id"], row["origin"], BreakerState(row["state"]), row["since"], row["reopen_at"], row["openings"],
+        row["failures"],
+    )  # fmt: skip
+
+
+def _probe(row: Any, granted: Collection[tuple[UUID, str]], now: float) -> Probe:
+    """Not before the pause is over that another worker has set, or its probe must have ended."""
+    until = max(now, row["probe_until"] or 0.0, row["reopen_at"] or 0.0)
+    return Probe((row["tenant_id"], row["origin"]) in granted, until, _breaker(row))
+
+
+def _unknown_probe(tenant_id: UUID, origin: str, *, until: float) -> Probe:
+    return Probe(True, until, BreakerRecord(tenant_id, origin, BreakerState.OPEN, 0.0, None, 1, 0))
+
+
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
@@ -278,17 +331,24 @@ def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
     return BacklogRow(
         row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and event["payload"],
         row["generation"], row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
+        row["stored_at"],
     )  # fmt: skip
 
 
 def _lane_summary(row: Any) -> LaneSummary:
-    return LaneSummary(row["endpoint_id"], row["tenant_id"], row["count"], row["next_due"], row["next_deadline"])
+    return LaneSummary(
+        row["endpoint_id"], row["tenant_id"], row["count"], row["next_due"], row["next_deadline"], row["blocking"],
+        row["first"],
+    )  # fmt: skip
 
 
 def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable[LaneSummary]) -> Takeover:
+    quiet_until = last["quiet_until"] or 0.0
     if last["settle_no"] is None:
         # An owner that never settled may have sent all the same.
-        return Takeover(last["shard"], fence, read_to=last["floor_seq"], read_day=0, clean=fence == 1)
+        return Takeover(
+            last["shard"], fence, read_to=last["floor_seq"], read_day=0, clean=fence == 1, quiet_until=quiet_until
+        )
     return Takeover(
         shard=last["shard"],
         fence=fence,
@@ -299,6 +359,7 @@ def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable
         done=msgspec.json.decode(last["partial"] or "{}", type=dict[int, tuple[UUID, ...]]),
         lanes=tuple(lanes),
         clean=last["clean"] and last["fence"] == fence - 1,
+        quiet_until=quiet_until,
     )
 
 
@@ -354,6 +415,19 @@ async def _fetch_due(connection: Any, fetch: Fetch, bytes_max: int) -> tuple[lis
         return rows, True, NEVER
     behind = await connection.fetchval(SQL["next_due"], *lane, fetch.until)
     return rows, False, NEVER if behind is None else behind
+
+
+async def _fetch_others(connection: Any, fetch: Fetch, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
+    lane = (fetch.shard, fetch.endpoint_id)
+    name, parameters = {
+        Wanted.FORWARD: ("fetch_forward", (*fetch.after, fetch.until, fetch.stored_by)),
+        Wanted.HEAD: ("fetch_head", ()),
+        Wanted.BLOCKING: ("fetch_blocking", ()),
+        Wanted.NAMED: ("fetch_named", (fetch.event_id,)),
+    }[fetch.wanted]
+    found = await connection.fetch(SQL[name], *lane, *parameters, fetch.limit + 1)
+    rows = await _with_events(connection, fetch.shard, found[: fetch.limit], bytes_max) if found else []
+    return rows, len(found) > len(rows), NEVER
 
 
 async def _with_events(connection: Any, shard: int, due: Sequence[Any], bytes_max: int) -> list[BacklogRow]:
@@ -493,8 +567,8 @@ def _dead_rows(parts: Sequence[ShardSettle]) -> list[_Row]:
 def _upsert_row(shard: int, change: BacklogChange) -> tuple[Any, ...]:
     return (
         shard, change.endpoint_id, change.position, change.day, change.tenant_id, change.event_id, change.generation,
-        change.reason, change.due_at, change.retry_count, change.deadline, change.created_at, change.last_http_status,
-        change.last_error_code,
+        change.reason, change.due_at, change.retry_count, change.deadline, change.created_at, change.stored_at,
+        change.last_http_status, change.last_error_code,
     )  # fmt: skip
 
 

@@ -31,3 +31,39 @@ comment on column breakers.probe_by is 'the one worker of the fleet that may sen
 
 alter table backlog add column stored_at timestamptz;
 comment on column backlog.stored_at is 'when the row was last written; what recovery brings forward was stored before it';
+
+-- ---- order over a change of owner ----------------------------------------------------------------------------------
+
+-- Until when a shard that is let go is quiet: its owner's last request may still be under way for p_longest, unless its
+-- last settle says that nothing is. Never earlier than it was.
+create function hookpost_quiet_until(p_shard int, p_quiet_until timestamptz, p_longest interval) returns timestamptz
+language sql volatile as
+$$
+    select case when coalesce((select p.clean and p.fence = s.fence from progress p join shards s on s.shard = p.shard
+                               where p.shard = p_shard order by p.settle_no desc limit 1), false)
+                then p_quiet_until else greatest(p_quiet_until, clock_timestamp() + p_longest) end
+$$;
+
+-- As before, with the longest time that a request may take.
+create function hookpost_claim(p_node uuid, p_pool text, p_limit int, p_lease interval, p_longest interval)
+returns table (shard int, fence bigint) language plpgsql as
+$$
+begin
+    perform pg_advisory_xact_lock(7703, 0);
+    return query
+        update shards s
+        set owner = p_node, fence = s.fence + 1,
+            quiet_until = case when s.owner is null then s.quiet_until
+                               else greatest(s.quiet_until, clock_timestamp() + p_longest) end
+        where s.shard in (
+            select f.shard from shards f left join nodes n on n.node_id = f.owner
+            where f.pool = p_pool
+              and (f.owner is null
+                   or (coalesce(n.expires_at, '-infinity') < clock_timestamp()
+                       and pg_postmaster_start_time() + p_lease < clock_timestamp()))
+            order by f.shard limit p_limit
+            for update of f skip locked
+        )
+        returning s.shard, s.fence;
+end
+$$;

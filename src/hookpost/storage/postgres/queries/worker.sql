@@ -18,25 +18,28 @@ select node_id from nodes where pool = $1 and expires_at > clock_timestamp() ord
 
 -- name: claim
 -- Take free shards (see the function's own comment). One call: a worker that is frozen on the way holds up nobody.
-select shard, fence from hookpost_claim($1, $2, $3, make_interval(secs => $4))
+select shard, fence from hookpost_claim($1, $2, $3, make_interval(secs => $4), make_interval(secs => $5))
 
 -- name: release
-update shards set owner = null where shard = $1 and owner = $2 and fence = $3
+-- Unless its last settle says that nothing was under way, a request of the owner may still be on its way to a receiver.
+update shards s set owner = null, quiet_until = hookpost_quiet_until(s.shard, s.quiet_until, make_interval(secs => $4))
+where s.shard = $1 and s.owner = $2 and s.fence = $3
 
 -- name: disown
 -- The owner lost track of them: its last requests may be under way (see hookpost_claim).
-update shards set owner = null, quiet_until = clock_timestamp() + interval '30 s'
+update shards set owner = null, quiet_until = clock_timestamp() + make_interval(secs => $3)
 where shard = any ($2) and owner = $1
 
 -- name: free_all
-update shards set owner = null where owner = $1
+update shards s set owner = null, quiet_until = hookpost_quiet_until(s.shard, s.quiet_until, make_interval(secs => $2))
+where s.owner = $1
 
 -- name: leave
 delete from nodes where node_id = $1
 
 -- name: last_progress
 -- Where the last settle of each shard left it; without one, the last number ever given.
-select s.shard, s.floor_seq, p.settle_no, p.fence, p.read_to, p.read_day, p.open, p.partial, p.clean
+select s.shard, s.floor_seq, s.quiet_until, p.settle_no, p.fence, p.read_to, p.read_day, p.open, p.partial, p.clean
 from unnest($1::int[]) u (shard) join shards s using (shard)
 left join lateral (
     select p.settle_no, p.fence, p.read_to, p.read_day, p.open::text as open, p.partial::text as partial, p.clean
@@ -56,7 +59,8 @@ order by e.shard, e.seq
 
 -- name: lane_summaries
 -- What a new owner must know of each lane's backlog: never the rows.
-select shard, endpoint_id, tenant_id, count(*) as count, min(due_at) as next_due, min(deadline) as next_deadline
+select shard, endpoint_id, tenant_id, count(*) as count, min(due_at) as next_due, min(deadline) as next_deadline,
+       count(*) filter (where due_at = 'infinity') as blocking, min(position) as first
 from backlog where shard = any ($1) group by shard, endpoint_id, tenant_id
 
 -- name: read
@@ -96,10 +100,41 @@ order by p.place
 
 -- name: fetch_due
 -- Backlog rows of one lane that are due, by keyset.
-select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at,
+       coalesce(stored_at, created_at) as stored_at
 from backlog
 where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at <= $5
 order by due_at, position limit $6
+
+-- name: fetch_forward
+-- Backlog rows of one lane that are not due yet and were stored before its receiver recovered, by keyset.
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at,
+       coalesce(stored_at, created_at) as stored_at
+from backlog
+where shard = $1 and endpoint_id = $2 and (due_at, position) > ($3, $4) and due_at > $5 and due_at < 'infinity'
+  and (stored_at is null or stored_at <= $6)
+order by due_at, position limit $7
+
+-- name: fetch_head
+-- The first backlog rows of an ordered lane, due or not.
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at,
+       coalesce(stored_at, created_at) as stored_at
+from backlog where shard = $1 and endpoint_id = $2 order by position limit $3
+
+-- name: fetch_blocking
+-- Dead deliveries that hold up an ordered lane.
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at,
+       coalesce(stored_at, created_at) as stored_at
+from backlog where shard = $1 and endpoint_id = $2 and due_at = 'infinity' order by position limit $3
+
+-- name: fetch_named
+-- What a lane holds of one event: its positions are those of the event's journal rows.
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at,
+       coalesce(stored_at, created_at) as stored_at
+from backlog
+where shard = $1 and endpoint_id = $2
+  and position = any (array(select e.seq from events e where e.event_id = $3 and e.shard = $1))
+order by position limit $4
 
 -- name: due_events
 -- The events of backlog rows in the order given, bounded in payload bytes (one always fits); a row whose event is gone has
@@ -123,7 +158,8 @@ select min(due_at) from backlog where shard = $1 and endpoint_id = $2 and due_at
 
 -- name: fetch_expired
 -- Deliveries of a closed lane whose deadline has passed. Deadlines follow positions closely, so few rows are looked at in vain.
-select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at
+select position, day, event_id, generation, reason, due_at, retry_count, deadline, created_at,
+       coalesce(stored_at, created_at) as stored_at
 from backlog where shard = $1 and endpoint_id = $2 and deadline <= $3 order by position limit $4
 
 -- name: next_deadline
@@ -170,13 +206,14 @@ where b.shard = u.shard and b.endpoint_id = u.endpoint_id and b.position = u.pos
 
 -- name: settle_upserts
 insert into backlog (shard, endpoint_id, position, day, tenant_id, event_id, generation, reason, due_at, retry_count,
-                     deadline, created_at, last_http_status, last_error_code)
+                     deadline, created_at, stored_at, last_http_status, last_error_code)
 select * from unnest($1::int[], $2::uuid[], $3::bigint[], $4::date[], $5::uuid[], $6::uuid[], $7::int[], $8::text[],
-                     $9::timestamptz[], $10::int[], $11::timestamptz[], $12::timestamptz[], $13::smallint[], $14::text[])
+                     $9::timestamptz[], $10::int[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[],
+                     $14::smallint[], $15::text[])
 on conflict (shard, endpoint_id, position) do update
-    set reason = excluded.reason, due_at = excluded.due_at, retry_count = excluded.retry_count,
-        deadline = excluded.deadline, last_http_status = excluded.last_http_status,
-        last_error_code = excluded.last_error_code
+    set generation = excluded.generation, reason = excluded.reason, due_at = excluded.due_at,
+        retry_count = excluded.retry_count, deadline = excluded.deadline, stored_at = excluded.stored_at,
+        last_http_status = excluded.last_http_status, last_error_code = excluded.last_error_code
 
 -- name: settled
 select exists (select from progress where shard = $1 and settle_no = $2 and fence = $3)
@@ -228,3 +265,38 @@ with owner as (
 )
 update tenants t set config_version = t.config_version + 1, changed_at = clock_timestamp()
 from closed where t.tenant_id = closed.tenant_id
+
+-- name: load_breakers
+-- Of tenants that were just loaded ($2 is null): all that are not closed. Of others: those that changed since $2.
+select tenant_id, origin, state, since, reopen_at, openings, failures
+from breakers
+where tenant_id = any ($1) and case when $2::timestamptz is null then state <> 'closed' else since > $2 end
+
+-- name: save_breakers
+-- What one worker has learnt, unless another one has learnt something later. Clocks may differ by a little.
+insert into breakers as b (tenant_id, origin, state, since, reopen_at, openings, failures)
+select * from unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::int[], $7::int[])
+order by 1, 2
+on conflict (tenant_id, origin) do update
+    set state = excluded.state, since = excluded.since, reopen_at = excluded.reopen_at, openings = excluded.openings,
+        failures = excluded.failures, probe_by = null, probe_until = null
+    where b.since < excluded.since + interval '1 s'
+
+-- name: take_probes
+-- Who may send the probe, for the whole fleet: whoever asks first once the pause is over, until $4 from now.
+update breakers b
+set state = 'half_open', since = clock_timestamp(), probe_by = $3, probe_until = clock_timestamp() + make_interval(secs => $4)
+from unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
+where b.tenant_id = u.tenant_id and b.origin = u.origin and b.state <> 'closed' and b.reopen_at <= clock_timestamp()
+  and coalesce(b.probe_until, '-infinity') <= clock_timestamp()
+returning b.tenant_id, b.origin
+
+-- name: asked_breakers
+select b.tenant_id, b.origin, b.state, b.since, b.reopen_at, b.openings, b.failures, b.probe_until
+from breakers b join unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
+    on b.tenant_id = u.tenant_id and b.origin = u.origin
+
+-- name: touch_tenants
+-- The other workers look at these tenants again. The config version stays, as ingest does not care.
+update tenants set changed_at = clock_timestamp()
+where tenant_id = any (array(select tenant_id from tenants where tenant_id = any ($1) order by tenant_id for no key update))

@@ -1,0 +1,198 @@
+"""The gates of one worker: may deliveries of a lane start now, and if not, why and until when.
+
+Holds what is shared between lanes: the breakers of each tenant's receivers and the retry budget. What a gate decides is
+policy (`policy/`); here it is looked up, and remembered what the other workers and the store are to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from hookpost.engine.lanes import EndpointState, Lane, TenantState
+from hookpost.engine.work import HELD, PROBE, RETRY, Work
+from hookpost.model import Endpoint, Outcome, WaitReason
+from hookpost.policy.breaker import Breaker, BreakerPolicy, BreakerRecord, BreakerState, Verdict, verdict
+from hookpost.policy.budget import BudgetPolicy, RetryBudget
+from hookpost.policy.egress import origin_of
+from hookpost.policy.gate import Wait, endpoint_gate
+from hookpost.policy.rate import TokenBucket
+
+# A lane that waits for a token looks again no sooner: floats of the time of day are a quarter of a microsecond apart,
+# and tokens that come meanwhile are not lost.
+RATE_TICK_S = 0.001
+_NOTHING_MORE = Wait(WaitReason.BREAKER_OPEN)
+_BARRED = Wait(WaitReason.ORDERED)
+_FULL = Wait(WaitReason.IN_FLIGHT_CAP)
+_OVER_BUDGET = Wait(WaitReason.RETRY_BUDGET)
+
+Receiver = tuple[UUID, str]
+
+
+class Gates:
+    """Rate limits, breakers and the retry budget of one worker."""
+
+    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy) -> None:
+        self._breaker_policy = breaker
+        self.budget = RetryBudget(budget)
+        self._ended = 0
+        self._probes: set[Receiver] = set()
+        self._changed: dict[Receiver, BreakerRecord] = {}
+
+    # ---- may it start? --------------------------------------------------------------------------------------------
+
+    def closed(self, lane: Lane, config: Endpoint, *, now: float) -> Wait | None:
+        """Why nothing of this lane may start now, whatever it is."""
+        endpoint = lane.endpoint
+        wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
+        if wait is not None:
+            return wait
+        if config.barred and endpoint.tenant.lives_in(lane.shard):
+            return _BARRED
+        if endpoint.tenant.breakers:
+            wait = self._breaker_gate(endpoint, now)
+            if wait is not None:
+                return wait
+        if endpoint.rate_until > now:
+            return Wait(WaitReason.RATE_LIMITED, endpoint.rate_until)
+        if lane.ordered and lane.quiet_until > now:
+            return Wait(WaitReason.ORDERED, lane.quiet_until)
+        return None
+
+    def _breaker_gate(self, endpoint: EndpointState, now: float) -> Wait | None:
+        breaker = endpoint.tenant.breakers.get(endpoint.origin)
+        if breaker is None or breaker.state is BreakerState.CLOSED:
+            return None
+        if breaker.wants_probe(now=now):
+            self._probes.add((endpoint.tenant.tenant_id, endpoint.origin))
+            return _NOTHING_MORE
+        if breaker.state is BreakerState.HALF_OPEN:
+            return _NOTHING_MORE if breaker.probing else None
+        return Wait(WaitReason.BREAKER_OPEN, breaker.reopen_at)
+
+    def admit(self, lane: Lane, work: Work, config: Endpoint, *, now: float) -> Wait | None:
+        """None: it starts now, and the gates have counted it. A Wait: they have counted nothing."""
+        wait = self.closed(lane, config, now=now)
+        if wait is not None:
+            return wait
+        endpoint = lane.endpoint
+        breaker = endpoint.tenant.breakers.get(endpoint.origin) if endpoint.tenant.breakers else None
+        cap = 1 if lane.ordered else endpoint.cap
+        if endpoint.in_flight >= cap or (breaker is not None and breaker.closed_to(endpoint.in_flight)):
+            return _FULL
+        retry = work.retry_count > 0 and not work.marks & HELD
+        if retry and not self.budget.admits(endpoint.tenant.tenant_id, now=now):
+            return _OVER_BUDGET
+        if endpoint.bucket is not None and (wait := self._rate_gate(endpoint, endpoint.bucket, now)) is not None:
+            return wait
+        if retry:
+            self.budget.start(endpoint.tenant.tenant_id)
+            work.marks |= RETRY
+        if breaker is not None and breaker.start():
+            work.marks |= PROBE
+        return None
+
+    def _rate_gate(self, endpoint: EndpointState, bucket: TokenBucket, now: float) -> Wait | None:
+        wait_s = bucket.take(now=now)
+        if wait_s <= 0:
+            return None
+        endpoint.rate_until = now + max(wait_s, RATE_TICK_S)
+        return Wait(WaitReason.RATE_LIMITED, endpoint.rate_until)
+
+    def withdraw(self, endpoint: EndpointState, work: Work, *, now: float) -> None:
+        """What was admitted does not start after all."""
+        if work.marks & RETRY:
+            self.budget.end(endpoint.tenant.tenant_id, failed=False, now=now)
+        if work.marks & PROBE:
+            endpoint.tenant.breakers[endpoint.origin].probing = False
+        if endpoint.bucket is not None:
+            endpoint.bucket.give_back()
+        work.marks = 0
+
+    def probing(self, endpoint: EndpointState) -> bool:
+        """May this endpoint's receiver be probed now, with anything there is?"""
+        breakers = endpoint.tenant.breakers
+        breaker = breakers.get(endpoint.origin) if breakers else None
+        return breaker is not None and breaker.state is BreakerState.HALF_OPEN and not breaker.probing
+
+    # ---- what became of it ----------------------------------------------------------------------------------------
+
+    def ended(self, endpoint: EndpointState, work: Work, outcome: Outcome, *, now: float) -> Breaker | None:
+        """Learn from an attempt that was admitted; the receiver's breaker if its state changed."""
+        self._ended += 1
+        failed = outcome.error_code is not None
+        tenant = endpoint.tenant
+        if work.marks & RETRY:
+            self.budget.end(tenant.tenant_id, failed=failed, now=now)
+        probe = bool(work.marks & PROBE)
+        work.marks = 0
+        if not (failed or tenant.breakers):
+            return None
+        return self._observe(endpoint, verdict(outcome), probe, now)
+
+    def _observe(self, endpoint: EndpointState, seen: Verdict, probe: bool, now: float) -> Breaker | None:
+        tenant = endpoint.tenant
+        breaker = tenant.breakers.get(endpoint.origin)
+        if breaker is None:
+            if seen is not Verdict.SICK:
+                return None
+            breaker = tenant.breakers[endpoint.origin] = Breaker(self._breaker_policy, now=now)
+        changed = breaker.observe(seen, probe=probe, now=now)
+        if changed:
+            self._changed[tenant.tenant_id, endpoint.origin] = breaker.record(tenant.tenant_id, endpoint.origin)
+        elif breaker.at_rest:
+            del tenant.breakers[endpoint.origin]
+        return breaker if changed else None
+
+    def tick(self, *, now: float) -> None:
+        """Time went on: enter what has ended into the budget's books."""
+        if self._ended:
+            self.budget.count(self._ended, now=now)
+            self._ended = 0
+
+    # ---- limits ---------------------------------------------------------------------------------------------------
+
+    def configure(self, endpoint: EndpointState, config: Endpoint, *, since: float, part: float, now: float) -> None:
+        """Take over a new configuration. ``since``: from when on a new bucket fills up; ``part``: of the rate."""
+        if endpoint.config is None or endpoint.config.url != config.url:
+            endpoint.origin = origin_of(config.url)
+        if config.rate_limit is None:
+            endpoint.bucket = None
+            endpoint.rate_until = 0.0
+            return
+        rate = config.rate_limit * part
+        if endpoint.bucket is None:
+            endpoint.bucket = TokenBucket(rate, since=since)
+        elif endpoint.bucket.rate != rate:
+            endpoint.bucket.change(rate, now=now)
+            endpoint.rate_until = 0.0
+
+    # ---- the fleet ------------------------------------------------------------------------------------------------
+
+    def take_probes(self) -> list[Receiver]:
+        """Receivers whose probe this worker wants to send, if the store grants it."""
+        probes, self._probes = sorted(self._probes), set()
+        return probes
+
+    def ask_again(self, probes: Iterable[Receiver]) -> None:
+        """The store could not be asked."""
+        self._probes.update(probes)
+
+    def take_changes(self) -> list[BreakerRecord]:
+        """Breakers whose state changed here, to be stored and shared."""
+        changed, self._changed = self._changed, {}
+        return list(changed.values())
+
+    def tell_again(self, records: Iterable[BreakerRecord]) -> None:
+        """These could not be stored; what changed since comes before them."""
+        for record in records:
+            self._changed.setdefault((record.tenant_id, record.origin), record)
+
+    def adopt(self, tenant: TenantState, record: BreakerRecord) -> bool:
+        """Take over what another worker has learnt; True when it changes what may start."""
+        breaker = tenant.breakers.get(record.origin)
+        if breaker is None:
+            if record.state is BreakerState.CLOSED:
+                return False
+            breaker = tenant.breakers[record.origin] = Breaker(self._breaker_policy, now=0.0)
+        return breaker.adopt(record)

@@ -1,0 +1,219 @@
+"""The circuit breaker of one receiver: (tenant, scheme, host, port), so that no tenant can open it for another.
+
+| state     | what it lets through                 | what ends it                                                      |
+|-----------|--------------------------------------|-------------------------------------------------------------------|
+| closed    | everything; after a recovery, a ramp | `failures` health failures in a row → open                        |
+| open      | nothing                              | `reopen_at` has come and this worker took the probe → half-open   |
+| half-open | one probe for the whole fleet        | a healthy answer → closed; a failure → open, for twice as long    |
+
+Pure: `now` is an argument. Which worker may send the probe is for the store to say, as only it sees the whole fleet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from uuid import UUID
+
+from hookpost.model import ErrorCode, Outcome
+from hookpost.policy.classify import classify
+
+# Requests that may be under way right behind a recovery; each healthy answer adds one, so they double every round trip.
+RAMP_START = 2
+# With so many under way the ramp is over: it is the default cap of an endpoint.
+RAMP_END = 64
+# 2**16 openings are beyond every longest pause; the bound keeps the power finite.
+_DOUBLINGS_MAX = 16
+# The store keeps microseconds: what we have stored ourselves comes back as the same moment.
+_SAME_S = 1e-5
+# What went wrong on our side says nothing of the receiver.
+_OURS = frozenset(
+    {
+        ErrorCode.INTERNAL_ERROR,
+        ErrorCode.INVALID_URL,
+        ErrorCode.ADDRESS_FORBIDDEN,
+        ErrorCode.EGRESS_PROXY_ERROR,
+    }
+)
+
+
+class BreakerState(StrEnum):
+    """May deliveries go to this receiver?"""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Verdict(Enum):
+    """What an outcome says of the receiver's health."""
+
+    HEALTHY = auto()
+    SICK = auto()
+    NOTHING = auto()
+
+
+def verdict(outcome: Outcome) -> Verdict:
+    """A receiver that answers is well, were it with 404: only what `classify` charges says that it is sick."""
+    code = outcome.error_code
+    if code is None:
+        return Verdict.HEALTHY
+    if classify(code, outcome.status).charged:
+        return Verdict.SICK
+    return Verdict.NOTHING if code in _OURS else Verdict.HEALTHY
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """``failures`` in a row open it, for ``pause_s`` and twice as long each time after, up to ``pause_max_s``."""
+
+    failures: int = 5
+    pause_s: float = 30.0
+    pause_max_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerRecord:
+    """A breaker as it is stored and shared between workers. Times are Unix seconds."""
+
+    tenant_id: UUID
+    origin: str
+    state: BreakerState
+    since: float
+    reopen_at: float | None
+    openings: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What the store said when a worker asked for the probe of a breaker.
+
+    Granted until ``until``; or another worker has it so long. ``record`` is what is stored.
+    """
+
+    granted: bool
+    until: float
+    record: BreakerRecord
+
+
+class Breaker:
+    """One receiver's breaker in one worker. ``openings`` counts those in a row without a recovery between."""
+
+    __slots__ = ("_policy", "failures", "openings", "probe_until", "probing", "ramp", "reopen_at", "since", "state")
+
+    def __init__(self, policy: BreakerPolicy, *, now: float) -> None:
+        self._policy = policy
+        self.state = BreakerState.CLOSED
+        self.since = now
+        self.reopen_at = 0.0
+        self.openings = 0
+        self.failures = 0
+        self.ramp: int | None = None
+        self.probing = False
+        self.probe_until = 0.0
+
+    @property
+    def at_rest(self) -> bool:
+        """Closed, and nothing to remember: as good as no breaker."""
+        return self.state is BreakerState.CLOSED and self.failures == 0 and self.ramp is None
+
+    def wants_probe(self, *, now: float) -> bool:
+        """Has its pause ended, and has nobody here the right to send the probe?"""
+        if self.state is BreakerState.HALF_OPEN and not self.probing and self.probe_until <= now:
+            self.state = BreakerState.OPEN  # the right to the probe has lapsed unused
+        return self.state is BreakerState.OPEN and self.reopen_at <= now
+
+    def closed_to(self, in_flight: int) -> bool:
+        """Must a delivery wait while so many are under way to this receiver?"""
+        if self.state is BreakerState.CLOSED:
+            return self.ramp is not None and in_flight >= self.ramp
+        return self.state is BreakerState.OPEN or self.probing
+
+    def start(self) -> bool:
+        """A delivery goes; is it the probe?"""
+        self.probing = self.state is BreakerState.HALF_OPEN
+        return self.probing
+
+    def observe(self, verdict: Verdict, *, probe: bool, now: float) -> bool:
+        """Learn from an outcome; True when the state changed. Behind an opening only the probe's outcome counts: what
+        was under way before says nothing new."""
+        if probe:
+            self.probing = False
+        match verdict:
+            case Verdict.SICK:
+                return self._sick(probe=probe, now=now)
+            case Verdict.HEALTHY:
+                return self._healthy(probe=probe, now=now)
+            case Verdict.NOTHING:
+                return probe and self.state is BreakerState.HALF_OPEN and self._open(now, self.openings)
+
+    def _sick(self, *, probe: bool, now: float) -> bool:
+        self.failures += 1
+        if self.state is BreakerState.CLOSED:
+            if self.ramp is not None:
+                self.ramp = max(RAMP_START, self.ramp // 2)
+            return self.failures >= self._policy.failures and self._open(now, self.openings + 1)
+        return probe and self.state is BreakerState.HALF_OPEN and self._open(now, self.openings + 1)
+
+    def _healthy(self, *, probe: bool, now: float) -> bool:
+        if self.state is BreakerState.CLOSED:
+            self.failures = 0
+            if self.ramp is not None:
+                self.ramp += 1
+                if self.ramp > RAMP_END:
+                    self.ramp = None
+                    self.openings = 0
+            return False
+        return probe and self._close(now)
+
+    def _open(self, now: float, openings: int) -> bool:
+        policy = self._policy
+        self.state = BreakerState.OPEN
+        self.since = now
+        self.openings = max(1, openings)
+        pause_s = policy.pause_s * 2.0 ** min(self.openings - 1, _DOUBLINGS_MAX)
+        self.reopen_at = now + min(pause_s, policy.pause_max_s)
+        self.ramp = None
+        return True
+
+    def _close(self, now: float) -> bool:
+        self.state = BreakerState.CLOSED
+        self.since = now
+        self.failures = 0
+        self.ramp = RAMP_START
+        return True
+
+    def grant(self, probe: Probe, *, now: float) -> bool:
+        """Take over what the store said of the probe; True when the state changed."""
+        if probe.granted and self.state is BreakerState.OPEN:
+            self.state = BreakerState.HALF_OPEN
+            self.since = now
+            self.probe_until = probe.until
+            return True
+        if self.state is BreakerState.OPEN:
+            self.reopen_at = max(self.reopen_at, probe.until)
+        return self.adopt(probe.record)
+
+    def adopt(self, record: BreakerRecord) -> bool:
+        """Take over what another worker has learnt later than we did; True when the state changed."""
+        if record.since <= self.since + _SAME_S or self.probing:
+            return False
+        before = self.state
+        self.since = record.since
+        self.openings = record.openings
+        self.failures = record.failures
+        if record.state is BreakerState.CLOSED:
+            self.state = BreakerState.CLOSED
+            self.ramp = RAMP_START if before is not BreakerState.CLOSED else self.ramp
+        else:
+            # To us a probe of another worker is a breaker that stays open.
+            self.state = BreakerState.OPEN
+            self.reopen_at = max(record.reopen_at or 0.0, self.reopen_at)
+            self.ramp = None
+        return self.state is not before
+
+    def record(self, tenant_id: UUID, origin: str) -> BreakerRecord:
+        """What is to be stored."""
+        reopen_at = None if self.state is BreakerState.CLOSED else self.reopen_at
+        return BreakerRecord(tenant_id, origin, self.state, self.since, reopen_at, self.openings, self.failures)
