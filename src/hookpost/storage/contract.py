@@ -232,7 +232,7 @@ class WorkerStore(Protocol):
         """Store what changed, unless something later is stored, and have the other workers look at these tenants."""
 
     async def take_probes(self, node_id: UUID, asked: Sequence[tuple[UUID, str]], *, probe_s: float) -> list[Probe]:
-        """Ask for the probes of these receivers (tenant, origin): one worker of the fleet gets each, for ``probe_s``."""
+        """Ask for the probes of these receivers (tenant, origin): one worker of all gets each, for ``probe_s``."""
 
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
         """Sleep until rung or the time is over, or for a shorter time if nobody can ring. The shards that were rung for
