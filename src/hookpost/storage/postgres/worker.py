@@ -29,6 +29,8 @@ from hookpost.engine.work import (
 )
 from hookpost.model import Endpoint, EndpointStatus, RetryPolicy, Secret, Tenant, Timeouts
 from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
+from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
+from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 
@@ -41,7 +43,6 @@ SETTLE_TIMEOUT_S = 10.0
 ROLLBACK_TIMEOUT_S = 1.0
 # A worker that cannot listen looks more often.
 DEAF_S = 0.1
-_COPY_COLUMNS = ("day", *ATTEMPT_COLUMNS)
 # What an attempt that the database refuses is stored without: what a receiver could have put into it, then the rest.
 _CUTS: tuple[dict[str, Any], ...] = (
     {"http_status": None, "error_code": "internal_error", "response_hash": None, "response_head": b"", "address": "",
@@ -427,8 +428,8 @@ async def _refusal(connection: Any, write: _Write, rows: Sequence[_Row]) -> Data
 
 
 async def _copy_attempts(connection: Any, day: int, attempts: Sequence[_Row]) -> None:
-    await connection.copy_records_to_table(
-        "attempts", records=[(day, *attempt) for attempt in attempts], columns=_COPY_COLUMNS
+    await connection.copy_to_table(
+        "attempts", source=memoryview(packed(day, attempts)), columns=COPY_COLUMNS, format="binary"
     )
 
 
