@@ -166,10 +166,14 @@ class Tenant:
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request to make. ``headers`` are complete lines, ``Name: value``, in the order they are sent."""
+    """One HTTP request to make.
+
+    ``headers`` are complete lines, ``Name: value``, joined by CR LF, in the order they are sent. Whoever makes it
+    vouches that no line ends early.
+    """
 
     url: str
-    headers: list[str]
+    headers: str
     body: bytes
     timeouts: Timeouts
 

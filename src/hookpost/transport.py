@@ -51,6 +51,8 @@ TICK_S = 0.05  # grain of the first-byte and look-up timeouts
 DETAIL_CHARS_MAX = 300
 
 _SUPPRESSED = ["Accept:", "Expect:", "Content-Type:"]  # libcurl sends its own unless the name stands here bare
+_SUPPRESSED_BESIDE_TYPE = _SUPPRESSED[:2]  # what the first line names need not be suppressed
+_TYPE = "content-type:"
 _EPOLL_MASKS = {
     pycurl.POLL_NONE: 0,
     pycurl.POLL_IN: select.EPOLLIN,
@@ -130,12 +132,11 @@ class Transport:
             target = split_url(request.url)
         except UrlError as error:
             return self._refuse(ErrorCode.INVALID_URL, str(error), started_at, done)
-        lines = "\r\n".join(request.headers)
-        if (refusal := self._refusal(lines, len(request.headers), target)) is not None:
+        if (refusal := self._refusal(target)) is not None:
             return self._refuse(*refusal, started_at, done)
         exchange = self._idle.pop() if self._idle else self._new_exchange()
         try:
-            exchange.begin(request, lines, target, done, started_at, self._loop.time())
+            exchange.begin(request, target, done, started_at, self._loop.time())
         except (pycurl.error, TypeError, ValueError, OverflowError) as error:
             exchange.easy.close()
             return self._refuse(ErrorCode.INTERNAL_ERROR, f"libcurl refused the request: {error}", started_at, done)
@@ -170,14 +171,12 @@ class Transport:
 
     # Starting.
 
-    def _refusal(self, lines: str, count: int, target: Target) -> tuple[ErrorCode, str] | None:
+    def _refusal(self, target: Target) -> tuple[ErrorCode, str] | None:
         """Why the request is not made at all."""
         if self._egress.https_only and target.scheme != "https":
             return ErrorCode.INVALID_URL, "this installation sends to https only"
         if not self._egress.port_allowed(target.port):
             return ErrorCode.ADDRESS_FORBIDDEN, f"port {target.port} is not allowed"
-        if not _safe_headers(lines, count):
-            return ErrorCode.INTERNAL_ERROR, "bad header: a line holds CR, LF, NUL or a character outside ASCII"
         return None
 
     def _refuse(self, code: ErrorCode, detail: str, at: float, done: Callable[[Outcome], None]) -> None:
@@ -469,7 +468,6 @@ class _Exchange:
     def begin(
         self,
         request: Request,
-        lines: str,
         target: Target,
         done: Callable[[Outcome], None],
         started_at: float,
@@ -490,7 +488,8 @@ class _Exchange:
         self._refused = self._tried = self._fault = self._no_socket = ""
         self._lookup_s = 0.0
         setopt = self.easy.setopt
-        setopt(pycurl.HTTPHEADER, [lines, *_SUPPRESSED])
+        own = _SUPPRESSED_BESIDE_TYPE if request.headers.startswith(_TYPE) else _SUPPRESSED
+        setopt(pycurl.HTTPHEADER, [request.headers, *own])
         setopt(pycurl.POSTFIELDS, request.body)
         if target.url != self._url:
             setopt(pycurl.URL, target.url)
@@ -683,11 +682,6 @@ def _select_bits(events: int) -> int:
     if events & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
         bits |= pycurl.CSELECT_IN
     return bits | pycurl.CSELECT_ERR if events & select.EPOLLERR else bits
-
-
-def _safe_headers(lines: str, count: int) -> bool:
-    """So many lines joined by CR LF: none may end early (CR, LF, NUL) or hold what setopt cannot encode."""
-    return lines.isascii() and lines.count("\r") == lines.count("\n") == max(count, 1) - 1 and "\0" not in lines
 
 
 def _shown(address: str) -> str:
