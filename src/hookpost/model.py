@@ -182,6 +182,7 @@ class Request:
 class Outcome:
     """What one request came to. ``error_code`` is None for a 2xx only; ``status`` is None until headers are complete.
 
+    ``total_ms`` counts from ``started_at`` to ``finished_at``.
     ``response_head`` holds the status line, the headers and the beginning of the body as received: bytes, never text.
     """
 
