@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -266,10 +268,8 @@ def _ranges(multirange: str) -> list[tuple[int, int]]:
 
 
 def _by_shard(rows: Iterable[Any]) -> dict[int, list[JournalRow]]:
-    found: dict[int, list[JournalRow]] = {}
-    for row in rows:
-        found.setdefault(row["shard"], []).append(JournalRow(*row))
-    return found
+    """Rows come in the order of their shards."""
+    return {shard: [JournalRow(*row) for row in of_shard] for shard, of_shard in groupby(rows, itemgetter(0))}
 
 
 def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
@@ -302,7 +302,8 @@ def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable
 
 async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_max: int) -> dict[int, list[JournalRow]]:
     """Give the replays their payloads. Of each shard come as many rows as fit into the bytes."""
-    replays = {shard: [row for row in rows if row.kind == Kind.REPLAY and row.owed] for shard, rows in found.items()}
+    kind = Kind.REPLAY  # looked up once, not for each row
+    replays = {shard: [row for row in rows if row.kind == kind and row.owed] for shard, rows in found.items()}
     asked = [(shard, row.event_id) for shard, rows in replays.items() for row in rows]
     if not asked:
         return found
