@@ -73,6 +73,12 @@ IDLE_LOOK_S = 1.0
 IDLE_LOOK_LANES = 1000
 
 
+# Made once: each delivery asks for them.
+_REPLAY, _CONTROL = Kind.REPLAY, Kind.CONTROL
+_NOT_CONFIGURED = Wait(WaitReason.PAUSED)
+_AT_CAP = Wait(WaitReason.IN_FLIGHT_CAP)
+
+
 class Wanted(Enum):
     """Which rows of its backlog a lane wants."""
 
@@ -378,9 +384,9 @@ class Engine:
         shard = self._shards[number]
         for row in rows:
             shard.progress.advance(row.seq, row.day)
-            if row.kind == Kind.REPLAY:
+            if row.kind == _REPLAY:
                 shard.revived.extend((row.event_id, endpoint_id) for endpoint_id in row.owed)
-            if row.owed and row.kind != Kind.CONTROL:
+            if row.owed and row.kind != _CONTROL:
                 self._accept(shard, row, row.owed, (), now=now)
         if rows:
             shard.read_created_at = rows[-1].created_at
@@ -468,12 +474,12 @@ class Engine:
     def _admit(self, endpoint: EndpointState, work: Work, now: float) -> Wait | None:
         config = endpoint.config
         if config is None:
-            return Wait(WaitReason.PAUSED)
+            return _NOT_CONFIGURED
         wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
         if wait is not None:
             return wait
         if endpoint.in_flight >= endpoint.cap:
-            return Wait(WaitReason.IN_FLIGHT_CAP)
+            return _AT_CAP
         for gate in endpoint.gates:
             wait = gate.admit(first_attempt=work.retry_count == 0, now=now)
             if wait is not None:
@@ -639,7 +645,8 @@ class Engine:
         """Nothing more is owed: out of the journal's open entries, or out of the backlog."""
         lane = work.lane
         shard = self._shards[lane.shard]
-        self._touch(shard)
+        if not shard.touched:
+            self._touch(shard)
         if work.stored:
             lane.stored -= 1
             shard.deletes.append((lane.endpoint.endpoint_id, work.entry.seq))
