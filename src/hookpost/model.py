@@ -181,10 +181,14 @@ class Tenant:
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request to make. ``headers`` are complete lines, ``Name: value``, in the order they are sent."""
+    """One HTTP request to make.
+
+    ``headers`` are complete lines, ``Name: value``, joined by CR LF, in the order they are sent. Whoever makes it
+    vouches that no line ends early.
+    """
 
     url: str
-    headers: list[str]
+    headers: str
     body: bytes
     timeouts: Timeouts
 
@@ -193,6 +197,7 @@ class Request:
 class Outcome:
     """What one request came to. ``error_code`` is None for a 2xx only; ``status`` is None until headers are complete.
 
+    ``total_ms`` counts from ``started_at`` to ``finished_at``.
     ``response_head`` holds the status line, the headers and the beginning of the body as received: bytes, never text.
     """
 

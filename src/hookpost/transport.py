@@ -28,7 +28,7 @@ from typing import Any
 import certifi
 import pycurl
 
-from hookpost.model import ErrorCode, Outcome, Request
+from hookpost.model import ErrorCode, Outcome, Request, Timeouts
 from hookpost.policy.classify import http_error_code
 from hookpost.policy.egress import EgressPolicy, Target, UrlError, split_url, verdict
 from hookpost.resolver import Answer, Resolver
@@ -51,6 +51,8 @@ TICK_S = 0.05  # grain of the first-byte and look-up timeouts
 DETAIL_CHARS_MAX = 300
 
 _SUPPRESSED = ["Accept:", "Expect:", "Content-Type:"]  # libcurl sends its own unless the name stands here bare
+_SUPPRESSED_BESIDE_TYPE = _SUPPRESSED[:2]  # what the first line names need not be suppressed
+_TYPE = "content-type:"
 _EPOLL_MASKS = {
     pycurl.POLL_NONE: 0,
     pycurl.POLL_IN: select.EPOLLIN,
@@ -93,11 +95,12 @@ class Transport:
         self._fresh_names: dict[tuple[str, int], float] = {}
         self._lookups: dict[str, dict[_Exchange, None]] = {}
         self._name_deadlines = _Deadlines()
-        self._first_byte_deadlines = _Deadlines()
         self._active: dict[Any, _Exchange] = {}
+        # No request under way can miss its first byte before this.
+        self._first_byte_due = math.inf
         self._idle: list[_Exchange] = []
         self._in_flight = 0
-        self._wanted: dict[int, int] = {}
+        self._wanted: set[int] = set()
         self._registered: dict[int, int] = {}
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
@@ -130,17 +133,16 @@ class Transport:
             target = split_url(request.url)
         except UrlError as error:
             return self._refuse(ErrorCode.INVALID_URL, str(error), started_at, done)
-        lines = "\r\n".join(request.headers)
-        if (refusal := self._refusal(lines, len(request.headers), target)) is not None:
+        if (refusal := self._refusal(target)) is not None:
             return self._refuse(*refusal, started_at, done)
         exchange = self._idle.pop() if self._idle else self._new_exchange()
         try:
-            exchange.begin(request, lines, target, done, started_at, self._loop.time())
+            exchange.begin(request, target, done, started_at, self._loop.time())
         except (pycurl.error, TypeError, ValueError, OverflowError) as error:
             exchange.easy.close()
             return self._refuse(ErrorCode.INTERNAL_ERROR, f"libcurl refused the request: {error}", started_at, done)
-        self._first_byte_deadlines.add(exchange, request.timeouts.first_byte_s)
-        self._schedule()
+        if self._timer_at > exchange.began + TICK_S:
+            self._schedule()
         if target.literal or self._fresh_names.get((target.host, target.port), 0.0) > exchange.began:
             self._start(exchange)
         else:
@@ -170,14 +172,12 @@ class Transport:
 
     # Starting.
 
-    def _refusal(self, lines: str, count: int, target: Target) -> tuple[ErrorCode, str] | None:
+    def _refusal(self, target: Target) -> tuple[ErrorCode, str] | None:
         """Why the request is not made at all."""
         if self._egress.https_only and target.scheme != "https":
             return ErrorCode.INVALID_URL, "this installation sends to https only"
         if not self._egress.port_allowed(target.port):
             return ErrorCode.ADDRESS_FORBIDDEN, f"port {target.port} is not allowed"
-        if not _safe_headers(lines, count):
-            return ErrorCode.INTERNAL_ERROR, "bad header: a line holds CR, LF, NUL or a character outside ASCII"
         return None
 
     def _refuse(self, code: ErrorCode, detail: str, at: float, done: Callable[[Outcome], None]) -> None:
@@ -195,6 +195,8 @@ class Transport:
 
     def _start(self, exchange: _Exchange) -> None:
         self._active[exchange.easy] = exchange
+        if exchange.first_byte_at < self._first_byte_due:
+            self._first_byte_due = exchange.first_byte_at
         try:
             self._multi.add_handle(exchange.easy)
         except pycurl.error as error:
@@ -202,7 +204,7 @@ class Transport:
 
     def _look_up(self, exchange: _Exchange) -> None:
         host = exchange.target.host
-        self._name_deadlines.add(exchange, exchange.request.timeouts.connect_s)
+        self._name_deadlines.add(exchange, exchange.lookup_s_max)
         if host in self._lookups:
             self._lookups[host][exchange] = None
             return
@@ -211,7 +213,7 @@ class Transport:
 
     def _looked_up(self, host: str, answer: Answer) -> None:
         for exchange in self._lookups.pop(host):
-            self._name_deadlines.discard(exchange, exchange.request.timeouts.connect_s)
+            self._name_deadlines.discard(exchange, exchange.lookup_s_max)
             if answer.addresses:
                 exchange.found(answer.addresses, self._loop.time())
                 self._remember(exchange.target)
@@ -235,9 +237,9 @@ class Transport:
         """
         wanted = _EPOLL_MASKS[what]
         if not wanted:
-            self._wanted.pop(fd, None)
+            self._wanted.discard(fd)
             return
-        self._wanted[fd] = wanted
+        self._wanted.add(fd)
         if self._registered.get(fd) != wanted:
             self._register(fd, wanted)
 
@@ -256,7 +258,7 @@ class Transport:
         for fd, events in self._epoll.poll(0, EVENTS_MAX):
             if fd in self._wanted:
                 try:
-                    self._multi.socket_action(fd, _select_bits(events))
+                    self._multi.socket_action(fd, _SELECT_BITS.get(events) or _select_bits(events))
                 except pycurl.error as error:
                     self._renew(error)
                     return
@@ -276,7 +278,8 @@ class Transport:
             self._curl_wants_at = math.inf
         else:
             self._curl_wants_at = self._loop.time() + timeout_ms / 1000
-            self._schedule()
+            if self._curl_wants_at < self._timer_at:
+                self._schedule()
 
     def _kick(self) -> None:
         self._kicked = False
@@ -299,7 +302,6 @@ class Transport:
         self._active.clear()
         self._loop.remove_reader(self._epoll.fileno())
         for exchange in broken:
-            self._first_byte_deadlines.discard(exchange, exchange.request.timeouts.first_byte_s)
             with suppress(pycurl.error):
                 self._multi.remove_handle(exchange.easy)
             exchange.easy.close()
@@ -315,7 +317,7 @@ class Transport:
     def _schedule(self) -> None:
         """Tick every ``TICK_S`` while something is in flight, sooner or else only when libcurl wants it."""
         at = min(self._curl_wants_at, self._loop.time() + TICK_S) if self._in_flight else self._curl_wants_at
-        if self._closed or at == math.inf or (self._timer is not None and self._timer_at <= at):
+        if self._closed or at >= self._timer_at:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -325,25 +327,26 @@ class Transport:
 
     def _tick(self) -> None:
         self._timer = None
-        if self._loop.time() >= self._curl_wants_at:
+        self._timer_at = math.inf
+        at = self._loop.time()
+        if at >= self._curl_wants_at:
             self._curl_wants_at = math.inf
             self._run_timers()
-        self._sweep(self._loop.time())
+        self._sweep(at)
         self._schedule()
 
     def _sweep(self, at: float) -> None:
         """End what hangs before the first byte: libcurl has no timeout for that, nor for a look-up of ours."""
         for exchange in self._name_deadlines.expired(at):
             del self._lookups[exchange.target.host][exchange]
-            detail = f"{exchange.target.host}: no answer within {exchange.request.timeouts.connect_s:g} s"
+            detail = f"{exchange.target.host}: no answer within {exchange.lookup_s_max:g} s"
             self._conclude(exchange, exchange.unresolved(detail, at))
-        for exchange in self._first_byte_deadlines.expired(at):
-            if exchange.easy not in self._active:
-                del self._lookups[exchange.target.host][exchange]
-                self._name_deadlines.discard(exchange, exchange.request.timeouts.connect_s)
-                self._conclude(exchange, exchange.unresolved("the look-up took too long", at))
-            elif not exchange.heard:
-                self._end(exchange, exchange.late(self._loop.time()))
+        if at >= self._first_byte_due:
+            silent = [exchange for exchange in self._active.values() if not exchange.heard]
+            self._first_byte_due = min((e.first_byte_at for e in silent if e.first_byte_at > at), default=math.inf)
+            for exchange in silent:
+                if exchange.first_byte_at <= at and exchange.easy in self._active:
+                    self._end(exchange, exchange.late(at))
 
     # Finishing.
 
@@ -351,9 +354,11 @@ class Transport:
         while True:
             queued, succeeded, failed = self._multi.info_read()
             for easy in succeeded:
-                self._end(self._active[easy], self._active[easy].outcome(0, ""))
+                exchange = self._active[easy]
+                self._end(exchange, exchange.outcome(0, ""))
             for easy, code, message in failed:
-                self._end(self._active[easy], self._active[easy].outcome(code, message))
+                exchange = self._active[easy]
+                self._end(exchange, exchange.outcome(code, message))
             if not queued:
                 return
 
@@ -363,8 +368,8 @@ class Transport:
         self._conclude(exchange, outcome)
 
     def _conclude(self, exchange: _Exchange, outcome: Outcome) -> None:
-        self._first_byte_deadlines.discard(exchange, exchange.request.timeouts.first_byte_s)
         outcome.finished_at = self._now()
+        outcome.total_ms = int((outcome.finished_at - outcome.started_at) * 1000)
         done = exchange.done
         if len(self._idle) < IDLE_HANDLES_MAX:
             self._idle.append(exchange)
@@ -392,7 +397,7 @@ class _Limits:
 
 
 class _Deadlines:
-    """Who must have moved on by when; one queue per duration, so that each queue is in order of its deadlines."""
+    """Whose name must be found by when; one queue per duration, so that each queue is in order of its deadlines."""
 
     def __init__(self) -> None:
         self._queues: dict[float, OrderedDict[_Exchange, float]] = {}
@@ -425,7 +430,6 @@ class _Exchange:
         "_body_bytes",
         "_chunks",
         "_complete",
-        "_connect_s",
         "_egress",
         "_fault",
         "_first_line",
@@ -439,12 +443,13 @@ class _Exchange:
         "_scheme",
         "_started_at",
         "_status",
-        "_total_s",
+        "_timeouts",
         "_tried",
         "_url",
         "began",
         "done",
         "easy",
+        "first_byte_at",
         "request",
         "target",
     )
@@ -459,7 +464,7 @@ class _Exchange:
         self._egress = egress
         self._registered = registered
         self._url = self._scheme = ""
-        self._connect_s = self._total_s = -1.0
+        self._timeouts: Timeouts | None = None
         self._lines: list[bytes] = []
         self._chunks: list[bytes] = []
         easy.setopt(pycurl.HEADERFUNCTION, self._on_header)
@@ -469,7 +474,6 @@ class _Exchange:
     def begin(
         self,
         request: Request,
-        lines: str,
         target: Target,
         done: Callable[[Outcome], None],
         started_at: float,
@@ -490,7 +494,8 @@ class _Exchange:
         self._refused = self._tried = self._fault = self._no_socket = ""
         self._lookup_s = 0.0
         setopt = self.easy.setopt
-        setopt(pycurl.HTTPHEADER, [lines, *_SUPPRESSED])
+        own = _SUPPRESSED_BESIDE_TYPE if request.headers.startswith(_TYPE) else _SUPPRESSED
+        setopt(pycurl.HTTPHEADER, [request.headers, *own])
         setopt(pycurl.POSTFIELDS, request.body)
         if target.url != self._url:
             setopt(pycurl.URL, target.url)
@@ -498,7 +503,16 @@ class _Exchange:
         if target.scheme != self._scheme:
             setopt(pycurl.PIPEWAIT, target.scheme == "https")
             self._scheme = target.scheme
-        self._set_timeouts(request.timeouts.connect_s, request.timeouts.total_s)
+        timeouts = request.timeouts
+        self.first_byte_at = began + timeouts.first_byte_s
+        if timeouts is not self._timeouts:
+            self._set_timeouts(timeouts.connect_s, timeouts.total_s)
+            self._timeouts = timeouts
+
+    @property
+    def lookup_s_max(self) -> float:
+        """How long its name may be looked up."""
+        return min(self.request.timeouts.connect_s, self.request.timeouts.first_byte_s)
 
     def found(self, addresses: tuple[str, ...], at: float) -> None:
         """The name is looked up: give libcurl the addresses, and what is left of the time."""
@@ -506,14 +520,11 @@ class _Exchange:
         self.easy.setopt(pycurl.RESOLVE, [f"+{self.target.host}:{self.target.port}:{','.join(map(_shown, addresses))}"])
         timeouts = self.request.timeouts
         self._set_timeouts(timeouts.connect_s - self._lookup_s, timeouts.total_s - self._lookup_s)
+        self._timeouts = None  # these are this request's alone
 
     def _set_timeouts(self, connect_s: float, total_s: float) -> None:
-        if connect_s != self._connect_s:
-            self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, math.ceil(connect_s * 1000)))
-            self._connect_s = connect_s
-        if total_s != self._total_s:
-            self.easy.setopt(pycurl.TIMEOUT_MS, max(1, math.ceil(total_s * 1000)))
-            self._total_s = total_s
+        self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, math.ceil(connect_s * 1000)))
+        self.easy.setopt(pycurl.TIMEOUT_MS, max(1, math.ceil(total_s * 1000)))
 
     @property
     def heard(self) -> bool:
@@ -535,7 +546,7 @@ class _Exchange:
     def _end_of_block(self) -> int | None:
         if self._complete:
             return None  # of the trailers
-        status = _status(self._lines[self._first_line])
+        status = _status_line(self._lines[self._first_line])[0]
         if 100 <= status < 200 and status != 101:
             self._first_line = len(self._lines)  # an interim response: the final one follows
             return None if len(self._lines) < self._limits.header_lines_max else self._too_many_headers()
@@ -595,9 +606,7 @@ class _Exchange:
     def late(self, at: float) -> Outcome:
         """The outcome when no byte has come in time."""
         code = ErrorCode.FIRST_BYTE_TIMEOUT if self._connected() else ErrorCode.CONNECT_TIMEOUT
-        outcome = self._measured(Outcome(code, detail=f"no byte of an answer within {at - self.began:.2f} s"))
-        outcome.total_ms = int((at - self.began) * 1000)
-        return outcome
+        return self._measured(Outcome(code, detail=f"no byte of an answer within {at - self.began:.2f} s"))
 
     def broken(self, detail: str, finished_at: float) -> Outcome:
         """The outcome when libcurl itself gave up."""
@@ -610,12 +619,10 @@ class _Exchange:
 
     def unresolved(self, detail: str, at: float) -> Outcome:
         """The outcome when the name could not be looked up."""
-        took_ms = int((at - self.began) * 1000)
         return Outcome(
             ErrorCode.DNS_FAILURE,
             started_at=self._started_at,
-            dns_ms=took_ms,
-            total_ms=took_ms,
+            dns_ms=int((at - self.began) * 1000),
             detail=detail[:DETAIL_CHARS_MAX],
         )
 
@@ -623,16 +630,13 @@ class _Exchange:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         error_code = http_error_code(self._status)
         kept = self._limits.head_bytes_success if error_code is None else self._limits.head_bytes_failure
-        return self._measured(
-            Outcome(
-                error_code,
-                self._status,
-                retry_after=None if error_code is None else _retry_after(self._head),
-                response_head=(self._head + body[:kept])[:kept],
-                response_hash=_short_hash(body) if len(body) <= _SHORT_BODY_BYTES else sha256(body).digest(),
-                body_cut=body_cut,
-            )
-        )
+        outcome = Outcome(error_code, self._status)
+        if error_code is not None:
+            outcome.retry_after = _retry_after(self._head)
+        outcome.response_head = (self._head + body[:kept])[:kept]
+        outcome.response_hash = _short_hash(body) if len(body) <= _SHORT_BODY_BYTES else sha256(body).digest()
+        outcome.body_cut = body_cut
+        return self._measured(outcome)
 
     def _error_code(self, code: int) -> ErrorCode:
         if self._fault:
@@ -657,15 +661,13 @@ class _Exchange:
         return bool(self.easy.getinfo(done_at) > 0)
 
     def _measured(self, outcome: Outcome) -> Outcome:
-        """Add what was measured: dns, connect and tls are spans, first_byte and total count from the start."""
+        """Add what was measured: dns, connect and tls are spans, first_byte counts from the start."""
         info = self.easy.getinfo
-        lookup_ms = int(self._lookup_s * 1000)
         outcome.started_at = self._started_at
-        outcome.dns_ms = lookup_ms
-        outcome.total_ms = lookup_ms + info(pycurl.TOTAL_TIME_T) // 1000
+        outcome.dns_ms = lookup_ms = int(self._lookup_s * 1000)
         if self._lines:
             outcome.first_byte_ms = lookup_ms + info(pycurl.STARTTRANSFER_TIME_T) // 1000
-            outcome.protocol = _PROTOCOLS.get(self._lines[0].partition(b" ")[0], "")
+            outcome.protocol = _status_line(self._lines[0])[1]
         if self._tried:  # a new connection
             named, connected = info(pycurl.NAMELOOKUP_TIME_T), info(pycurl.CONNECT_TIME_T)
             outcome.dns_ms += named // 1000
@@ -685,9 +687,7 @@ def _select_bits(events: int) -> int:
     return bits | pycurl.CSELECT_ERR if events & select.EPOLLERR else bits
 
 
-def _safe_headers(lines: str, count: int) -> bool:
-    """So many lines joined by CR LF: none may end early (CR, LF, NUL) or hold what setopt cannot encode."""
-    return lines.isascii() and lines.count("\r") == lines.count("\n") == max(count, 1) - 1 and "\0" not in lines
+_SELECT_BITS = {events: _select_bits(events) for events in (select.EPOLLIN, select.EPOLLOUT)}
 
 
 def _shown(address: str) -> str:
@@ -695,10 +695,11 @@ def _shown(address: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _status(line: bytes) -> int:
-    """The status in a status line that libcurl has accepted; 0 if there is none."""
+def _status_line(line: bytes) -> tuple[int, str]:
+    """The status in a status line that libcurl has accepted, 0 if there is none; and the protocol."""
     parts = line.split(None, 2)
-    return int(parts[1]) if len(parts) > 1 and len(parts[1]) == 3 and parts[1].isdigit() else 0
+    status = int(parts[1]) if len(parts) > 1 and len(parts[1]) == 3 and parts[1].isdigit() else 0
+    return status, _PROTOCOLS.get(line.partition(b" ")[0], "")
 
 
 def _retry_after(head: bytes) -> bytes | None:

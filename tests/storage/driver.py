@@ -205,7 +205,8 @@ def waiting(endpoint_id: UUID, position: int, **values: Any) -> BacklogChange:
     """A backlog row with what a test says of it."""
     row = {
         "day": 9000, "tenant_id": uuid7(), "event_id": uuid7(), "generation": 0, "reason": WaitReason.RETRY,
-        "due_at": 1.8e9, "retry_count": 1, "deadline": 1.9e9, "created_at": 1.7e9, **values,
+        "due_at": 1.8e9, "retry_count": 1, "deadline": 1.9e9, "created_at": 1.7e9, "stored_at": 1.75e9,
+        **values,
     }  # fmt: skip
     return BacklogChange(endpoint_id, position, **row)
 

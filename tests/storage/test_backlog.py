@@ -10,7 +10,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from hookpost.engine.lanes import FROM_START
-from hookpost.engine.work import BacklogRow, Fetch
+from hookpost.engine.work import BacklogRow, Fetch, Wanted
 from hookpost.model import WaitReason
 from hookpost.storage.contract import Store
 from tests.storage.driver import Driver, event, new_endpoint, new_tenant, own, settle, version, waiting
@@ -83,7 +83,7 @@ async def test_a_row_comes_with_its_event(driver: Driver) -> None:
     await store.settle([settle(0, upserts=upserts)])
     one, two, lost = (await store.fetch(fetch(endpoint), bytes_max=PLENTY))[0]
     assert one == BacklogRow(
-        1, first.day, stored.event_id, "x.y", b'{"n": 1.50}', 0, "paused", T, 3, T + 9.5, T - 1.25,
+        1, first.day, stored.event_id, "x.y", b'{"n": 1.50}', 0, "paused", T, 3, T + 9.5, T - 1.25, 1.75e9,
     )  # fmt: skip
     assert (two.position, two.generation, two.payload, two.type) == (2, 1, b'{"n": 1.50}', "x.y")
     assert (lost.position, lost.payload, lost.type) == (3, None, "")  # its event is gone
@@ -146,15 +146,58 @@ async def test_expired_rows_come_in_the_order_of_position_without_payload(driver
     await store.settle([settle(0, upserts=[*rows, waiting(uuid7(), 7, deadline=T)])])
 
     async def expired(until: float, limit: int = 100) -> tuple[list[int], bool, float]:
-        return await _found(store, fetch(endpoint, until=until, limit=limit, expired=True))
+        return await _found(store, fetch(endpoint, until=until, limit=limit, wanted=Wanted.EXPIRED))
 
     assert await expired(T - 2) == ([], False, T - 1)
     assert await expired(T + 1) == ([2, 3, 5, 6], False, T + 5)
     assert await expired(T + 9, limit=6) == ([1, 2, 3, 4, 5, 6], False, NEVER)
     found, more, _ = await expired(T + 1, limit=3)
     assert (found, more) == ([2, 3, 5], True)
-    [row] = (await store.fetch(fetch(endpoint, until=T - 1, expired=True), bytes_max=1))[0]
+    [row] = (await store.fetch(fetch(endpoint, until=T - 1, wanted=Wanted.EXPIRED), bytes_max=1))[0]
     assert (row.payload, row.deadline) == (None, T - 1)
+
+
+async def test_what_recovery_brings_forward_was_stored_before_it_and_is_not_due(driver: Driver) -> None:
+    store = await driver.open()
+    endpoint = uuid7()
+    await own(store)
+    rows = [
+        waiting(endpoint, 1, due_at=T - 1, stored_at=T - 9),
+        waiting(endpoint, 2, due_at=T + 50, stored_at=T - 9),
+        waiting(endpoint, 3, due_at=T + 20, stored_at=T - 9),
+        waiting(endpoint, 4, due_at=T + 30, stored_at=T + 1),
+        waiting(endpoint, 5, due_at=NEVER, deadline=NEVER, stored_at=T - 9),
+    ]
+    await store.settle([settle(0, upserts=rows)])
+    forward = {"wanted": Wanted.FORWARD, "until": T, "stored_by": T}
+    assert (await _found(store, fetch(endpoint, **forward)))[:2] == ([3, 2], False)
+    assert (await _found(store, fetch(endpoint, after=(T + 20, 3), **forward)))[:2] == ([2], False)
+    assert (await _found(store, fetch(endpoint, limit=1, **forward)))[:2] == ([3], True)
+
+
+async def test_the_first_rows_of_a_lane_and_those_that_block_it_come_by_position(driver: Driver) -> None:
+    store = await driver.open()
+    endpoint = uuid7()
+    await own(store)
+    dues = {4: T - 5, 2: NEVER, 3: T + 99, 9: NEVER}
+    await store.settle([settle(0, upserts=[waiting(endpoint, at, due_at=due) for at, due in dues.items()])])
+    assert (await _found(store, fetch(endpoint, wanted=Wanted.HEAD, limit=3)))[:2] == ([2, 3, 4], True)
+    assert (await _found(store, fetch(endpoint, wanted=Wanted.BLOCKING)))[:2] == ([2, 9], False)
+    [lane] = (await store.takeovers({0: 1}))[0].lanes
+    assert (lane.count, lane.blocking, lane.first) == (4, 2, 2)
+
+
+async def test_the_rows_of_one_event_are_found_by_it(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    events = [event(tenant, owed=(endpoint,)) for _ in range(3)]
+    await store.append(0, events, await version(store, tenant))
+    await own(store)
+    upserts = [waiting(endpoint, at + 1, event_id=each.event_id) for at, each in enumerate(events)]
+    await store.settle([settle(0, upserts=upserts)])
+    named = fetch(endpoint, wanted=Wanted.NAMED, event_id=events[1].event_id)
+    assert (await _found(store, named))[:2] == ([2], False)
 
 
 async def _found(store: Store, wanted: Fetch) -> tuple[list[int], bool, float]:

@@ -183,6 +183,7 @@ async def test_quiet_until_is_set_only_when_a_silent_owner_is_replaced(driver: D
     silent = await register(store)
     await claim(store, silent)
     assert [row["quiet_until"] for row in await driver.rows("shards")] == [None] * SHARDS
+    await store.settle([settle(0, clean=True)])
     await store.release(silent, {0: 1})
     await driver.expire_lease(silent)
     await claim(store, await register(store))
@@ -190,6 +191,26 @@ async def test_quiet_until_is_set_only_when_a_silent_owner_is_replaced(driver: D
     assert quiet[0] is None
     now = (await store.survey("default")).now
     assert all(now + 25 < quiet[shard].timestamp() <= now + 30 for shard in (1, 2, 3))
+
+
+@pytest.mark.parametrize("clean", [True, False, None])
+async def test_a_shard_let_go_is_quiet_unless_this_owner_had_nothing_under_way(
+    driver: Driver, clean: bool | None
+) -> None:
+    store = await driver.open()
+    before = await register(store)
+    await claim(store, before)
+    await store.settle([settle(0, clean=True)])
+    await store.release(before, {0: 1})
+    owner = await register(store)
+    assert (await claim(store, owner))[0] == 2
+    if clean is not None:
+        await store.settle([settle(0, fence=2, settle_no=2, clean=clean)])
+    await store.leave(owner)
+    [quiet] = [row["quiet_until"] for row in await driver.rows("shards") if row["shard"] == 0]
+    assert (quiet is None) == (clean is True)
+    takeover = (await store.takeovers({0: 2}))[0]
+    assert takeover.quiet_until == (0.0 if quiet is None else quiet.timestamp())
 
 
 async def test_disowned_shards_are_free_and_those_of_others_stay(driver: Driver) -> None:

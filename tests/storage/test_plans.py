@@ -260,6 +260,32 @@ async def test_fetch_expired(db: Any) -> None:
     assert "Sort" not in plan.kinds()
 
 
+async def test_rows_brought_forward_go_along_their_index(db: Any) -> None:
+    keyset = ("now() - interval '100 s'", "5", "now() - interval '50 s'", "now()", "11")
+    plan = await explain(db, WORKER["fetch_forward"], "1", E1, *keyset)
+    assert plan.indexes() == {"backlog_due"}, plan
+    assert "Sort" not in plan.kinds(), plan
+
+
+async def test_the_first_of_an_ordered_lane_are_read_by_position(db: Any) -> None:
+    plan = await explain(db, WORKER["fetch_head"], "1", E1, "3")
+    assert plan.indexes() == {"backlog_pkey"}, plan
+    assert plan.rows_read("backlog") <= 3, plan
+    assert "Sort" not in plan.kinds(), plan
+
+
+async def test_dead_deliveries_that_block_a_lane_are_looked_up(db: Any) -> None:
+    plan = await explain(db, WORKER["fetch_blocking"], "1", E1, "3")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("backlog") <= 3, plan
+
+
+async def test_the_rows_of_one_event_are_looked_up(db: Any) -> None:
+    plan = await explain(db, WORKER["fetch_named"], "1", E1, "md5('1v5990')::uuid", "3")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("backlog") <= 3, plan
+
+
 async def test_next_deadline_and_lane_summaries_stay_in_their_lane_and_shard(db: Any) -> None:
     plan = await explain(db, WORKER["next_deadline"], "1", E1, "now()")
     assert plan.scanned_whole() == set(), plan
@@ -279,8 +305,8 @@ SETTLE = {
     "settle_deletes": ("array[1, 1]", f"array[{E1}, {E1}]", "array[1, 101]::bigint[]"),
     "settle_upserts": (
         "array[1]", f"array[{E1}]", "array[1]::bigint[]", f"array[{TODAY}]", f"array[{E1}]", f"array[{E1}]", "array[0]",
-        "array['retry']", "array[now()]", "array[1]", "array[now()]", "array[now()]", "array[null]::smallint[]",
-        "array[null]",
+        "array['retry']", "array[now()]", "array[1]", "array[now()]", "array[now()]", "array[now()]",
+        "array[null]::smallint[]", "array[null]",
     ),
 }  # fmt: skip
 

@@ -135,8 +135,8 @@ async def test_progress_open_and_partial_entries_come_back_in_the_takeover(drive
     assert list(taken.rows) == [row for row in rows if row.seq in {3, 4, 7, 10, 11}]
     assert taken.done == dict(done)
     assert sorted(taken.lanes, key=lambda lane: lane.count) == [
-        LaneSummary(other, tenant, 1, 1.7e9, 2.0e9),
-        LaneSummary(endpoint, tenant, 2, 1.8e9 + 1, 1.9e9 - 2),
+        LaneSummary(other, tenant, 1, 1.7e9, 2.0e9, first=2),
+        LaneSummary(endpoint, tenant, 2, 1.8e9 + 1, 1.9e9 - 2, first=1),
     ]
     assert day is not None
 

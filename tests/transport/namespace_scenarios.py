@@ -98,7 +98,7 @@ async def hanging() -> dict[str, object]:
     async with listening(answering(OK)) as receiver:
         for index in range(int(os.environ.get("HANGING", "30"))):
             for name in (f"www.hang{index}.test", f"x{index}.hang.test"):
-                transport.send(Request(receiver.url(host=name), [], b"", timeouts), hung.append)
+                transport.send(Request(receiver.url(host=name), "", b"", timeouts), hung.append)
         good = await asyncio.gather(*(sent(transport, receiver.url(host=f"good{n}.test")) for n in range(10)))
         hung_before = len(hung)
         while transport.in_flight:

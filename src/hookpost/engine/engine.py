@@ -103,6 +103,8 @@ FORWARD_AGAIN_S = 1.0
 BUDGET_LOOK_S = 1.0
 # When more than this part of a worker's requests are under way, a tenant may not have more of them than its fair share.
 SCARCE_PART = 0.5
+# Looking an enum's member up costs more than comparing with it, and every row is compared.
+_REPLAY, _CONTROL = Kind.REPLAY, Kind.CONTROL
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +478,7 @@ class Engine:
         shard = self._shards[number]
         for row in rows:
             shard.progress.advance(row.seq, row.day)
-            if row.kind == Kind.REPLAY:
+            if row.kind == _REPLAY:
                 shard.revived.extend((row.event_id, endpoint_id) for endpoint_id in row.owed)
             if row.owed:
                 self._accept(shard, row, row.owed, (), now=now)
@@ -502,7 +504,7 @@ class Engine:
         possible_duplicate = row.created_at <= shard.doubtful_until
         for endpoint_id in owed:
             lane = self._lane(shard, endpoint_id, row.tenant_id, now)
-            if row.kind == Kind.CONTROL:
+            if row.kind == _CONTROL:
                 self._name(lane, Named(row.type, entry), now)
                 continue
             work = Work(entry, lane, row.created_at, possible_duplicate=possible_duplicate)
@@ -790,7 +792,8 @@ class Engine:
         """Nothing more is owed: out of the journal's open entries, or out of the backlog."""
         lane = work.lane
         shard = self._shards[lane.shard]
-        self._touch(shard)
+        if not shard.touched:
+            self._touch(shard)
         if work.stored:
             lane.stored -= 1
             shard.deletes.append((lane.endpoint.endpoint_id, work.entry.seq))

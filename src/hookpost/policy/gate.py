@@ -22,16 +22,15 @@ class Wait:
     until: float | None = None
 
 
+_ENABLED = EndpointStatus.ENABLED  # looking a member up costs more than comparing with it
 _PAUSED = Wait(WaitReason.PAUSED)
 _DISABLED = Wait(WaitReason.DISABLED)
 
 
 def endpoint_gate(endpoint: Endpoint, *, hold_until: float, now: float) -> Wait | None:
     """The endpoint's own state: paused, disabled, or held because it answered with a Retry-After."""
-    if endpoint.status is EndpointStatus.PAUSED:
-        return _PAUSED
-    if endpoint.status is EndpointStatus.DISABLED:
-        return _DISABLED
+    if endpoint.status is not _ENABLED:
+        return _PAUSED if endpoint.status is EndpointStatus.PAUSED else _DISABLED
     if hold_until > now:
         return Wait(WaitReason.RATE_LIMITED, hold_until)
     return None

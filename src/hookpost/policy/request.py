@@ -7,7 +7,9 @@ from uuid import UUID
 from hookpost.model import Endpoint, Request
 from hookpost.policy.signing import signature_header, valid_keys
 
-_LOW_64_BITS = 0xFFFF_FFFF_FFFF_FFFF
+
+class HeaderError(ValueError):
+    """A value that would end its header line early, or that no header can carry."""
 
 
 def build_request(
@@ -24,24 +26,20 @@ def build_request(
     """One attempt's request, signed with every secret valid at ``now`` (Unix seconds).
 
     The trace is rooted at us: its id is the event's, each attempt is a span of it (W3C Trace Context, `traceparent`).
+    Raises HeaderError for a type that would end its line early: all other values are made here.
     """
+    if not (event_type.isascii() and event_type.isprintable()):
+        raise HeaderError(f"bad header: the event's type {event_type!r} holds a control character or one outside ASCII")
     trace = event_id.hex
     message_id = "evt_" + trace
     timestamp = int(now)
     signature = signature_header(message_id, timestamp, payload, valid_keys(endpoint.secrets, now))
     return Request(
         url=endpoint.url,
-        headers=[
-            "content-type: application/json",
-            user_agent,
-            f"webhook-id: {message_id}",
-            f"webhook-timestamp: {timestamp}",
-            f"webhook-signature: {signature}",
-            f"x-webhook-event-id: {message_id}",
-            f"x-webhook-event-type: {event_type}",
-            f"x-webhook-attempt: {retry_count + 1}",
-            f"traceparent: 00-{trace}-{attempt_id.int & _LOW_64_BITS:016x}-01",
-        ],
+        headers=f"content-type: application/json\r\nuser-agent: {user_agent}\r\n"
+        f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\nwebhook-signature: {signature}\r\n"
+        f"x-webhook-event-id: {message_id}\r\nx-webhook-event-type: {event_type}\r\n"
+        f"x-webhook-attempt: {retry_count + 1}\r\ntraceparent: 00-{trace}-{attempt_id.hex[16:]}-01",
         body=payload,
         timeouts=endpoint.timeouts,
     )

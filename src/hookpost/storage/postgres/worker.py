@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -31,6 +33,8 @@ from hookpost.engine.work import (
 from hookpost.model import Endpoint, EndpointStatus, OnDead, RetryPolicy, Secret, Tenant, Timeouts
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
+from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
+from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 
@@ -43,7 +47,6 @@ SETTLE_TIMEOUT_S = 10.0
 ROLLBACK_TIMEOUT_S = 1.0
 # A worker that cannot listen looks more often.
 DEAF_S = 0.1
-_COPY_COLUMNS = ("day", *ATTEMPT_COLUMNS)
 # What an attempt that the database refuses is stored without: what a receiver could have put into it, then the rest.
 _CUTS: tuple[dict[str, Any], ...] = (
     {"http_status": None, "error_code": "internal_error", "response_hash": None, "response_head": b"", "address": "",
@@ -321,10 +324,8 @@ def _ranges(multirange: str) -> list[tuple[int, int]]:
 
 
 def _by_shard(rows: Iterable[Any]) -> dict[int, list[JournalRow]]:
-    found: dict[int, list[JournalRow]] = {}
-    for row in rows:
-        found.setdefault(row["shard"], []).append(JournalRow(*row))
-    return found
+    """Rows come in the order of their shards."""
+    return {shard: [JournalRow(*row) for row in of_shard] for shard, of_shard in groupby(rows, itemgetter(0))}
 
 
 def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
@@ -365,7 +366,8 @@ def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable
 
 async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_max: int) -> dict[int, list[JournalRow]]:
     """Give the replays their payloads. Of each shard come as many rows as fit into the bytes."""
-    replays = {shard: [row for row in rows if row.kind == Kind.REPLAY and row.owed] for shard, rows in found.items()}
+    kind = Kind.REPLAY  # looked up once, not for each row
+    replays = {shard: [row for row in rows if row.kind == kind and row.owed] for shard, rows in found.items()}
     asked = [(shard, row.event_id) for shard, rows in replays.items() for row in rows]
     if not asked:
         return found
@@ -504,8 +506,8 @@ async def _refusal(connection: Any, write: _Write, rows: Sequence[_Row]) -> Data
 
 
 async def _copy_attempts(connection: Any, day: int, attempts: Sequence[_Row]) -> None:
-    await connection.copy_records_to_table(
-        "attempts", records=[(day, *attempt) for attempt in attempts], columns=_COPY_COLUMNS
+    await connection.copy_to_table(
+        "attempts", source=memoryview(packed(day, attempts)), columns=COPY_COLUMNS, format="binary"
     )
 
 

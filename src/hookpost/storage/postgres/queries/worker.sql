@@ -52,7 +52,8 @@ left join lateral (
 select e.*
 from unnest($1::int[], $2::bigint[], $3::bigint[]) r (shard, first, past)
 cross join lateral (
-    select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed, e.generation, e.created_at
+    select e.shard, e.seq, e.day - date '2000-01-01' as day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed,
+           e.generation, date_part('epoch', e.created_at) as created_at
     from events e where e.shard = r.shard and e.seq >= r.first and e.seq < r.past offset 0
 ) e
 order by e.shard, e.seq
@@ -67,8 +68,10 @@ from backlog where shard = any ($1) group by shard, endpoint_id, tenant_id
 -- Journal rows of many shards behind what was read, each shard in order, bounded in rows and in payload bytes (one row
 -- always fits). What is owed to nobody comes without its payload; that of a replay lies with its event (`replayed`).
 -- The days keep the look-up out of old partitions: each shard's own, and $3, the least of them, before any partition is
--- opened. The columns are those of engine.work.JournalRow, in its order.
-select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed, e.generation, e.created_at
+-- opened. The columns are those of engine.work.JournalRow, in its order; day and time as numbers, which the driver need
+-- not hand to a codec of ours for each row.
+select e.shard, e.seq, e.day - date '2000-01-01' as day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed,
+       e.generation, date_part('epoch', e.created_at) as created_at
 from unnest($1::int[], $2::bigint[], $6::date[]) as s (shard, after, day)
 cross join lateral (
     select r.*, sum(coalesce(octet_length(r.payload), 0)) over (order by r.seq) - coalesce(octet_length(r.payload), 0)

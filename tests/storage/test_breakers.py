@@ -1,0 +1,78 @@
+"""Breakers as the store keeps them: shared, never put back, and one probe for the whole fleet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from hookpost.policy.breaker import BreakerRecord, BreakerState
+from hookpost.storage.contract import Store
+from tests.storage.driver import Driver, new_tenant
+
+ORIGIN = "https://a.example"
+
+
+async def opened(store: Store, tenant: UUID, *, ago_s: float = 60.0) -> BreakerRecord:
+    """A breaker that opened a while ago, and whose pause ended half of that later."""
+    now = (await store.survey("default")).now
+    record = BreakerRecord(tenant, ORIGIN, BreakerState.OPEN, now - ago_s, now - ago_s / 2, 1, 5)
+    await store.save_breakers([record])
+    return record
+
+
+async def test_one_worker_of_the_fleet_gets_the_probe(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    await opened(store, tenant)
+    asked = [(tenant, ORIGIN)]
+    [first] = await store.take_probes(uuid7(), asked, probe_s=40.0)
+    [second] = await store.take_probes(uuid7(), asked, probe_s=40.0)
+    assert (first.granted, second.granted) == (True, False)
+    assert second.record.state is BreakerState.HALF_OPEN
+    assert second.until > first.record.since + 35
+
+
+async def test_a_probe_that_was_never_answered_goes_to_the_next(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    await opened(store, tenant)
+    asked = [(tenant, ORIGIN)]
+    assert (await store.take_probes(uuid7(), asked, probe_s=0.0))[0].granted
+    assert (await store.take_probes(uuid7(), asked, probe_s=40.0))[0].granted
+
+
+async def test_nobody_probes_before_the_pause_is_over_or_when_it_is_closed(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    record = await opened(store, tenant)
+    later = replace(record, since=record.since + 5, reopen_at=record.since + 600)
+    await store.save_breakers([later])
+    [probe] = await store.take_probes(uuid7(), [(tenant, ORIGIN)], probe_s=40.0)
+    assert not probe.granted
+    assert abs(probe.until - (record.since + 600)) < 1e-3
+    closed = replace(record, state=BreakerState.CLOSED, since=record.since + 9, reopen_at=None)
+    await store.save_breakers([closed])
+    [probe] = await store.take_probes(uuid7(), [(tenant, ORIGIN)], probe_s=40.0)
+    assert (probe.granted, probe.record.state) == (False, BreakerState.CLOSED)
+
+
+async def test_what_nobody_has_stored_may_be_probed_by_whoever_asks(driver: Driver) -> None:
+    store = await driver.open()
+    [probe] = await store.take_probes(uuid7(), [(uuid7(), ORIGIN)], probe_s=40.0)
+    assert probe.granted
+
+
+async def test_older_news_changes_nothing_and_a_change_is_found_by_others(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    record = await opened(store, tenant)
+    _, now = await store.changed_tenants(0.0)
+    await store.save_breakers([replace(record, state=BreakerState.CLOSED, since=record.since - 30, reopen_at=None)])
+    assert [r.state for r in await store.load_breakers([tenant], since=None)] == [BreakerState.OPEN]
+    assert tenant in (await store.changed_tenants(now))[0]
+    closed = replace(record, state=BreakerState.CLOSED, since=now, reopen_at=None)
+    await store.save_breakers([closed])
+    assert await store.load_breakers([tenant], since=None) == []
+    assert [r.state for r in await store.load_breakers([tenant], since=now - 1)] == [BreakerState.CLOSED]
