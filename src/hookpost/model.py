@@ -148,7 +148,8 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second.
+    """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
+    counts only with a valid ``webhook-ack``.
 
     ``barred``: it has moved to another shard, and there it waits until what is owed to it in the former ones is done.
     """
@@ -168,6 +169,7 @@ class Endpoint:
     ordered: bool = False
     on_dead: OnDead = OnDead.BLOCK
     barred: bool = False
+    signed_ack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +183,16 @@ class Tenant:
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request to make. ``headers`` are complete lines, ``Name: value``, in the order they are sent."""
+    """One HTTP request to make. ``headers`` are complete lines, ``Name: value``, in the order they are sent.
+
+    ``acks``: a 2xx counts only if its ``webhook-ack`` holds one of these (policy/signing); None: any 2xx counts.
+    """
 
     url: str
     headers: list[str]
     body: bytes
     timeouts: Timeouts
+    acks: tuple[bytes, ...] | None = None
 
 
 @dataclass(slots=True)

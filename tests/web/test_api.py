@@ -91,6 +91,7 @@ BAD_ENDPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"url": URL, "ordered": "yes"}, "ordered"),
     ({"url": URL, "on_dead": "drop"}, "on_dead"),
     ({"url": URL, "ack": True}, "ack"),
+    ({"url": URL, "ack": "unsigned"}, "ack"),
     ({"url": URL, "headers": {"a": "b"}}, "headers"),
 ]
 
@@ -127,6 +128,21 @@ async def test_a_bad_endpoint_is_refused_by_field(tenant: TenantClient, body: di
 
 async def test_harmless_values_of_features_to_come_are_accepted(tenant: TenantClient) -> None:
     await tenant.endpoint(rate_limit=None, ordered=False, on_dead=None, ack=None, headers={})
+
+
+async def test_a_signed_ack_is_asked_for_shown_and_reset(tenant: TenantClient, store: PostgresStore) -> None:
+    created = await tenant.endpoint(ack="signed")
+    path = f"{ENDPOINTS}/{created['endpoint_id']}"
+    assert created["ack"] == "signed"
+    [loaded] = await store.load_endpoints([endpoint_uuid(created)])
+    assert loaded.signed_ack
+    assert (await tenant.patch(path, {"description": "x"})).json()["ack"] == "signed"
+    for off in (None, False):
+        assert (await tenant.patch(path, {"ack": "signed"})).json()["ack"] == "signed"
+        assert (await tenant.patch(path, {"ack": off})).json()["ack"] is None
+    [loaded] = await store.load_endpoints([endpoint_uuid(created)])
+    assert not loaded.signed_ack
+    assert (await tenant.endpoint(ack=False))["ack"] is None
 
 
 async def test_an_endpoint_is_shown_with_all_its_fields(tenant: TenantClient) -> None:

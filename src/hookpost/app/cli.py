@@ -308,11 +308,14 @@ def revoke_key(tenant_id: str, api_key_id: str) -> None:
 def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
+    ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
     if event:
         body["events"] = event
+    if ack:
+        body["ack"] = "signed"
     _show(Client().call("POST", "/v1/webhook_endpoints", body))
 
 

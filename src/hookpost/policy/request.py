@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from hookpost.model import Endpoint, Request
-from hookpost.policy.signing import signature_header, valid_keys
+from hookpost.policy.signing import expected_acks, signature_header, valid_keys
 
 _LOW_64_BITS = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -28,7 +28,8 @@ def build_request(
     trace = event_id.hex
     message_id = "evt_" + trace
     timestamp = int(now)
-    signature = signature_header(message_id, timestamp, payload, valid_keys(endpoint.secrets, now))
+    keys = valid_keys(endpoint.secrets, now)
+    signature = signature_header(message_id, timestamp, payload, keys)
     return Request(
         url=endpoint.url,
         headers=[
@@ -44,4 +45,5 @@ def build_request(
         ],
         body=payload,
         timeouts=endpoint.timeouts,
+        acks=expected_acks(message_id, timestamp, keys) if endpoint.signed_ack else None,
     )

@@ -603,6 +603,8 @@ def _endpoint_changes(
         changes["events"] = list(dict.fromkeys(form.events or ["*"]))
     if "ordered" in given:
         changes["ordered"] = bool(form.ordered)
+    if "ack" in given:
+        changes["ack"] = form.ack or None
     if "metadata" in given:
         changes["metadata"] = form.metadata or {}
     if "enabled" in given:

@@ -132,14 +132,13 @@ OnDead = Annotated[
     Literal["block", "skip"],
     Field(description="what a dead delivery means to those behind it when `ordered`: they wait for it, or go on"),
 ]
+Ack = Annotated[
+    Literal["signed", False],
+    Field(description='"signed": a 2xx counts only with a valid `webhook-ack`; false or null: any 2xx counts'),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
 NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
-NotYetUnlessFalse = Annotated[
-    JsonValue,
-    _not_yet(lambda value: value is False),
-    WithJsonSchema({"type": ["boolean", "null"], "enum": [False, None], "description": "not supported yet"}),
-]
 NotYetUnlessEmpty = Annotated[
     JsonValue,
     _not_yet(lambda value: value == {}),
@@ -189,7 +188,7 @@ class _EndpointForm(_Form):
     rate_limit: RateLimit | None = None
     ordered: bool | None = None
     on_dead: OnDead | None = None
-    ack: NotYetUnlessFalse = None
+    ack: Ack | None = None
     headers: NotYetUnlessEmpty = None
 
 
@@ -344,6 +343,7 @@ class EndpointAnswer(_Answer):
     rate_limit: float | None
     ordered: bool
     on_dead: Literal["block", "skip"]
+    ack: Literal["signed"] | None
     description: str | None
     uid: str | None
     metadata: dict[str, str]

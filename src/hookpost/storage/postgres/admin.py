@@ -28,6 +28,7 @@ SECRETS_VALID_MAX = 4
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
     "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead",
+    "ack",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight")
 _UID_INDEX = "endpoints_uid"

@@ -8,6 +8,7 @@ alter table endpoints
     add column on_dead    text check (on_dead in ('block', 'skip')),
     add column ack        text check (ack in ('signed'));
 comment on column endpoints.rate_limit is 'deliveries a second; null: no limit. An endpoint with a limit or an order is pinned to the first home shard';
+comment on column endpoints.ack is 'signed: a 2xx counts only with a valid webhook-ack; null: any 2xx counts';
 comment on column endpoints.on_dead is 'what a dead delivery means to an ordered endpoint; null takes the default, block';
 
 -- ---- breakers ------------------------------------------------------------------------------------------------------
