@@ -267,9 +267,15 @@ def replay(
 
 
 @tenants_app.command("create")
-def create_tenant(name: str) -> None:
+def create_tenant(
+    name: str,
+    ingest_rate_limit: Annotated[float | None, typer.Option(help="Events a second that it may post.")] = None,
+) -> None:
     """Create a tenant."""
-    _show(Client().call("POST", "/v1/tenants", {"name": name}))
+    body: dict[str, Any] = {"name": name}
+    if ingest_rate_limit is not None:
+        body["ingest_rate_limit"] = ingest_rate_limit
+    _show(Client().call("POST", "/v1/tenants", body))
 
 
 @tenants_app.command("list")

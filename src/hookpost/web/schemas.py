@@ -28,6 +28,8 @@ ENDPOINT_IN_FLIGHT_MAX = 1000
 TENANT_IN_FLIGHT_MAX = 100_000
 # One delivery an hour; what is slower is no rate but a schedule. One worker's core sends some 10,000 a second.
 RATE_LIMIT_MIN, RATE_LIMIT_MAX = 1 / 3600, 100_000.0
+# One event an hour; one API process takes some 10,000 a second, and a hundred of them are a large installation.
+INGEST_RATE_LIMIT_MIN, INGEST_RATE_LIMIT_MAX = 1 / 3600, 1_000_000.0
 TOTAL_TIMEOUT_S_MAX = 30.0
 TIMEOUT_S_MIN = 0.1
 RETRY_BASE_S_MIN, RETRY_BASE_S_MAX = 0.1, 3600.0
@@ -137,6 +139,14 @@ Ack = Annotated[
     Field(description='"signed": a 2xx counts only with a valid `webhook-ack`; false or null: any 2xx counts'),
 ]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
+IngestRateLimit = Annotated[
+    float,
+    Field(
+        ge=INGEST_RATE_LIMIT_MIN,
+        le=INGEST_RATE_LIMIT_MAX,
+        description="events a second that the tenant may post, a batch counts its events; null: no limit",
+    ),
+]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
 NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
 NotYetUnlessEmpty = Annotated[
@@ -218,7 +228,7 @@ class TenantCreate(_Form):
     name: Name
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
-    ingest_rate_limit: NotYet = None
+    ingest_rate_limit: IngestRateLimit | None = None
     alert_email: NotYet = None
 
 
@@ -228,7 +238,7 @@ class TenantPatch(_Form):
     name: Name = ""
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
-    ingest_rate_limit: NotYet = None
+    ingest_rate_limit: IngestRateLimit | None = None
     alert_email: NotYet = None
 
 

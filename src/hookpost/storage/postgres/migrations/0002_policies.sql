@@ -32,3 +32,16 @@ comment on column breakers.probe_by is 'the one worker of the fleet that may sen
 
 alter table backlog add column stored_at timestamptz;
 comment on column backlog.stored_at is 'when the row was last written; what recovery brings forward was stored before it';
+
+-- ---- the rate limit of a tenant at ingest --------------------------------------------------------------------------
+
+-- A small table that is rewritten every second: room on its pages keeps the rows where they are.
+create table ingest_nodes (
+    node_id    uuid primary key,
+    tenants    uuid[] not null,
+    demands    double precision[] not null check (cardinality(demands) = cardinality(tenants)),
+    expires_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+comment on table ingest_nodes is 'one row for each API process: events a second it was asked to take of tenants that have a limit';
+alter table tenants add check (ingest_rate_limit > 0);
+comment on column tenants.ingest_rate_limit is 'events a second over all API processes; null: no limit';

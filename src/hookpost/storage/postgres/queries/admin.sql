@@ -23,8 +23,8 @@ where s.pool = $1
 order by coalesce(h.tenants, 0), s.shard limit 1
 
 -- name: create_tenant
-insert into tenants (tenant_id, name, pool, home_shards, max_in_flight)
-values ($1, $2, $3, $4, coalesce($5, 512))
+insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, ingest_rate_limit)
+values ($1, $2, $3, $4, coalesce($5, 512), $6)
 returning *
 
 -- name: get_tenant
@@ -38,7 +38,10 @@ where deleted_at is null
 order by created_at desc, tenant_id desc limit $3
 
 -- name: update_tenant
-update tenants set name = $2, max_in_flight = coalesce($3, 512), updated_at = clock_timestamp() where tenant_id = $1 returning *
+update tenants
+set name = $2, max_in_flight = coalesce($3, 512), ingest_rate_limit = $4, updated_at = clock_timestamp()
+where tenant_id = $1
+returning *
 
 -- name: delete_tenant
 update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp() where tenant_id = $1
