@@ -17,6 +17,7 @@ from hookpost.ingest import (
     Ingest,
     IngestLimits,
     Overloaded,
+    RateLimited,
     Refused,
     Submission,
     UnknownEndpoint,
@@ -29,6 +30,7 @@ from hookpost.storage.contract import (
     DataRejected,
     EndpointFilter,
     NewEvent,
+    SharedDemand,
     Stale,
     StoreUnavailable,
     TenantRoutes,
@@ -50,6 +52,10 @@ class ScriptedStore:
         self.version = 1
         self.endpoints: list[EndpointFilter] = [EndpointFilter(uuid7(), ("*",), 64)]
         self.exists = True
+        self.limit: float | None = None
+        self.told: dict[UUID, dict[UUID, float]] = {}
+        self.others: dict[UUID, float] = {}
+        self.processes = 1
         self.stored: list[NewEvent] = []
         self.calls: list[tuple[int, list[NewEvent]]] = []
         self.loads = 0
@@ -84,10 +90,19 @@ class ScriptedStore:
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
         self.loads += 1
-        routes = TenantRoutes(tenant_id, self.version, self.shards, 512, tuple(self.endpoints))
+        routes = TenantRoutes(tenant_id, self.version, self.shards, 512, tuple(self.endpoints), self.limit)
         exists = self.exists
         await self.loading.wait()
         return routes if exists else None
+
+    async def share_demand(
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+    ) -> SharedDemand:
+        self.told[node_id] = dict(demands)
+        return SharedDemand(self.processes, self.others, {self.tenant: self.version})
+
+    async def leave_ingest(self, node_id: UUID) -> None:
+        del self.told[node_id]
 
     async def find_key(self, key_id: str) -> ApiKey | None:
         return None
@@ -95,6 +110,10 @@ class ScriptedStore:
     async def ring(self, shards: Collection[int] = ()) -> None:
         self.rings += 1
         self.rung |= set(shards)
+
+    def set_limit(self, limit: float | None) -> None:
+        self.limit = limit
+        self.version += 1
 
     def add_endpoint(self) -> UUID:
         endpoint = EndpointFilter(uuid7(), ("*",), 64)
@@ -605,3 +624,172 @@ async def test_time_spent_before_counts_towards_the_answer() -> None:
         with pytest.raises(Overloaded):
             await ingest.submit(store.tenant, submissions(1), spent_s=3600.0)
     store.open.set()
+
+
+# ---- the tenant's limit ----------------------------------------------------------------------------------------------
+
+
+async def let_in(ingest: Ingest, store: ScriptedStore, count: int, **values: Any) -> bool:
+    try:
+        await ingest.submit(store.tenant, submissions(count, **values))
+    except RateLimited:
+        return False
+    return True
+
+
+async def test_what_goes_beyond_the_limit_is_refused_as_a_whole_and_not_stored() -> None:
+    store = ScriptedStore()
+    store.set_limit(0.01)
+    ingest = make(store)
+    assert ingest.standing(store.tenant) is None
+    assert await let_in(ingest, store, 1)
+    with pytest.raises(RateLimited, match=r"0\.01 events a second") as caught:
+        await ingest.submit(store.tenant, submissions(3))
+    assert caught.value.standing.left == 0
+    assert 0 < caught.value.standing.wait_s <= 100
+    assert len(store.stored) == 1
+    assert ingest.queued == (0, 0)
+    standing = ingest.standing(store.tenant)
+    assert standing is not None
+    assert (standing.limit, standing.left) == (0.01, 0)
+
+
+async def test_a_batch_larger_than_the_bucket_is_let_in_once_and_paid_for() -> None:
+    store = ScriptedStore()
+    store.set_limit(5.0)
+    ingest = make(store)
+    assert await let_in(ingest, store, 1000)
+    with pytest.raises(RateLimited) as caught:
+        await ingest.submit(store.tenant, submissions(1))
+    assert caught.value.standing.wait_s == pytest.approx(996 / 5, rel=0.1)
+    assert len(store.stored) == 1000
+
+
+async def test_events_that_are_not_accepted_cost_nothing() -> None:
+    store = ScriptedStore()
+    store.set_limit(0.001)
+    ingest = make(store)
+    for _ in range(3):
+        [answer] = await ingest.submit(store.tenant, submissions(1, payload=POISON))
+        assert isinstance(answer, Refused)
+        [answer] = await ingest.submit(store.tenant, submissions(1, targets=(uuid7(),)))
+        assert isinstance(answer, UnknownEndpoint)
+    store.ends = [end_in(StoreUnavailable("gone"))]
+    with pytest.raises(StoreUnavailable):
+        await ingest.submit(store.tenant, submissions(1))
+    assert await let_in(ingest, store, 1)
+    assert not await let_in(ingest, store, 1)
+
+
+async def test_duplicates_count_and_conflicts_do_not(store: PostgresStore) -> None:
+    tenant = await new_tenant(store)
+    await store.update_tenant(tenant, {"ingest_rate_limit": 0.001})
+    first, ingest = make(store), make(store)
+    await first.submit(tenant, submissions(1, key="k"))
+    [answer] = await ingest.submit(tenant, submissions(1, key="k", payload=b"1"))
+    assert isinstance(answer, Appended)
+    assert answer.verdict is Verdict.CONFLICT
+    [answer] = await ingest.submit(tenant, submissions(1, key="k"))
+    assert isinstance(answer, Appended)
+    assert answer.verdict is Verdict.DUPLICATE
+    with pytest.raises(RateLimited):
+        await ingest.submit(tenant, submissions(1, key="k"))
+    await first.close()
+    await ingest.close()
+
+
+async def test_a_raised_limit_reaches_a_process_that_refuses_everything_with_its_next_look() -> None:
+    store = ScriptedStore()
+    store.set_limit(0.001)
+    ingest = make(store)
+    assert await let_in(ingest, store, 1)
+    appends, loads = len(store.calls), store.loads
+    store.set_limit(1000.0)
+    assert not await let_in(ingest, store, 1)
+    await ingest.look()
+    assert len(store.calls) == appends, "it never appends, so no append could tell it"
+    assert not await let_in(ingest, store, 1000), "what is in the bucket stays: next to nothing"
+    assert store.loads == loads + 1
+    standing = ingest.standing(store.tenant)
+    assert standing is not None
+    assert standing.limit == 1000.0
+    await until(lambda: let_in(ingest, store, 10))
+    store.set_limit(None)
+    await ingest.look()
+    assert await let_in(ingest, store, 5000)
+    assert ingest.standing(store.tenant) is None
+    await ingest.close()
+
+
+async def test_a_lowered_limit_and_a_first_one_are_in_force_with_the_next_look() -> None:
+    store = ScriptedStore()
+    ingest = make(store)
+    assert await let_in(ingest, store, 100)
+    store.set_limit(1000.0)
+    await ingest.look()
+    assert await let_in(ingest, store, 1000)
+    store.set_limit(0.001)
+    await ingest.look()
+    await let_in(ingest, store, 1)  # a bucket holds one at least, and that was in it
+    assert not await let_in(ingest, store, 1)
+    await ingest.close()
+
+
+async def test_looks_come_often_enough_for_a_change_to_be_in_force_within_two_seconds() -> None:
+    assert 2 * module.LOOK_EVERY_S <= 2.0
+    store = ScriptedStore()
+    store.set_limit(0.001)
+    ingest = make(store)
+    assert await let_in(ingest, store, 1)
+    following = asyncio.create_task(ingest.follow())
+    await spin(lambda: store.told != {})
+    store.set_limit(None)
+    assert not await let_in(ingest, store, 1)
+    await until(lambda: let_in(ingest, store, 1))
+    following.cancel()
+    await ingest.close()
+    assert store.told == {}
+
+
+async def test_a_process_tells_its_demand_and_takes_its_part() -> None:
+    store = ScriptedStore()
+    store.set_limit(100.0)
+    ingest = make(store)
+    store.processes, store.others = 2, {store.tenant: 1e6}
+    await ingest.look()
+    [told] = store.told.values()
+    assert told == {}
+    assert await let_in(ingest, store, 1)
+    standing = ingest.standing(store.tenant)
+    assert standing is not None
+    assert standing.left <= 2, "the other one has nearly all of it"
+    await ingest.look()
+    [told] = store.told.values()
+    assert told[store.tenant] > 0
+    store.others = {}
+    store.processes = 1
+    await ingest.look()
+    await until(lambda: let_in(ingest, store, 50))
+    await ingest.close()
+
+
+async def test_a_look_without_the_store_changes_nothing_and_the_next_one_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.001)
+
+    class Away(ScriptedStore):
+        looks = 0
+
+        async def share_demand(self, *args: Any, **values: Any) -> SharedDemand:
+            self.looks += 1
+            if self.looks < 3:
+                raise StoreUnavailable("away")
+            return await super().share_demand(*args, **values)
+
+    store = Away()
+    ingest = make(store)
+    following = asyncio.create_task(ingest.follow())
+    await spin(lambda: store.looks > 3)
+    following.cancel()
+    await ingest.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from uuid import UUID
@@ -21,6 +22,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
+from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
 from hookpost.policy.routing import Matcher, is_pinned
 from hookpost.storage.contract import (
     Appended,
@@ -55,12 +57,27 @@ ROUTES_MAX = 50_000
 RING_EVERY_S = 0.02
 # How long closing waits for a store that owes no answer any more.
 CLOSE_S = 0.2
+# How often the processes share out the tenants' limits: a change of one must be in force within 2 s on all of them, on
+# a busy machine, too.
+LOOK_EVERY_S = 0.75
+# A process that was silent for so long has died, and its part of the limits is the others'.
+LOOK_LEASE_S = 3.0
+# Changes of tenants are looked for this much further back than the last look: their transactions may be slow to commit.
+LOOK_OVERLAP_S = 10.0
 # How often requests that waited too long are looked for.
 SWEEP_EVERY_S = 0.05
 
 
 class Overloaded(Exception):
     """The queue in front of the store is full, or the store did not answer in time: try again later."""
+
+
+class RateLimited(Exception):
+    """The tenant posts more than its limit allows: nothing of the request was stored."""
+
+    def __init__(self, standing: Standing) -> None:
+        super().__init__(f"the tenant's limit is {standing.limit:g} events a second")
+        self.standing = standing
 
 
 class UnknownTenant(Exception):
@@ -123,6 +140,12 @@ class _Ticket:
         if not self.future.done():
             self.future.set_exception(error)
 
+    def not_accepted(self) -> int:
+        """Events that cost nothing of a limit: all, unless the request has its answers."""
+        if not self.future.done() or self.future.cancelled() or self.future.exception() is not None:
+            return len(self.answers)
+        return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in self.answers)
+
     def abandon(self) -> None:
         """Nobody waits any more: what has not been appended need not be, and an error need not be heard."""
         if not self.future.cancel() and not self.future.cancelled():
@@ -172,12 +195,13 @@ class _Queue:
 
 
 class _Routes:
-    """A tenant's routes, ready to match."""
+    """A tenant's routes, ready to match, and what it may post; ``allowance`` None: as much as it likes."""
 
-    __slots__ = ("home", "matcher", "pinned", "routes")
+    __slots__ = ("allowance", "home", "matcher", "pinned", "routes")
 
-    def __init__(self, routes: TenantRoutes) -> None:
+    def __init__(self, routes: TenantRoutes, allowance: Allowance | None) -> None:
         self.routes = routes
+        self.allowance = allowance
         self.matcher = Matcher((endpoint.endpoint_id, endpoint.events) for endpoint in routes.endpoints)
         tenant_pinned = is_pinned(routes.max_in_flight, routes.home_shards)
         self.pinned = {
@@ -201,9 +225,14 @@ class Ingest:
 
     An event counts as queued from its request's beginning until its append has ended, whether or not anybody still
     waits for the answer: what is counted is what lies in memory.
+
+    ``processes``: how many API processes are started together, for the parts of tenants' limits until they know each
+    other. Sharing the limits needs ``follow`` to run.
     """
 
-    def __init__(self, store: IngestStore, *, now: Callable[[], float], limits: IngestLimits) -> None:
+    def __init__(
+        self, store: IngestStore, *, now: Callable[[], float], limits: IngestLimits, processes: int = 1
+    ) -> None:
         self._store = store
         self._now = now
         self._limits = limits
@@ -221,6 +250,9 @@ class Ingest:
         self._ringing = False
         self._to_ring: set[int] = set()
         self._closed = False
+        self._node_id = uuid7()
+        self._gate = IngestGate(expected=processes, settled_at=asyncio.get_running_loop().time() + LOOK_LEASE_S)
+        self._looked_at: float | None = None
 
     @property
     def queued(self) -> tuple[int, int]:
@@ -239,6 +271,9 @@ class Ingest:
             _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in hanging:
                 task.cancel()
+        if self._looked_at is not None:
+            with suppress(StoreUnavailable, TimeoutError):
+                await asyncio.wait_for(self._store.leave_ingest(self._node_id), CLOSE_S)
 
     # ---- one request ----------------------------------------------------------------------------------------------
 
@@ -247,7 +282,7 @@ class Ingest:
 
         ``spent_s``: so much of the time for an answer was spent waiting for the store before.
         Raises Overloaded or StoreUnavailable (then nothing is acknowledged; some may be stored all the same, which an
-        idempotency key makes harmless) and UnknownTenant.
+        idempotency key makes harmless), UnknownTenant, and RateLimited (then nothing is stored).
         """
         if not submissions:
             return []
@@ -260,8 +295,11 @@ class Ingest:
         ticket = _Ticket(loop.create_future(), events, loop.time() + limits.timeout_s - spent_s)
         self._watch(ticket, loop)
         self._count(events, size)
+        charged: Allowance | None = None
         try:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
+            if routes.allowance is not None:
+                charged = self._charge(routes.allowance, events)
             for index, submission in enumerate(submissions):
                 pending = _Pending(ticket, index, submission)
                 if submission.targets is None:
@@ -275,6 +313,8 @@ class Ingest:
         finally:
             if events:
                 self._count(-events, -size)
+            if charged is not None:
+                charged.give_back(ticket.not_accepted())
             ticket.abandon()
 
     def _count(self, events: int, size: int) -> None:
@@ -315,6 +355,47 @@ class Ingest:
             routes = await self._within(ticket, self._load(tenant_id))
         return routes
 
+    # ---- limits ---------------------------------------------------------------------------------------------------
+
+    def standing(self, tenant_id: UUID) -> Standing | None:
+        """What to tell a producer whose events were accepted a moment ago; None when its tenant has no limit."""
+        allowance = self._gate.charged(tenant_id)
+        return None if allowance is None else allowance.standing(now=asyncio.get_running_loop().time())
+
+    def _charge(self, allowance: Allowance, events: int) -> Allowance:
+        """Let all events of a request in, or raise RateLimited."""
+        now = asyncio.get_running_loop().time()
+        wait_s = self._gate.take(allowance, events, now=now)
+        if wait_s:
+            telemetry.count("events_rejected", events)
+            raise RateLimited(allowance.standing(now=now, wait_s=wait_s))
+        return allowance
+
+    async def follow(self) -> None:
+        """Look, again and again, until cancelled."""
+        while True:
+            # Without the store nothing is accepted anyway.
+            with suppress(StoreUnavailable):
+                await self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Share the limits with the other processes, and forget routes that are out of date: who refuses all of a
+        tenant's events never appends, which is how others find out. Raises StoreUnavailable."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        demands = self._gate.demands(now=began)
+        since_s = 0.0 if self._looked_at is None else began - self._looked_at
+        shared = await self._store.share_demand(
+            self._node_id, demands, lease_s=LOOK_LEASE_S, seconds_back=since_s + LOOK_OVERLAP_S
+        )
+        self._looked_at = began
+        for tenant_id, version in shared.changed.items():
+            known = self._routes.get(tenant_id)
+            if known is not None and known.routes.config_version != version:
+                del self._routes[tenant_id]
+        self._gate.share(demands, shared.others, processes=shared.processes, now=loop.time())
+
     # ---- routes ---------------------------------------------------------------------------------------------------
 
     def _load(self, tenant_id: UUID) -> asyncio.Task[_Routes | None]:
@@ -335,7 +416,9 @@ class Ingest:
             self._routes.pop(tenant_id, None)
             while len(self._routes) >= ROUTES_MAX:
                 del self._routes[next(iter(self._routes))]
-            routes = self._routes[tenant_id] = _Routes(loaded)
+            now = asyncio.get_running_loop().time()
+            allowance = self._gate.allowance(tenant_id, loaded.ingest_rate_limit, now=now)
+            routes = self._routes[tenant_id] = _Routes(loaded, allowance)
             return routes
         finally:
             del self._loading[tenant_id]

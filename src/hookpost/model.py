@@ -148,7 +148,8 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second.
+    """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
+    counts only with a valid ``webhook-ack``.
 
     ``barred``: it has moved to another shard, and there it waits until what is owed to it in the former ones is done.
     """
@@ -168,6 +169,7 @@ class Endpoint:
     ordered: bool = False
     on_dead: OnDead = OnDead.BLOCK
     barred: bool = False
+    signed_ack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +187,14 @@ class Request:
 
     ``headers`` are complete lines, ``Name: value``, joined by CR LF, in the order they are sent. Whoever makes it
     vouches that no line ends early.
+    ``acks``: a 2xx counts only if its ``webhook-ack`` holds one of these (policy/signing); None: any 2xx counts.
     """
 
     url: str
     headers: str
     body: bytes
     timeouts: Timeouts
+    acks: tuple[bytes, ...] | None = None
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ import pycurl
 from hookpost.model import ErrorCode, Outcome, Request, Timeouts
 from hookpost.policy.classify import http_error_code
 from hookpost.policy.egress import EgressPolicy, Target, UrlError, split_url, verdict
+from hookpost.policy.signing import acknowledged
 from hookpost.resolver import Answer, Resolver
 
 __all__ = ["Transport"]
@@ -629,6 +630,9 @@ class _Exchange:
     def _answered(self, *, body_cut: bool) -> Outcome:
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         error_code = http_error_code(self._status)
+        acks = self.request.acks
+        if acks is not None and error_code is None and not acknowledged(self._head, acks):
+            error_code = ErrorCode.BAD_ACK
         kept = self._limits.head_bytes_success if error_code is None else self._limits.head_bytes_failure
         outcome = Outcome(error_code, self._status)
         if error_code is not None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.process
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-async def test_the_receiver_verifies_what_the_producer_posted() -> None:
+async def test_the_receiver_verifies_what_the_producer_posted_and_signs_its_answer() -> None:
     secret = show_secret(b"0123456789abcdef01234567")
     async with running() as server:
         receiver = await asyncio.create_subprocess_exec(
@@ -26,7 +26,7 @@ async def test_the_receiver_verifies_what_the_producer_posted() -> None:
         try:
             assert receiver.stdout is not None
             port = int((await receiver.stdout.readline()).split()[-1])
-            await server.endpoint(f"http://127.0.0.1:{port}/hooks", secret=secret)
+            await server.endpoint(f"http://127.0.0.1:{port}/hooks", secret=secret, ack="signed")
             producer = await asyncio.create_subprocess_exec(
                 sys.executable, EXAMPLES / "producer.py",
                 env={**os.environ, "HOOKPOST_URL": server.url, "HOOKPOST_API_KEY": server.key},

@@ -1,5 +1,6 @@
 """Standard Webhooks: the published vectors, the reference library as judge, and what must be refused."""
 
+from base64 import b64encode
 from datetime import UTC, datetime
 
 import pytest
@@ -11,6 +12,8 @@ from hookpost.model import Secret
 from hookpost.policy.signing import (
     SecretError,
     VerificationError,
+    acknowledged,
+    expected_acks,
     parse_secret,
     show_secret,
     signature_header,
@@ -179,3 +182,83 @@ def test_s20_another_body_id_or_a_shifted_dot_does_not_verify() -> None:
 
 def test_s20_an_id_that_is_no_text_is_refused_not_raised() -> None:
     _refused("webhook-id", webhook_id="\ud800")
+
+
+# ---- the signed ack -------------------------------------------------------------------------------------------------
+
+ACK = signature_header(ID, AT, b"ack", [KEY])
+EXPECTED = expected_acks(ID, AT, [KEY])
+
+
+def _head(*fields: str) -> bytes:
+    return "\r\n".join(["HTTP/1.1 204 No Content", "date: now", *fields, "x-after: 1", "", ""]).encode()
+
+
+def test_the_vector_of_an_ack() -> None:
+    """Computed apart from our code: ``printf %s ID.AT.ack | openssl dgst -sha256 -mac HMAC -macopt hexkey:… -binary``."""
+    assert ACK == "v1,0/9X+tZXdjJMO6e4nUXoTv0ZuL7yrIG0AI07tCKfawE="
+    assert [b64encode(digest).decode() for digest in EXPECTED] == [ACK.removeprefix("v1,")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [f"webhook-ack: {ACK}"],
+        [f"Webhook-Ack:{ACK}"],
+        [f"WEBHOOK-ACK:\t  {ACK} \t"],
+        [f"webhook-ack: v1,{'A' * 43}= v1a,xyz garbage {ACK}"],
+        [f"webhook-ack: {ACK} v1,{'A' * 43}="],
+        ["webhook-ack: v1,AAAA", f"webhook-ack: {ACK}"],
+        [f"webhook-ack: v1,{'A' * 43}=, {ACK}"],
+        [f"webhook-ack: {ACK},v1,{'A' * 43}="],
+        ["webhook-ack:", f" {ACK}"],
+        ["webhook-ack: garbage", f"\t{ACK}"],
+    ],
+)
+def test_an_ack_counts_wherever_it_stands_in_the_field(fields: list[str]) -> None:
+    assert acknowledged(_head(*fields), EXPECTED)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        ["webhook-ack:"],
+        ["webhook-ack: v1,"],
+        ["webhook-ack: ok"],
+        [f"x-webhook-ack: {ACK}"],
+        [f"webhook-ack-x: {ACK}"],
+        [f"webhook-signature: {ACK}"],
+        [f"x-echo: webhook-ack: {ACK}"],
+        ["webhook-ack: garbage", f"x-next: {ACK}"],
+        [f"webhook-ack: V1,{ACK[3:]}"],
+        [f"webhook-ack: v2,{ACK[3:]}"],
+        [f"webhook-ack: {ACK[3:]}"],
+        [f"webhook-ack: v1{ACK}"],
+        [f"webhook-ack: {ACK[:-1]}"],
+        [f"webhook-ack: {ACK}="],
+        [f"webhook-ack: {ACK[:-5]}"],
+        [f"webhook-ack: {GOOD}"],
+        [f"webhook-ack: {signature_header(ID, AT - 1, b'ack', [KEY])}"],
+        [f"webhook-ack: {signature_header(ID + 'x', AT, b'ack', [KEY])}"],
+        [f"webhook-ack: {signature_header(ID, AT, b'', [KEY])}"],
+        [f"webhook-ack: {signature_header(ID, AT, b'ack', [b'k' * 24])}"],
+        [f"webhook-ack: {' '.join(['v1,' + 'A' * 43 + '='] * 64)} {ACK}"],
+    ],
+)
+def test_what_is_no_ack_of_this_attempt_does_not_count(fields: list[str]) -> None:
+    assert not acknowledged(_head(*fields), EXPECTED)
+
+
+def test_in_a_rotation_an_ack_by_any_valid_secret_counts() -> None:
+    old, new = b"o" * 24, b"n" * 24
+    expected = expected_acks(ID, AT, [new, old])
+    for key in (old, new):
+        assert acknowledged(_head("webhook-ack: " + signature_header(ID, AT, b"ack", [key])), expected)
+    assert acknowledged(_head("webhook-ack: " + signature_header(ID, AT, b"ack", [KEY, old])), expected)
+
+
+@given(st.binary(max_size=300))
+def test_no_head_is_too_strange_to_be_judged(head: bytes) -> None:
+    assert not acknowledged(head, EXPECTED)
+    assert not acknowledged(b"HTTP/1.1 200 OK\r\nwebhook-ack: " + head, EXPECTED)

@@ -179,8 +179,9 @@ async def test_the_first_rows_of_a_lane_and_those_that_block_it_come_by_position
     store = await driver.open()
     endpoint = uuid7()
     await own(store)
-    dues = {4: T - 5, 2: NEVER, 3: T + 99, 9: NEVER}
-    await store.settle([settle(0, upserts=[waiting(endpoint, at, due_at=due) for at, due in dues.items()])])
+    dues, tenant = {4: T - 5, 2: NEVER, 3: T + 99, 9: NEVER}, uuid7()
+    rows = [waiting(endpoint, at, tenant_id=tenant, due_at=due) for at, due in dues.items()]
+    await store.settle([settle(0, upserts=rows)])
     assert (await _found(store, fetch(endpoint, wanted=Wanted.HEAD, limit=3)))[:2] == ([2, 3, 4], True)
     assert (await _found(store, fetch(endpoint, wanted=Wanted.BLOCKING)))[:2] == ([2, 9], False)
     [lane] = (await store.takeovers({0: 1}))[0].lanes

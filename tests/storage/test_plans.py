@@ -332,6 +332,8 @@ async def test_configuration_is_looked_up(db: Any) -> None:
     await db.execute("update tenants set changed_at = now() - interval '1 day'")
     plan = await explain(db, WORKER["changed_tenants"], "now() - interval '10 s'")
     assert "tenants_changed_at" in plan.indexes(), plan
+    plan = await explain(db, INGEST["changed_versions"], "10")
+    assert "tenants_changed_at" in plan.indexes(), plan
     plan = await explain(db, WORKER["hold_endpoint"], E1, "now()")
     assert plan.scanned_whole() == set(), plan
 

@@ -35,11 +35,12 @@ async def sent(
     body: bytes = b"{}",
     headers: list[str] | None = None,
     timeouts: Timeouts = QUICK,
+    acks: tuple[bytes, ...] | None = None,
 ) -> Outcome:
     """The outcome of one request; a second call of ``done`` fails the test (see ``no_loop_errors``)."""
     ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     lines = ["content-type: application/json"] if headers is None else headers
-    transport.send(Request(url, "\r\n".join(lines), body, timeouts), ended.set_result)
+    transport.send(Request(url, "\r\n".join(lines), body, timeouts, acks), ended.set_result)
     assert not ended.done(), "done must not be called inside send"
     return await asyncio.wait_for(ended, 30)
 

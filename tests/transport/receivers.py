@@ -138,22 +138,31 @@ def resetting_after(data: bytes, *, read: bool = True) -> Callable[..., Awaitabl
     return handler
 
 
-async def http2(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A real HTTP/2 receiver that answers 200 "ok" to every request."""
-    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
-    connection.initiate_connection()
-    writer.write(connection.data_to_send())
-    while data := await reader.read(65536):
-        for event in connection.receive_data(data):
-            _answer_h2(receiver, connection, event)
+def http2_answering(*fields: tuple[bytes, bytes]) -> Callable[..., Awaitable[None]]:
+    """A real HTTP/2 receiver that answers 200 "ok" with these fields to every request."""
+
+    async def handler(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding=None))
+        connection.initiate_connection()
         writer.write(connection.data_to_send())
-        await writer.drain()
+        while data := await reader.read(65536):
+            for event in connection.receive_data(data):
+                _answer_h2(receiver, connection, event, fields)
+            writer.write(connection.data_to_send())
+            await writer.drain()
+
+    return handler
 
 
-def _answer_h2(receiver: Receiver, connection: h2.connection.H2Connection, event: h2.events.Event) -> None:
+def _answer_h2(
+    receiver: Receiver,
+    connection: h2.connection.H2Connection,
+    event: h2.events.Event,
+    fields: tuple[tuple[bytes, bytes], ...],
+) -> None:
     if isinstance(event, h2.events.DataReceived):
         connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
     elif isinstance(event, h2.events.StreamEnded):
         receiver.requests.append(b"")
-        connection.send_headers(event.stream_id, [(b":status", b"200"), (b"x-kind", b"h2")])
+        connection.send_headers(event.stream_id, [(b":status", b"200"), *fields])
         connection.send_data(event.stream_id, b"ok", end_stream=True)

@@ -9,7 +9,7 @@ import pytest
 
 from hookpost.model import ErrorCode
 from tests.transport.conftest import Identities, MakeTransport, sent
-from tests.transport.receivers import answering, http2, listening, stalling
+from tests.transport.receivers import answering, http2_answering, listening, stalling
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
@@ -73,7 +73,7 @@ async def test_http2_is_negotiated_and_shares_one_connection(
     identities.good.set_alpn_protocols(["h2", "http/1.1"])
     transport = make_transport(ca_file=identities.ca_file)
     try:
-        async with listening(http2, tls=identities.good) as receiver:
+        async with listening(http2_answering((b"x-kind", b"h2")), tls=identities.good) as receiver:
             outcomes = await asyncio.gather(
                 *(sent(transport, receiver.url(scheme="https"), body=b"x" * 500) for _ in range(100))
             )

@@ -91,6 +91,7 @@ BAD_ENDPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"url": URL, "ordered": "yes"}, "ordered"),
     ({"url": URL, "on_dead": "drop"}, "on_dead"),
     ({"url": URL, "ack": True}, "ack"),
+    ({"url": URL, "ack": "unsigned"}, "ack"),
     ({"url": URL, "headers": {"a": "b"}}, "headers"),
 ]
 
@@ -127,6 +128,21 @@ async def test_a_bad_endpoint_is_refused_by_field(tenant: TenantClient, body: di
 
 async def test_harmless_values_of_features_to_come_are_accepted(tenant: TenantClient) -> None:
     await tenant.endpoint(rate_limit=None, ordered=False, on_dead=None, ack=None, headers={})
+
+
+async def test_a_signed_ack_is_asked_for_shown_and_reset(tenant: TenantClient, store: PostgresStore) -> None:
+    created = await tenant.endpoint(ack="signed")
+    path = f"{ENDPOINTS}/{created['endpoint_id']}"
+    assert created["ack"] == "signed"
+    [loaded] = await store.load_endpoints([endpoint_uuid(created)])
+    assert loaded.signed_ack
+    assert (await tenant.patch(path, {"description": "x"})).json()["ack"] == "signed"
+    for off in (None, False):
+        assert (await tenant.patch(path, {"ack": "signed"})).json()["ack"] == "signed"
+        assert (await tenant.patch(path, {"ack": off})).json()["ack"] is None
+    [loaded] = await store.load_endpoints([endpoint_uuid(created)])
+    assert not loaded.signed_ack
+    assert (await tenant.endpoint(ack=False))["ack"] is None
 
 
 async def test_an_endpoint_is_shown_with_all_its_fields(tenant: TenantClient) -> None:
@@ -313,15 +329,37 @@ async def test_a_test_event_goes_to_its_endpoint_alone(tenant: TenantClient, sub
         ({"name": "x" * 201}, "name"),
         ({"name": "a", "pool": "none such"}, "pool"),
         ({"name": "a", "max_in_flight": 0}, "max_in_flight"),
-        ({"name": "a", "ingest_rate_limit": 5}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": 0}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": -1}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": 1e-9}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": 1e9}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": float("nan")}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": float("inf")}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": "5"}, "ingest_rate_limit"),
+        ({"name": "a", "ingest_rate_limit": True}, "ingest_rate_limit"),
         ({"name": "a", "alert_email": "a@example.com"}, "alert_email"),
         ({"name": "a", "home_shards": [1]}, "home_shards"),
     ],
 )
 async def test_a_bad_tenant_is_refused_by_field(admin: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
-    answer = await admin.post("/v1/tenants", json=body)
+    answer = await admin.post("/v1/tenants", content=_dumps(body))
     assert_problem(answer, 422)
     assert _fields(answer) == [field]
+
+
+async def test_a_tenants_ingest_limit_is_set_shown_and_reset(admin: httpx.AsyncClient) -> None:
+    created = (await admin.post("/v1/tenants", json={"name": "a", "ingest_rate_limit": 2.5})).json()
+    assert created["ingest_rate_limit"] == 2.5
+    path = f"/v1/tenants/{created['tenant_id']}"
+    assert (await admin.get(path)).json()["ingest_rate_limit"] == 2.5
+    assert (await admin.patch(path, json={"name": "b"})).json()["ingest_rate_limit"] == 2.5
+    assert (await admin.patch(path, json={"ingest_rate_limit": 7})).json()["ingest_rate_limit"] == 7.0
+    for bad in (0, -1, 1e9, float("nan"), "5"):
+        answer = await admin.patch(path, content=_dumps({"ingest_rate_limit": bad}))
+        assert_problem(answer, 422)
+        assert _fields(answer) == ["ingest_rate_limit"]
+    assert (await admin.get(path)).json()["ingest_rate_limit"] == 7.0
+    assert (await admin.patch(path, json={"ingest_rate_limit": None})).json()["ingest_rate_limit"] is None
 
 
 async def test_new_tenants_spread_over_the_shards(admin: httpx.AsyncClient, sql: Any) -> None:

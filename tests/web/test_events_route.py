@@ -548,3 +548,72 @@ async def test_bodies_being_received_are_bounded_together(posting: Posting) -> N
     assert answers[0]["status"] == 202
     assert (await posting.post([body_of()])).status == 202
     assert routes._receiving == 0
+
+
+# ---- the tenant's limit ---------------------------------------------------------------------------------------------
+
+LIMIT = re.compile(rb'"ingest";r=(\d+);t=(\d+)')
+
+
+async def limited(posting: Posting, limit: float | None) -> None:
+    await posting.store.update_tenant(posting.tenant, {"ingest_rate_limit": limit})
+    await posting.ingest.look()
+
+
+async def test_beyond_the_limit_it_is_429_and_the_headers_say_when_to_come_again(posting: Posting) -> None:
+    await limited(posting, 0.01)
+    answer = await posting.post(body_of())
+    assert answer.status == 202
+    assert answer.headers[b"ratelimit-policy"] == b'"ingest";q=1;w=100'
+    match = LIMIT.fullmatch(answer.headers[b"ratelimit"])
+    assert match is not None
+    assert match[1] == b"0"
+    assert 99 <= int(match[2]) <= 100
+    for path, body in [("/v1/events", body_of()), ("/v1/events/batch", b'{"events":[' + body_of() + b"]}")]:
+        answer = await posting.post(body, path=path)
+        assert answer.status == 429
+        assert answer.headers[b"content-type"] == b"application/problem+json"
+        assert (answer.json["type"], answer.json["status"]) == ("/problems/rate-limited", 429)
+        assert answer.headers[b"ratelimit-policy"] == b'"ingest";q=1;w=100'
+        match = LIMIT.fullmatch(answer.headers[b"ratelimit"])
+        assert match is not None
+        assert match[1] == b"0"
+        assert match[2] == answer.headers[b"retry-after"]
+        assert 90 <= int(match[2]) <= 100
+    assert await posting.count() == 1
+
+
+@pytest.mark.parametrize(("limit", "policy"), [(100.0, b"q=100;w=1"), (2.5, b"q=2;w=1"), (0.3, b"q=1;w=4")])
+async def test_the_policy_is_told_in_whole_numbers(posting: Posting, limit: float, policy: bytes) -> None:
+    await limited(posting, limit)
+    answer = await posting.post(body_of())
+    assert answer.headers[b"ratelimit-policy"] == b'"ingest";' + policy
+
+
+async def test_a_tenant_without_a_limit_is_told_of_none(posting: Posting) -> None:
+    answer = await posting.post(body_of())
+    assert not {name for name in answer.headers if name.startswith(b"ratelimit")}
+
+
+async def test_a_batch_counts_its_events_and_is_stored_whole_or_not_at_all(posting: Posting) -> None:
+    await limited(posting, 20.0)
+    batch = b'{"events":[' + b",".join([body_of()] * 19 + [b"7"]) + b"]}"
+    answer = await posting.batch(batch)
+    assert answer.status == 202
+    match = LIMIT.fullmatch(answer.headers[b"ratelimit"])
+    assert match is not None
+    assert int(match[1]) >= 1, "the one that is no event costs nothing"
+    await limited(posting, 0.001)
+    assert (await posting.batch(batch)).status == 202, "the bucket holds one, the rest is paid for"
+    assert (await posting.post(body_of())).status == 429
+    assert await posting.count() == 38
+
+
+async def test_bad_requests_use_up_nothing(posting: Posting) -> None:
+    await limited(posting, 0.001)
+    unknown = body_of(target_endpoints=[f"ep_{uuid7().hex}"])
+    for body in (b"{", body_of(type="a b"), unknown):
+        assert (await posting.post(body)).status in (400, 422)
+    assert (await posting.post(body_of(), key="nonsense")).status == 401
+    assert (await posting.post(body_of())).status == 202
+    assert (await posting.post(body_of())).status == 429

@@ -267,9 +267,15 @@ def replay(
 
 
 @tenants_app.command("create")
-def create_tenant(name: str) -> None:
+def create_tenant(
+    name: str,
+    ingest_rate_limit: Annotated[float | None, typer.Option(help="Events a second that it may post.")] = None,
+) -> None:
     """Create a tenant."""
-    _show(Client().call("POST", "/v1/tenants", {"name": name}))
+    body: dict[str, Any] = {"name": name}
+    if ingest_rate_limit is not None:
+        body["ingest_rate_limit"] = ingest_rate_limit
+    _show(Client().call("POST", "/v1/tenants", body))
 
 
 @tenants_app.command("list")
@@ -308,11 +314,14 @@ def revoke_key(tenant_id: str, api_key_id: str) -> None:
 def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
+    ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
     if event:
         body["events"] = event
+    if ack:
+        body["ack"] = "signed"
     _show(Client().call("POST", "/v1/webhook_endpoints", body))
 
 

@@ -112,7 +112,10 @@ async def run_api(
         store,
         now=clock.now,
         limits=IngestLimits(settings.ingest_queue_events, settings.ingest_queue_bytes, settings.ingest_timeout_s),
+        processes=settings.api_processes,
     )
+    # Before the first request: at the start, too, a process takes no more than its part of a tenant's limit.
+    await ingest.look()
     cursor_secret = await platform_value(dsn, "cursor_secret", default=secrets.token_hex(32))
     assert cursor_secret is not None
     admin_key = settings.admin_key
@@ -164,6 +167,7 @@ async def run_api(
     async with asyncio.TaskGroup() as tasks:
         serving = tasks.create_task(server.serve(sockets=[listener]))
         clocking = tasks.create_task(_follow_clock(store, clock))
+        sharing = tasks.create_task(ingest.follow())
         stopping = asyncio.create_task(stop.wait())
         address = listener.getsockname()
         telemetry.log("api_ready", url=f"http://{address[0]}:{address[1]}")
@@ -172,6 +176,7 @@ async def run_api(
         server.should_exit = True
         await serving
         clocking.cancel()
+        sharing.cancel()
         stopping.cancel()
     await ingest.close()
     await store.close()

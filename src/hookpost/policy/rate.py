@@ -7,6 +7,9 @@ own; hence the bound holds across owners, too. Pure: `now` is an argument.
 
 from __future__ import annotations
 
+# Unix seconds in a float are exact to a quarter of it: a wait that is shorter would never end.
+TIME_GRAIN_S = 1e-6
+
 
 class TokenBucket:
     """One bucket. ``rate``: tokens a second, more than 0. ``since``: Unix seconds, from when on it fills up."""
@@ -28,15 +31,20 @@ class TokenBucket:
         there are (of more than the bucket ever holds: until it is full)."""
         self._fill(now)
         wanted = min(float(tokens), max(1.0, self.rate))
-        # What a float loses in a sum must not cost a turn.
-        if self._tokens >= wanted - _CRUMB:
+        # What a float loses in a sum must not cost a turn, nor be waited for: Unix seconds know no shorter time.
+        if self._tokens >= wanted - _CRUMB - self.rate * TIME_GRAIN_S:
             self._tokens -= tokens
             return 0.0
         return (wanted - self._tokens) / self.rate
 
     def give_back(self, tokens: int = 1) -> None:
         """What was taken was not used."""
-        self._tokens += tokens
+        self._tokens = min(max(1.0, self.rate), self._tokens + tokens)
+
+    def left(self, *, now: float) -> float:
+        """Tokens in it; less than 0 while more than it ever holds is being paid for."""
+        self._fill(now)
+        return self._tokens
 
     def change(self, rate: float, *, now: float) -> None:
         """Go on at another rate from now on: what is in it stays, as far as it holds so much."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from hookpost.model import Endpoint, Request
-from hookpost.policy.signing import signature_header, valid_keys
+from hookpost.policy.signing import expected_acks, signature_header, valid_keys
 
 
 class HeaderError(ValueError):
@@ -33,7 +33,8 @@ def build_request(
     trace = event_id.hex
     message_id = "evt_" + trace
     timestamp = int(now)
-    signature = signature_header(message_id, timestamp, payload, valid_keys(endpoint.secrets, now))
+    keys = valid_keys(endpoint.secrets, now)
+    signature = signature_header(message_id, timestamp, payload, keys)
     return Request(
         url=endpoint.url,
         headers=f"content-type: application/json\r\nuser-agent: {user_agent}\r\n"
@@ -42,4 +43,5 @@ def build_request(
         f"x-webhook-attempt: {retry_count + 1}\r\ntraceparent: 00-{trace}-{attempt_id.hex[16:]}-01",
         body=payload,
         timeouts=endpoint.timeouts,
+        acks=expected_acks(message_id, timestamp, keys) if endpoint.signed_ack else None,
     )

@@ -3,12 +3,16 @@
 Signed is ``id.timestamp.body`` as bytes, never a decoded or re-encoded body, with HMAC-SHA256; the header lists one
 ``v1,BASE64`` per valid key, newest first, so that a rotation never leaves a receiver without a signature it knows
 (specification: https://github.com/standard-webhooks/standard-webhooks). Keys, time and random bytes are arguments.
+
+A receiver that acknowledges with its signature signs ``id.timestamp.ack``, the same with the text ``ack`` as body, and
+answers with it in ``webhook-ack``: nothing between us and it can then say 2xx in its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from base64 import b64decode, b64encode
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
@@ -20,6 +24,8 @@ __all__ = [
     "GENERATED_BYTES",
     "SecretError",
     "VerificationError",
+    "acknowledged",
+    "expected_acks",
     "parse_secret",
     "show_secret",
     "signature_header",
@@ -37,6 +43,10 @@ DIGEST_BYTES = 32  # HMAC-SHA256
 _BLOCK_BYTES = 64  # SHA-256 works on blocks of so many; HMAC brings every key to this length
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))  # RFC 2104 §2, as byte tables
 _TIMESTAMP_DIGITS_MAX = 15  # far beyond any date, far below a costly int()
+# The lines of a head that are `webhook-ack` fields; a value may go on behind a folded line end (RFC 9112 §5.2).
+_ACK_FIELD = re.compile(rb"^webhook-ack[ \t]*:(.*(?:\n[ \t].*)*)", re.IGNORECASE | re.MULTILINE)
+# Entries are separated by spaces; by commas where someone on the way joined two fields into one (RFC 9110 §5.3).
+_ACK_ENTRY = re.compile(rb"(?:^|[\s,])v1,([A-Za-z0-9+/]{43}=)(?=[\s,]|$)")
 
 
 class SecretError(ValueError):
@@ -112,6 +122,24 @@ def _prepare(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
         del _ready[next(iter(_ready))]
         _ready[key] = mac
     return mac
+
+
+def expected_acks(message_id: str, timestamp: int, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The digests of which ``webhook-ack`` must hold one, in answer to the attempt of this id and timestamp."""
+    signed = b"%b.%d.ack" % (message_id.encode(), timestamp)
+    return tuple(hmac.digest(key, signed, "sha256") for key in keys)
+
+
+def acknowledged(head: bytes, expected: Sequence[bytes]) -> bool:
+    """Does a response's head (status line and fields as received) hold one of the expected acks?
+
+    ``webhook-ack`` lists ``v1,BASE64`` as ``webhook-signature`` does, and may stand in several fields. What is not of
+    that form is passed over. All are compared, each in constant time.
+    """
+    entries = [entry for field in _ACK_FIELD.findall(head) for entry in _ACK_ENTRY.findall(field)]
+    given = [b64decode(entry) for entry in entries[:SIGNATURES_MAX]]
+    matches = [hmac.compare_digest(ack, digest) for ack in given for digest in expected]
+    return any(matches)
 
 
 def verify(

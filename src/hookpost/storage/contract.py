@@ -99,13 +99,24 @@ class EndpointFilter:
 
 @dataclass(frozen=True, slots=True)
 class TenantRoutes:
-    """A tenant as ingest needs it, at one config version."""
+    """A tenant as ingest needs it, at one config version. ``ingest_rate_limit``: events a second."""
 
     tenant_id: UUID
     config_version: int
     home_shards: tuple[int, ...]
     max_in_flight: int
     endpoints: tuple[EndpointFilter, ...]
+    ingest_rate_limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedDemand:
+    """What an API process hears when it has told its demand: how many processes there are, it among them; what all
+    others together were asked for, in events a second by tenant; config versions of tenants that changed of late."""
+
+    processes: int
+    others: Mapping[UUID, float]
+    changed: Mapping[UUID, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +142,15 @@ class IngestStore(Protocol):
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
         """The tenant's routes as committed now; None when there is no such tenant."""
+
+    async def share_demand(
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+    ) -> SharedDemand:
+        """Tell what an API process was asked for of tenants that have a limit (events a second), and hear what the
+        others told. It counts for ``lease_s``. Changes are those of the last ``seconds_back``."""
+
+    async def leave_ingest(self, node_id: UUID) -> None:
+        """An API process ends: its part of the limits is the others'."""
 
     async def find_key(self, key_id: str) -> ApiKey | None:
         """The stored API key of that key id."""

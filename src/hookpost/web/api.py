@@ -181,7 +181,12 @@ class EndpointDeliveryQuery(ListQuery):
 async def create_tenant(api: ApiOf, _: Admin, form: schemas.TenantCreate) -> Response:
     """Create a tenant (admin)."""
     pool = form.pool or DEFAULT_POOL
-    values = {"name": form.name, "pool": pool, "max_in_flight": form.max_in_flight}
+    values = {
+        "name": form.name,
+        "pool": pool,
+        "max_in_flight": form.max_in_flight,
+        "ingest_rate_limit": form.ingest_rate_limit,
+    }
     try:
         row = await api.store.create_tenant(api.new_id(), values)
     except NotFound as error:
@@ -221,6 +226,8 @@ async def update_tenant(api: ApiOf, _: Admin, tenant_id: str, form: schemas.Tena
         changes["name"] = form.name
     if "max_in_flight" in given:
         changes["max_in_flight"] = form.max_in_flight or api.settings.tenant_max_in_flight
+    if "ingest_rate_limit" in given:
+        changes["ingest_rate_limit"] = form.ingest_rate_limit
     if changes:
         row = await api.store.update_tenant(wanted_id, changes)
     return _json(shown.tenant(row))
@@ -603,6 +610,8 @@ def _endpoint_changes(
         changes["events"] = list(dict.fromkeys(form.events or ["*"]))
     if "ordered" in given:
         changes["ordered"] = bool(form.ordered)
+    if "ack" in given:
+        changes["ack"] = form.ack or None
     if "metadata" in given:
         changes["metadata"] = form.metadata or {}
     if "enabled" in given:

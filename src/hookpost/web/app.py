@@ -211,6 +211,7 @@ _WORDS = {
     "413": "The body is too large",
     "415": "The body is not JSON by its Content-Type",
     "422": "Bad fields; `errors` names them",
+    "429": "More events than the tenant's limit allows: try again after Retry-After",
     "503": "The store does not answer: try again after Retry-After",
 }
 _ALWAYS = ("400", "401", "403", "422", "503")
@@ -251,7 +252,12 @@ def _add_schemas(known: dict[str, Any]) -> None:
 
 def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     """Add what all routes under /v1 have in common."""
-    codes = {*_ALWAYS, *(["404"] if "{" in path else []), *(["413", "415", "409"] if method != "get" else [])}
+    codes = {
+        *_ALWAYS,
+        *(["429"] if method == "post" and (path in EVENT_PATHS or path.endswith("/test")) else []),
+        *(["404"] if "{" in path else []),
+        *(["413", "415", "409"] if method != "get" else []),
+    }
     for code in sorted(codes):
         operation["responses"][code] = {
             "description": _WORDS[code],

@@ -16,12 +16,13 @@ from uuid import UUID
 import msgspec
 
 from hookpost import telemetry
-from hookpost.ingest import Answer, Ingest, Overloaded, Refused, Submission, UnknownEndpoint, UnknownTenant
+from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Refused, Submission, UnknownEndpoint, UnknownTenant
 from hookpost.model import IdError, parse_id
 from hookpost.policy.routing import RESERVED_PREFIX
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
-from hookpost.web.problems import Problem
+from hookpost.web.limits import limit_headers
+from hookpost.web.problems import Problem, rate_limited
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -76,9 +77,8 @@ class EventRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        headers: Iterable[tuple[bytes, bytes]] = _ANSWER_HEADERS
         try:
-            status, body = await self._serve(scope, receive)
+            status, body, headers = await self._serve(scope, receive)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the producer gets a problem
             problem = _problem_of(error, scope["path"])
             status, body, headers = problem.status, problem.body(), problem.raw_headers()
@@ -89,7 +89,7 @@ class EventRoutes:
         })  # fmt: skip
         await send({"type": "http.response.body", "body": body})
 
-    async def _serve(self, scope: Scope, receive: Receive) -> tuple[int, bytes]:
+    async def _serve(self, scope: Scope, receive: Receive) -> tuple[int, bytes, Iterable[tuple[bytes, bytes]]]:
         if scope["method"] != "POST":
             raise Problem(405, "Method not allowed", "Post events here.", headers={"Allow": "POST"})
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -101,8 +101,17 @@ class EventRoutes:
         body = await self._body(headers, receive)
         trace_id = _trace_id(headers.get(b"traceparent"))
         if scope["path"].endswith("/batch"):
-            return 202, await self._batch(tenant_id, body, trace_id, spent_s)
-        return 202, await self._single(tenant_id, body, headers.get(b"idempotency-key"), trace_id, spent_s)
+            answer = await self._batch(tenant_id, body, trace_id, spent_s)
+        else:
+            answer = await self._single(tenant_id, body, headers.get(b"idempotency-key"), trace_id, spent_s)
+        return 202, answer, self._headers(tenant_id)
+
+    def _headers(self, tenant_id: UUID) -> Iterable[tuple[bytes, bytes]]:
+        standing = self._ingest.standing(tenant_id)
+        if standing is None:
+            return _ANSWER_HEADERS
+        told = [(name.lower().encode(), value.encode()) for name, value in limit_headers(standing).items()]
+        return [*_ANSWER_HEADERS, *told]
 
     async def _tenant(self, headers: dict[bytes, bytes]) -> UUID:
         authorization = headers.get(b"authorization")
@@ -358,6 +367,8 @@ def _too_large(limit: int) -> Problem:
 def _problem_of(error: Exception, path: str) -> Problem:
     if isinstance(error, Problem):
         return error
+    if isinstance(error, RateLimited):
+        return rate_limited(error)
     if isinstance(error, Overloaded | StoreUnavailable):
         return _unavailable(error)
     telemetry.log_error("POST " + path, error)

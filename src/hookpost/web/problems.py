@@ -6,6 +6,7 @@ bare 500. ``type`` is a relative reference, stable: clients may switch on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -16,8 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from hookpost import telemetry
-from hookpost.ingest import Overloaded, UnknownEndpoint, UnknownTenant
+from hookpost.ingest import Overloaded, RateLimited, UnknownEndpoint, UnknownTenant
 from hookpost.storage.contract import Conflict, DataRejected, NotFound, StoreUnavailable
+from hookpost.web.limits import limit_headers
 
 MEDIA_TYPE = "application/problem+json"
 # On every answer of the API: it concerns one tenant only, and is never to be guessed to be a page.
@@ -124,6 +126,16 @@ def unavailable() -> Problem:
     )
 
 
+def rate_limited(error: RateLimited) -> Problem:
+    """The tenant posts more than its limit allows."""
+    retry_after_s = math.ceil(error.standing.wait_s)
+    return refusal(
+        429,
+        f"{error}: nothing of this request was stored, post it again in {retry_after_s} s",
+        headers={**limit_headers(error.standing), "Retry-After": str(retry_after_s)},
+    )
+
+
 def problem_of(error: Exception, where: str) -> Problem:
     """The problem that answers an exception; what nobody expected is logged."""
     match error:
@@ -131,6 +143,8 @@ def problem_of(error: Exception, where: str) -> Problem:
             return error
         case StoreUnavailable() | Overloaded():
             return unavailable()
+        case RateLimited():
+            return rate_limited(error)
         case NotFound() | UnknownTenant() | UnknownEndpoint():
             return refusal(404, str(error) or "there is no such thing")
         case Conflict():
@@ -150,6 +164,7 @@ _EXPECTED = (
     Problem,
     StoreUnavailable,
     Overloaded,
+    RateLimited,
     NotFound,
     UnknownTenant,
     UnknownEndpoint,
@@ -170,6 +185,7 @@ def install(app: FastAPI) -> None:
         Problem,
         StoreUnavailable,
         Overloaded,
+        RateLimited,
         NotFound,
         Conflict,
         DataRejected,

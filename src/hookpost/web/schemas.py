@@ -28,6 +28,8 @@ ENDPOINT_IN_FLIGHT_MAX = 1000
 TENANT_IN_FLIGHT_MAX = 100_000
 # One delivery an hour; what is slower is no rate but a schedule. One worker's core sends some 10,000 a second.
 RATE_LIMIT_MIN, RATE_LIMIT_MAX = 1 / 3600, 100_000.0
+# One event an hour; one API process takes some 10,000 a second, and a hundred of them are a large installation.
+INGEST_RATE_LIMIT_MIN, INGEST_RATE_LIMIT_MAX = 1 / 3600, 1_000_000.0
 TOTAL_TIMEOUT_S_MAX = 30.0
 TIMEOUT_S_MIN = 0.1
 RETRY_BASE_S_MIN, RETRY_BASE_S_MAX = 0.1, 3600.0
@@ -132,14 +134,21 @@ OnDead = Annotated[
     Literal["block", "skip"],
     Field(description="what a dead delivery means to those behind it when `ordered`: they wait for it, or go on"),
 ]
+Ack = Annotated[
+    Literal["signed", False],
+    Field(description='"signed": a 2xx counts only with a valid `webhook-ack`; false or null: any 2xx counts'),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
+IngestRateLimit = Annotated[
+    float,
+    Field(
+        ge=INGEST_RATE_LIMIT_MIN,
+        le=INGEST_RATE_LIMIT_MAX,
+        description="events a second that the tenant may post, a batch counts its events; null: no limit",
+    ),
+]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
 NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
-NotYetUnlessFalse = Annotated[
-    JsonValue,
-    _not_yet(lambda value: value is False),
-    WithJsonSchema({"type": ["boolean", "null"], "enum": [False, None], "description": "not supported yet"}),
-]
 NotYetUnlessEmpty = Annotated[
     JsonValue,
     _not_yet(lambda value: value == {}),
@@ -189,7 +198,7 @@ class _EndpointForm(_Form):
     rate_limit: RateLimit | None = None
     ordered: bool | None = None
     on_dead: OnDead | None = None
-    ack: NotYetUnlessFalse = None
+    ack: Ack | None = None
     headers: NotYetUnlessEmpty = None
 
 
@@ -219,7 +228,7 @@ class TenantCreate(_Form):
     name: Name
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
-    ingest_rate_limit: NotYet = None
+    ingest_rate_limit: IngestRateLimit | None = None
     alert_email: NotYet = None
 
 
@@ -229,7 +238,7 @@ class TenantPatch(_Form):
     name: Name = ""
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
-    ingest_rate_limit: NotYet = None
+    ingest_rate_limit: IngestRateLimit | None = None
     alert_email: NotYet = None
 
 
@@ -344,6 +353,7 @@ class EndpointAnswer(_Answer):
     rate_limit: float | None
     ordered: bool
     on_dead: Literal["block", "skip"]
+    ack: Literal["signed"] | None
     description: str | None
     uid: str | None
     metadata: dict[str, str]

@@ -84,6 +84,7 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "rate_limit": row["rate_limit"],
         "ordered": row["ordered"],
         "on_dead": row["on_dead"] or OnDead.BLOCK,
+        "ack": row["ack"],
         "description": row["description"],
         "uid": row["uid"],
         "metadata": row["metadata"],

@@ -28,8 +28,9 @@ SECRETS_VALID_MAX = 4
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
     "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead",
+    "ack",
 )  # fmt: skip
-TENANT_COLUMNS = ("name", "max_in_flight")
+TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
 
@@ -62,7 +63,13 @@ class AdminQueries:
                     raise NotFound(f"there is no pool {pool}")
                 home_shards = [shard]
             row = await connection.fetchrow(
-                SQL["create_tenant"], tenant_id, values["name"], pool, list(home_shards), values.get("max_in_flight")
+                SQL["create_tenant"],
+                tenant_id,
+                values["name"],
+                pool,
+                list(home_shards),
+                values.get("max_in_flight"),
+                values.get("ingest_rate_limit"),
             )
         return dict(row)
 

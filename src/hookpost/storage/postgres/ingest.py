@@ -12,6 +12,7 @@ from hookpost.storage.contract import (
     Appended,
     EndpointFilter,
     NewEvent,
+    SharedDemand,
     Stale,
     StoreUnavailable,
     TenantRoutes,
@@ -93,7 +94,26 @@ class IngestQueries:
                 EndpointFilter(endpoint_id, events, cap or self._endpoint_cap, pinned)
                 for endpoint_id, (events, cap, pinned) in zip(row["ids"], filters, strict=True)
             ),
+            ingest_rate_limit=row["ingest_rate_limit"],
         )
+
+    async def share_demand(
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+    ) -> SharedDemand:
+        async with self._connections.use("share the demand of limited tenants") as connection:
+            row = await connection.fetchrow(
+                SQL["share_demand"], node_id, list(demands), list(demands.values()), lease_s
+            )
+            changed = await connection.fetch(SQL["changed_versions"], seconds_back)
+        return SharedDemand(
+            processes=row["processes"],
+            others=dict(zip(row["tenants"], row["demands"], strict=True)),
+            changed={tenant["tenant_id"]: tenant["config_version"] for tenant in changed},
+        )
+
+    async def leave_ingest(self, node_id: UUID) -> None:
+        async with self._connections.use("leave the sharing of limits") as connection:
+            await connection.execute(SQL["leave_ingest"], node_id)
 
     async def find_key(self, key_id: str) -> ApiKey | None:
         async with self._connections.use("look up an API key") as connection:

@@ -206,6 +206,7 @@ class WorkerQueries:
             rate_limit=row["rate_limit"],
             ordered=row["ordered"],
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
+            signed_ack=row["ack"] is not None,
         )
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:

@@ -8,6 +8,7 @@ alter table endpoints
     add column on_dead    text check (on_dead in ('block', 'skip')),
     add column ack        text check (ack in ('signed'));
 comment on column endpoints.rate_limit is 'deliveries a second; null: no limit. An endpoint with a limit or an order is pinned to the first home shard';
+comment on column endpoints.ack is 'signed: a 2xx counts only with a valid webhook-ack; null: any 2xx counts';
 comment on column endpoints.on_dead is 'what a dead delivery means to an ordered endpoint; null takes the default, block';
 
 -- ---- breakers ------------------------------------------------------------------------------------------------------
@@ -67,3 +68,15 @@ begin
         returning s.shard, s.fence;
 end
 $$;
+-- ---- the rate limit of a tenant at ingest --------------------------------------------------------------------------
+
+-- A small table that is rewritten every second: room on its pages keeps the rows where they are.
+create table ingest_nodes (
+    node_id    uuid primary key,
+    tenants    uuid[] not null,
+    demands    double precision[] not null check (cardinality(demands) = cardinality(tenants)),
+    expires_at timestamptz not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+comment on table ingest_nodes is 'one row for each API process: events a second it was asked to take of tenants that have a limit';
+alter table tenants add check (ingest_rate_limit > 0);
+comment on column tenants.ingest_rate_limit is 'events a second over all API processes; null: no limit';

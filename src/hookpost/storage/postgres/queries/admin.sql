@@ -23,8 +23,8 @@ where s.pool = $1
 order by coalesce(h.tenants, 0), s.shard limit 1
 
 -- name: create_tenant
-insert into tenants (tenant_id, name, pool, home_shards, max_in_flight)
-values ($1, $2, $3, $4, coalesce($5, 512))
+insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, ingest_rate_limit)
+values ($1, $2, $3, $4, coalesce($5, 512), $6)
 returning *
 
 -- name: get_tenant
@@ -38,7 +38,10 @@ where deleted_at is null
 order by created_at desc, tenant_id desc limit $3
 
 -- name: update_tenant
-update tenants set name = $2, max_in_flight = coalesce($3, 512), updated_at = clock_timestamp() where tenant_id = $1 returning *
+update tenants
+set name = $2, max_in_flight = coalesce($3, 512), ingest_rate_limit = $4, updated_at = clock_timestamp()
+where tenant_id = $1
+returning *
 
 -- name: delete_tenant
 update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp() where tenant_id = $1
@@ -73,8 +76,8 @@ select count(*) from endpoints where tenant_id = $1 and deleted_at is null
 -- name: create_endpoint
 insert into endpoints (endpoint_id, tenant_id, url, events, status, status_reason, description, uid, metadata,
                        base_s, cap_s, max_attempts, deadline_s, connect_s, first_byte_s, total_s, max_in_flight,
-                       rate_limit, ordered, on_dead)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+                       rate_limit, ordered, on_dead, ack)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 returning *
 
 -- name: get_endpoint
@@ -98,7 +101,7 @@ order by created_at desc, endpoint_id desc limit $3
 update endpoints
 set url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
     cap_s = $11, max_attempts = $12, deadline_s = $13, connect_s = $14, first_byte_s = $15, total_s = $16,
-    max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, updated_at = clock_timestamp()
+    max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, ack = $21, updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2
 returning *
 

@@ -4,13 +4,46 @@ select * from hookpost_append($1, make_interval(secs => $2), $3, $4, $5, $6, $7,
 
 -- name: load_routes
 -- A tenant as ingest needs it, in one snapshot: version and filters belong together.
-select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight,
+select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight, t.ingest_rate_limit,
        coalesce(array_agg(e.endpoint_id order by e.created_at, e.endpoint_id) filter (where e.endpoint_id is not null), '{}') as ids,
        coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight, e.ordered or e.rate_limit is not null) order by e.created_at, e.endpoint_id)
                 filter (where e.endpoint_id is not null), '[]')::text as filters
 from tenants t left join endpoints e on e.tenant_id = t.tenant_id and e.deleted_at is null
 where t.tenant_id = $1 and t.deleted_at is null
 group by t.tenant_id
+
+-- name: share_demand
+-- Once a second from each API process: its own row, and what the living others say in all. It need not wait for the disk.
+-- Processes long gone are removed by whoever comes; a row that somebody writes at this moment is left alone.
+with mine as (
+    insert into ingest_nodes (node_id, tenants, demands, expires_at)
+    values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+    on conflict (node_id) do update
+        set tenants = excluded.tenants, demands = excluded.demands, expires_at = excluded.expires_at
+), gone as (
+    delete from ingest_nodes where node_id in (
+        select node_id from ingest_nodes
+        where node_id <> $1 and expires_at < clock_timestamp() - interval '1 minute' for update skip locked
+    )
+), others as (
+    select tenants, demands from ingest_nodes where node_id <> $1 and expires_at > clock_timestamp()
+), told as (
+    select u.tenant_id, sum(u.demand) as demand
+    from others o cross join lateral unnest(o.tenants, o.demands) u(tenant_id, demand) group by u.tenant_id
+)
+select (select 1 + count(*) from others) as processes,
+       array(select t.tenant_id from told t order by t.tenant_id) as tenants,
+       array(select t.demand from told t order by t.tenant_id) as demands,
+       set_config('synchronous_commit', 'off', true)
+
+-- name: changed_versions
+-- Whose routes are out of date: a process that refuses all of a tenant's events never appends, and would not find out.
+-- The clock is asked once, so that the index ends the search.
+select tenant_id, config_version from tenants
+where changed_at > (select clock_timestamp() - make_interval(secs => $1))
+
+-- name: leave_ingest
+delete from ingest_nodes where node_id = $1
 
 -- name: find_key
 -- The stored key of a key id; that of a deleted tenant counts as revoked.

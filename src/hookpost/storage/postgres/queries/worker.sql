@@ -224,7 +224,7 @@ select exists (select from progress where shard = $1 and settle_no = $2 and fenc
 -- name: load_endpoints
 select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as deleted, e.base_s, e.cap_s,
        e.max_attempts, e.deadline_s, e.connect_s, e.first_byte_s, e.total_s, e.max_in_flight, e.hold_until,
-       e.rate_limit, e.ordered, e.on_dead,
+       e.rate_limit, e.ordered, e.on_dead, e.ack,
        coalesce(s.keys, '{}') as keys, coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires
 from endpoints e
 left join lateral (
