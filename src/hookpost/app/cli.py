@@ -280,6 +280,8 @@ def replay(
             raise ClientError("an event is replayed at once: give either its id (and --endpoint), or a filter")
         _show(client.call("POST", f"/v1/events/{event_id}/replay", body))
         return
+    if not body:
+        raise ClientError("say what to replay: an event's id, or --endpoint, --type, --since, --until or --status")
     started = client.call("POST", "/v1/replays", {**body, "dry_run": dry_run})
     if wait and not dry_run:
         started = _wait_for_replay(client, started["replay_id"])
