@@ -57,7 +57,8 @@ RUNNING = ReplayStep(JOB, ReplayState.RUNNING, 5, (1, 3))
 
 
 @pytest.mark.parametrize(
-    ("due_in_s", "wait_s"), [(None, 1.0), (0.25, 0.25), (-3.0, 0.0), (900.0, maintenance.REPLAYS_EVERY_S)]
+    ("due_in_s", "wait_s"),
+    [(None, 1.0), (0.25, 0.25), (-3.0, maintenance.REPLAYS_TAKEN_S), (900.0, maintenance.REPLAYS_EVERY_S)],
 )
 async def test_without_a_step_it_waits_for_the_next_job_but_not_long(due_in_s: float | None, wait_s: float) -> None:
     assert await Replays(Jobs(due_in_s=due_in_s)).once() == wait_s

@@ -29,6 +29,8 @@ KEYS_AT_ONCE = 5_000
 # A new bulk replay starts within so long; an idle look is one small statement.
 REPLAYS_EVERY_S = 1.0
 REPLAYS_AGAIN_S = 5.0
+# A job that is due and cannot be had is being worked on by another runner.
+REPLAYS_TAKEN_S = 0.1
 # Steps are short transactions, as they hold shards that ingest appends to. In front of the workers a replay keeps no
 # more than they do in some seconds: what it has not appended yet costs nothing and can be cancelled.
 REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000, waiting_max=10_000, hold_s=1.0)
@@ -107,7 +109,7 @@ class Replays:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task="go on with replays", reason=error)
             return REPLAYS_AGAIN_S
-        return REPLAYS_EVERY_S if due_in_s is None else min(max(due_in_s, 0.0), REPLAYS_EVERY_S)
+        return REPLAYS_EVERY_S if due_in_s is None else min(max(due_in_s, REPLAYS_TAKEN_S), REPLAYS_EVERY_S)
 
     async def _tell(self, step: ReplayStep) -> None:
         telemetry.count("deliveries_replayed", step.appended)
