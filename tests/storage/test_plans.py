@@ -469,7 +469,7 @@ async def test_a_control_row_looks_up_its_event(db: Any) -> None:
 async def test_the_looks_of_a_runner_are_cheap(db: Any) -> None:
     await db.execute(
         "insert into replays (replay_id, tenant_id, status, rate_limit, matched, matched_exact, after_at, created_at,"
-        " state, finished_at) select gen_random_uuid(), md5('t1')::uuid, 'dead', 1, 0, true, now(), now(),"
+        " state, finished_at) select gen_random_uuid(), md5('t' || 1 + n % 50)::uuid, 'dead', 1, 0, true, now(), now(),"
         " case when n <= 3 then 'running' else 'done' end, case when n <= 3 then null else now() end"
         " from generate_series(1, 3000) n"
     )
