@@ -445,7 +445,7 @@ async def test_a_step_of_a_replay_reads_what_it_looks_at(
 async def test_a_replays_append_looks_up_each_event_and_the_ends_of_its_shards(db: Any) -> None:
     ids = [UUID(md5(f"1v{n}".encode()).hexdigest()) for n in (10, 3000, 5990)]
     touched = await Touched(db).by(
-        (REPLAYS["append_replays"], T1, [0, 1, 0], ids, ["a"] * 3, [NOBODY] * 3, [1, 2, 3], [1, 1, 1])
+        (REPLAYS["append_replays"], T1, 1.7e9, [0, 1, 0], ids, ["a"] * 3, [NOBODY] * 3, [1, 2, 3], [1, 1, 1])
     )
     assert sum(count[1] for name, count in touched.items() if name.startswith(HOT)) == 0, touched
     assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 3 + 2 * 3, touched

@@ -92,7 +92,8 @@ class ReplayQueries:
             owed.extend(event.endpoint_ids)
         counts = [len(event.endpoint_ids) for event in events]
         ids, types = [event.event_id for event in events], [event.type for event in events]
-        await connection.execute(SQL["append_replays"], tenant_id, shards, ids, types, owed, starts, counts)
+        oldest = min(map(minted_at, ids))
+        await connection.execute(SQL["append_replays"], tenant_id, oldest, shards, ids, types, owed, starts, counts)
         return tuple(sorted(set(shards)))
 
     def _is_pinned(self, endpoint: Mapping[str, Any], home_shards: Sequence[int]) -> bool:

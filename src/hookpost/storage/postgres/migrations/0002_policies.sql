@@ -68,11 +68,12 @@ create index replays_running on replays (next_at) where state = 'running';
 create index backlog_replays on backlog (tenant_id) where generation > 0;
 
 -- Owe events of one tenant once more, each in its shard; an event stands once in a call. The caller has locked the
--- tenant's row, so no two replays of an event count the same generation, and no endpoint changes meanwhile.
+-- tenant's row, so no two replays of an event count the same generation, and no endpoint changes meanwhile. None of the
+-- events is older than p_first_day.
 -- (hookpost_append_replay stays for processes of the release before.)
 create function hookpost_append_replays(
-    p_tenant_id uuid, p_shards int[], p_event_ids uuid[], p_types text[], p_owed uuid[], p_owed_from int[],
-    p_owed_count int[]
+    p_tenant_id uuid, p_first_day date, p_shards int[], p_event_ids uuid[], p_types text[], p_owed uuid[],
+    p_owed_from int[], p_owed_count int[]
 ) returns void language plpgsql as
 $$
 declare
@@ -85,7 +86,9 @@ begin
     -- Before any shard is locked, as old partitions are looked into.
     select array_agg(1 + coalesce(g.generation, 0) order by u.ord) into generations
     from unnest(p_event_ids) with ordinality u(id, ord)
-    cross join lateral (select max(e.generation) as generation from events e where e.event_id = u.id) g;
+    cross join lateral (
+        select max(e.generation) as generation from events e where e.event_id = u.id and e.day >= p_first_day
+    ) g;
     for home in select distinct s from unnest(p_shards) s order by s loop
         perform pg_advisory_xact_lock(7700, home);
         select l.last_seq, l.last_day into base_seq, d from hookpost_last(home) l;
@@ -134,7 +137,8 @@ $$;
 -- What a bulk replay looks at behind its last candidate, at most p_limit of them, in the order of the index that leads
 -- to them: dead letters by the time they died, else events by the time they were accepted. `owed` is empty where the
 -- filter does not match: the work is bounded by what is looked at, however rare a match. Only what existed at p_moment;
--- p_since and p_until bound the time at which the event was accepted.
+-- p_since and p_until bound the time at which the event was accepted. `offset 0` keeps each `exists` a look by its index:
+-- p_limit is unknown to the plan, and for the tenth of a large table that it takes it for, it would hash whole tables.
 create function hookpost_replayable(
     p_tenant_id uuid, p_endpoint_id uuid, p_type text, p_status text, p_since timestamptz, p_until timestamptz,
     p_moment timestamptz, p_after_at timestamptz, p_after_event uuid, p_after_endpoint uuid, p_limit int
@@ -149,24 +153,30 @@ declare
     first    date := (since_at at time zone 'utc')::date - 1;
     last     date := (least(until_at, p_moment) at time zone 'utc')::date + 1;
 begin
-    if p_status = 'dead' and p_endpoint_id is not null then
+    if p_status = 'dead' then
+        -- Only one of the two indexes is walked. What a deleted endpoint was owed stays where it is.
         return query
             select d.died_at, d.event_id, d.endpoint_id, d.type,
-                   case when hookpost_replay_wants(d, p_type, windowed, since_at, until_at, first, last)
+                   case when (p_type is null or d.type = p_type)
+                         and exists (select from endpoints x
+                                     where x.endpoint_id = d.endpoint_id and x.deleted_at is null offset 0)
+                         and (not windowed or exists (
+                             select from events e
+                             where e.event_id = d.event_id and e.kind = 0 and e.day between first and last
+                               and e.created_at >= since_at and e.created_at < until_at offset 0))
                         then array[d.endpoint_id] else '{}' end
-            from dead_letters d
-            where d.endpoint_id = p_endpoint_id and d.tenant_id = p_tenant_id and d.died_at <= p_moment
-              and (d.died_at, d.event_id) > (p_after_at, p_after_event)
-            order by d.died_at, d.event_id limit p_limit;
-    elsif p_status = 'dead' then
-        return query
-            select d.died_at, d.event_id, d.endpoint_id, d.type,
-                   case when hookpost_replay_wants(d, p_type, windowed, since_at, until_at, first, last)
-                        then array[d.endpoint_id] else '{}' end
-            from dead_letters d
-            where d.tenant_id = p_tenant_id and d.died_at <= p_moment
-              and (d.died_at, d.event_id, d.endpoint_id) > (p_after_at, p_after_event, p_after_endpoint)
-            order by d.died_at, d.event_id, d.endpoint_id limit p_limit;
+            from (
+                (select l.died_at, l.event_id, l.endpoint_id, l.type from dead_letters l
+                 where p_endpoint_id is null and l.tenant_id = p_tenant_id and l.died_at <= p_moment
+                   and (l.died_at, l.event_id, l.endpoint_id) > (p_after_at, p_after_event, p_after_endpoint)
+                 order by l.died_at, l.event_id, l.endpoint_id limit p_limit)
+                union all
+                (select l.died_at, l.event_id, l.endpoint_id, l.type from dead_letters l
+                 where l.endpoint_id = p_endpoint_id and l.tenant_id = p_tenant_id and l.died_at <= p_moment
+                   and (l.died_at, l.event_id) > (p_after_at, p_after_event)
+                 order by l.died_at, l.event_id limit p_limit)
+            ) d
+            order by d.died_at, d.event_id, d.endpoint_id;
     else
         first := (greatest(since_at, p_after_at) at time zone 'utc')::date - 1;
         return query
@@ -178,7 +188,7 @@ begin
                          and (p_status = 'any' or exists (
                              select from attempts a
                              where a.event_id = e.event_id and a.endpoint_id = o.endpoint_id and a.day >= first
-                               and a.outcome = 'delivered' and a.finished_at <= p_moment))
+                               and a.outcome = 'delivered' and a.finished_at <= p_moment offset 0))
                        order by o.place) else '{}' end
             from events e
             where e.tenant_id = p_tenant_id and e.kind = 0 and e.day between first and last
@@ -186,20 +196,5 @@ begin
               and e.created_at >= p_after_at and (e.created_at, e.event_id) > (p_after_at, p_after_event)
             order by e.created_at, e.event_id limit p_limit;
     end if;
-end
-$$;
-
--- Does the filter of a bulk replay match a dead letter? What a deleted endpoint was owed stays where it is.
-create function hookpost_replay_wants(
-    d dead_letters, p_type text, p_windowed boolean, p_since timestamptz, p_until timestamptz, p_first date, p_last date
-) returns boolean language plpgsql as
-$$
-begin
-    return (p_type is null or d.type = p_type)
-       and exists (select from endpoints x where x.endpoint_id = d.endpoint_id and x.deleted_at is null)
-       and (not p_windowed or exists (
-           select from events e
-           where e.event_id = d.event_id and e.kind = 0 and e.day between p_first and p_last
-             and e.created_at >= p_since and e.created_at < p_until));
 end
 $$;

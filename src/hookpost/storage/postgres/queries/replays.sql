@@ -19,7 +19,8 @@ select endpoint_id, max_in_flight as cap, ordered or rate_limit is not null as p
 from endpoints where endpoint_id = any ($1)
 
 -- name: append_replays
-select hookpost_append_replays($1, $2, $3, $4, $5, $6, $7)
+-- The day of an event lies at most one beside that of its id: $2 is the time in the oldest id.
+select hookpost_append_replays($1, (to_timestamp($2) at time zone 'utc')::date - 1, $3, $4, $5, $6, $7, $8)
 
 -- name: now
 select hookpost_now()
