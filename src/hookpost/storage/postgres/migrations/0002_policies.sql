@@ -138,7 +138,7 @@ $$;
 -- to them: dead letters by the time they died, else events by the time they were accepted. `owed` is empty where the
 -- filter does not match: the work is bounded by what is looked at, however rare a match. Only what existed at p_moment;
 -- p_since and p_until bound the time at which the event was accepted. `offset 0` keeps each `exists` a look by its index:
--- p_limit is unknown to the plan, and for the tenth of a large table that it takes it for, it would hash whole tables.
+-- the plan does not know p_limit, takes it for a tenth of the table, and would hash other tables whole for so many rows.
 create function hookpost_replayable(
     p_tenant_id uuid, p_endpoint_id uuid, p_type text, p_status text, p_since timestamptz, p_until timestamptz,
     p_moment timestamptz, p_after_at timestamptz, p_after_event uuid, p_after_endpoint uuid, p_limit int
