@@ -1,4 +1,4 @@
-"""Maintenance: partitions ahead of time, expired idempotency keys, old progress.
+"""Maintenance: partitions ahead of time, expired idempotency keys, old progress; and bulk replays, step by step.
 
 Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from hookpost import telemetry
-from hookpost.storage.contract import DataRejected, MaintenanceStore, StoreUnavailable
+from hookpost.model import show_id
+from hookpost.storage.contract import (
+    DataRejected,
+    MaintenanceStore,
+    ReplayLimits,
+    ReplayState,
+    ReplayStep,
+    StoreUnavailable,
+)
 
 # Partitions are made days ahead; an hour between looks leaves many tries before they are needed.
 EVERY_S = 600.0
@@ -17,6 +26,14 @@ EVERY_S = 600.0
 AGAIN_S = 30.0
 # Keys deleted in one statement: short transactions, and the rest right after.
 KEYS_AT_ONCE = 5_000
+# A new bulk replay starts within so long; an idle look is one small statement.
+REPLAYS_EVERY_S = 1.0
+REPLAYS_AGAIN_S = 5.0
+# A job that is due and cannot be had is being worked on by another runner.
+REPLAYS_TAKEN_S = 0.1
+# Steps are short transactions, as they hold shards that ingest appends to. In front of the workers a replay keeps no
+# more than they do in some seconds: what it has not appended yet costs nothing and can be cancelled.
+REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000, waiting_max=10_000, hold_s=1.0)
 
 
 class Maintenance:
@@ -64,3 +81,42 @@ class Maintenance:
 
     async def _prune_progress(self) -> None:
         await self._store.prune_progress()
+
+
+class Replays:
+    """The loop that takes bulk replays further: ``await run(stop)``. Any number of them share the jobs."""
+
+    def __init__(self, store: MaintenanceStore, *, limits: ReplayLimits = REPLAY_LIMITS) -> None:
+        self._store = store
+        self._limits = limits
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Go on with whatever is due until ``stop`` is set."""
+        while not stop.is_set():
+            wait_s = await self.once()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), wait_s)
+
+    async def once(self) -> float:
+        """One step of the job whose turn it is; returns the seconds until the next."""
+        try:
+            step = await self._store.replay_step(self._limits)
+            if step is not None:
+                await self._tell(step)
+                return 0.0
+            due_in_s = await self._store.next_replay_in()
+        except (StoreUnavailable, DataRejected) as error:
+            telemetry.count("maintenance_failures")
+            telemetry.log("maintenance_failed", task="go on with replays", reason=error)
+            return REPLAYS_AGAIN_S
+        return REPLAYS_EVERY_S if due_in_s is None else min(max(due_in_s, REPLAYS_TAKEN_S), REPLAYS_EVERY_S)
+
+    async def _tell(self, step: ReplayStep) -> None:
+        telemetry.count("deliveries_replayed", step.appended)
+        if step.state is ReplayState.FAILED:
+            telemetry.log("replay_failed", replay_id=show_id("rpl", step.replay_id), reason=step.failure)
+        elif step.state is not ReplayState.RUNNING:
+            telemetry.log("replay_ended", replay_id=show_id("rpl", step.replay_id), state=step.state)
+        if step.shards:
+            with suppress(StoreUnavailable):  # workers look by themselves
+                await self._store.ring(step.shards)

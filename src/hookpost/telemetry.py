@@ -209,6 +209,30 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "breaker of {origin} {state} after {failures} failures in a row",
             "Open: its receiver fails, deliveries wait and one probe at a time looks whether it is back.",
         ),
+        # What was asked of deliveries by hand.
+        "replay_created": Event(
+            logging.INFO,
+            "replay {replay_id} of tenant {tenant_id} created: {matched} deliveries match",
+            "A bulk replay. What is to be delivered again goes into the journal bit by bit, behind fresh events.",
+        ),
+        "replay_ended": Event(
+            logging.INFO, "replay {replay_id} is {state}", "Nothing more is appended; what was appended is delivered."
+        ),
+        "replay_failed": Event(
+            logging.ERROR,
+            "replay {replay_id} failed: {reason}",
+            "The store refuses what it would append. Please report it; a replay with a narrower filter passes it by.",
+        ),
+        "event_replayed": Event(
+            logging.INFO,
+            "event {event_id} replayed to {deliveries} endpoints",
+            "On request, by its tenant or an admin.",
+        ),
+        "control_appended": Event(
+            logging.INFO,
+            "{action} of event {event_id} asked for {deliveries} deliveries",
+            "The owners of its shards act on it, in the order of the journal.",
+        ),
         "internal_error": Event(
             logging.ERROR,
             "internal error in {where}: {error}",
@@ -233,6 +257,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "settle_rows_isolated": "Results set aside because they could not be stored.",
         "leases_lost": "Times a worker lost its shards.",
         "child_exits": "Processes that ended although nobody stopped them.",
+        "deliveries_replayed": "Deliveries that bulk replays have put into the journal.",
         "maintenance_failures": "Maintenance tasks that failed.",
         "internal_errors": "Faults in Hookpost itself.",
         "log_lines_failed": "Log lines that could not be written.",

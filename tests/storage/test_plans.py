@@ -17,10 +17,11 @@ import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost.storage.postgres.connection import prepare
 from hookpost.storage.postgres.queries import load
 from tests.conftest import in_database
 
-WORKER, INGEST, MAINTENANCE = load("worker"), load("ingest"), load("maintenance")
+WORKER, INGEST, MAINTENANCE, REPLAYS = load("worker"), load("ingest"), load("maintenance"), load("replays")
 DAYS = 30
 HOT = ("events", "attempts", "progress", "backlog", "dead_letters", "idempotency_keys", "endpoints", "endpoint_secrets")
 FILL = """
@@ -428,3 +429,89 @@ async def test_opening_a_settle_looks_up_its_shards_and_one_row(db: Any) -> None
     assert not [name for name, count in touched.items() if name.startswith("progress") and count[1]], touched
     assert sum(count[2] for name, count in touched.items() if name.startswith("progress")) == 0, touched
     assert touched["shards"][2] <= 12, touched
+
+
+# ---- replays and control rows ---------------------------------------------------------------------------------------
+
+T1, NOBODY = UUID(md5(b"t1").hexdigest()), UUID(int=0)
+
+
+async def test_the_source_of_a_replay_is_looked_up(db: Any) -> None:
+    plan = await explain(
+        db, REPLAYS["replay_source"], "md5('1v5990')::uuid", "md5('t90')::uuid", "extract(epoch from now())"
+    )
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("events") <= 1, plan
+    plan = await explain(db, REPLAYS["pins"], f"array[{E1}, md5('e2')::uuid]")
+    assert plan.scanned_whole() == set(), plan
+
+
+@pytest.mark.parametrize(
+    ("status", "endpoint", "table"),
+    [
+        ("dead", None, "dead_letters"),
+        ("dead", UUID(md5(b"e7").hexdigest()), "dead_letters"),
+        ("any", None, "events"),
+        ("delivered", None, "events"),
+    ],
+)
+@pytest.mark.parametrize("since", [None, 1.7e9])
+async def test_a_step_of_a_replay_reads_what_it_looks_at(
+    db: Any, status: str, endpoint: UUID | None, table: str, since: float | None
+) -> None:
+    """However far the job is, and however few of the candidates match."""
+    await prepare(db)
+    now = await db.fetchval("select extract(epoch from now())::float8")
+    place = (0.0, NOBODY, NOBODY)
+    touched = await Touched(db).by((REPLAYS["replayable"], T1, endpoint, "none", status, since, None, now, *place, 50))
+    assert sum(count[1] for name, count in touched.items() if name.startswith(HOT)) == 0, touched
+    read = sum(count[2] for name, count in touched.items() if name.startswith(table))
+    # A merge of the partitions reads one row of each ahead.
+    assert read <= 50 + (DAYS + 5 if table == "events" else 0), touched
+
+
+async def test_a_replays_append_looks_up_each_event_and_the_ends_of_its_shards(db: Any) -> None:
+    ids = [UUID(md5(f"1v{n}".encode()).hexdigest()) for n in (10, 3000, 5990)]
+    touched = await Touched(db).by(
+        (REPLAYS["append_replays"], T1, 1.7e9, [0, 1, 0], ids, ["a"] * 3, [NOBODY] * 3, [1, 2, 3], [1, 1, 1])
+    )
+    assert sum(count[1] for name, count in touched.items() if name.startswith(HOT)) == 0, touched
+    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 3 + 2 * 3, touched
+
+
+async def test_a_control_row_looks_up_its_event(db: Any) -> None:
+    event_id, tenant, endpoint = (UUID(md5(text).hexdigest()) for text in (b"1v3000", b"t0", b"e0"))
+    shards: list[list[int]] = []
+
+    async def append() -> None:
+        statement = "select hookpost_append_control($1, $2, 'hookpost.cancel', $3)"
+        shards.append(await db.fetchval(statement, event_id, tenant, [endpoint]))
+
+    before = await Touched(db).look()
+    await append()
+    after = await Touched(db).look()
+    scanned = {name for name in after if name.startswith("events") and after[name][1] != before.get(name, (0, 0))[1]}
+    assert (scanned, shards) == (set(), [[1]])
+
+
+async def test_the_looks_of_a_runner_are_cheap(db: Any) -> None:
+    await db.execute(
+        "insert into replays (replay_id, tenant_id, status, rate_limit, matched, matched_exact, after_at, created_at,"
+        " state, finished_at) select gen_random_uuid(), md5('t' || 1 + n % 50)::uuid, 'dead', 1, 0, true, now(), now(),"
+        " case when n <= 3 then 'running' else 'done' end, case when n <= 3 then null else now() end"
+        " from generate_series(1, 3000) n"
+    )
+    await db.execute("analyze replays")
+    for name in ("take_replay", "next_replay_in"):
+        plan = await explain(db, REPLAYS[name])
+        assert plan.indexes() == {"replays_running"}, (name, plan)
+    for name, parameters, index in (
+        ("list_replays_of_tenant", (f"'{T1}'", "null", "null", "51"), "replays_tenant"),
+        ("list_replays_of_all", ("null", "null", "51"), "replays_created"),
+    ):
+        plan = await explain(db, REPLAYS[name], *parameters)
+        assert plan.indexes() == {index}, (name, plan)
+        assert plan.rows_read("replays") <= 51, (name, plan)
+    plan = await explain(db, REPLAYS["pressure"], f"'{T1}'", "array[0, 1, 2, 3]", "1001")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("progress") <= 4 * (DAYS + 5), plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from uuid_utils.compat import uuid7
 
-from hookpost.engine.work import JournalRow, Kind, Progress
-from hookpost.storage.contract import Store
+from hookpost.engine.work import RETRY_NOW, JournalRow, Kind, Progress
+from hookpost.storage.contract import ControlAction, Store
 from tests.storage.driver import Driver, Postgres, event, new_endpoint, new_tenant, own, settle, takeover, version
 
 BEGIN = (0, 0)
@@ -42,6 +42,19 @@ async def test_rows_come_back_as_they_were_appended(driver: Driver) -> None:
         assert (row.event_id, row.tenant_id, row.type) == (given.event_id, given.tenant_id, given.type)
         assert (row.payload, tuple(row.owed)) == (given.payload, given.owed)
         assert row.created_at == pytest.approx(stored["created_at"].timestamp(), abs=1e-6)
+
+
+async def test_a_control_row_names_its_deliveries_and_their_numbers(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint, other = await new_endpoint(store, tenant), await new_endpoint(store, tenant)
+    [given] = events = [event(tenant, owed=(endpoint, other))]
+    await store.append(0, [event(tenant), *events], await version(store, tenant))
+    assert await store.append_replay(tenant, given.event_id, endpoint) == 1
+    assert await store.append_control(tenant, given.event_id, endpoint, ControlAction.RETRY_NOW) == 1
+    row = (await store.read({0: (3, 0)}, **ALL))[0][0]
+    assert (row.kind, row.type, row.event_id, row.tenant_id) == (Kind.CONTROL, RETRY_NOW, given.event_id, tenant)
+    assert (row.payload, row.owed, row.generation) == (b"[2,3]", [endpoint], 0)
 
 
 async def test_reading_goes_on_behind_a_position_in_each_shard(driver: Driver) -> None:

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost.engine.work import Fetch, LaneSummary, Progress
 from hookpost.model import DeadReason, WaitReason
-from hookpost.storage.contract import CommitUnknown, DataRejected, FenceLost, Store, StoreUnavailable
+from hookpost.storage.contract import CommitUnknown, ControlAction, DataRejected, FenceLost, Store, StoreUnavailable
 from hookpost.storage.postgres import worker
 from tests.storage.driver import (
     Driver,
@@ -265,6 +265,20 @@ async def test_a_dead_letter_without_a_type_takes_that_of_its_event(driver: Driv
     await store.append(0, [stored], await version(store, tenant))
     await store.settle([settle(0, dead=[dead(uuid7(), stored.event_id, type=""), dead(uuid7(), uuid7(), type="")])])
     assert sorted(row["type"] for row in await driver.rows("dead_letters")) == ["", "invoice.paid"]
+
+
+async def test_a_dead_letter_never_takes_the_type_of_a_control_row(driver: Driver) -> None:
+    """Here the event itself is gone with its partition."""
+    assert isinstance(driver, Postgres)
+    store = await driver.open()
+    tenant, endpoint = await new_tenant(store), uuid7()
+    await own(store)
+    stored = event(tenant, owed=(endpoint,))
+    await store.append(0, [stored], await version(store, tenant))
+    assert await store.append_control(tenant, stored.event_id, None, ControlAction.CANCEL) == 1
+    await driver.run("delete from events where kind = 0")
+    await store.settle([settle(0, dead=[dead(endpoint, stored.event_id, type="")])])
+    assert [row["type"] for row in await driver.rows("dead_letters")] == [""]
 
 
 async def test_a_time_without_end_comes_back_as_such(driver: Driver) -> None:

@@ -107,14 +107,14 @@ async def add_attempt(db: Any, tenant: UUID, event_id: UUID, endpoint_id: UUID, 
 
 async def add_waiting(
     db: Any, tenant: UUID, event_id: UUID, endpoint_id: UUID, position: int, *, reason: str = "retry", shard: int = 0,
-    generation: int = 0,
+    generation: int = 0, due_at: str = "2030-01-02T03:04:05.678Z",
 ) -> None:  # fmt: skip
     """A delivery in the backlog."""
     await db.execute(
         "insert into backlog (shard, endpoint_id, position, day, tenant_id, event_id, generation, reason, due_at,"
         " retry_count, deadline, created_at, last_http_status) values ($1, $2, $3, hookpost_today(), $4, $5, $6, $7,"
-        " '2030-01-02T03:04:05.678Z', 2, '2031-01-01', now(), 503)",
-        shard, endpoint_id, position, tenant, event_id, generation, reason,
+        " $8::text::timestamptz, 2, '2031-01-01', now(), 503)",
+        shard, endpoint_id, position, tenant, event_id, generation, reason, due_at,
     )  # fmt: skip
 
 

@@ -621,6 +621,7 @@ async def test_another_tenants_ids_do_not_exist_on_any_route(
         "endpoint_id": endpoint["endpoint_id"],
         "event_id": f"evt_{event_id.hex}",
         "api_key_id": key_id,
+        "replay_id": (await tenant.post("/v1/replays")).json()["replay_id"],
     }
     other = await make_tenant(admin, "other")
     document = (await admin.get("/openapi.json")).json()
@@ -633,10 +634,11 @@ async def test_another_tenants_ids_do_not_exist_on_any_route(
             answer = await other.request(method.upper(), path.format(**ids) + query, json=BODIES.get((method, path)))
             assert_problem(answer, 404)
             tried += 1
-    assert tried >= 17
+    assert tried >= 21
     unchanged = (await tenant.get(f"{ENDPOINTS}/{endpoint['endpoint_id']}")).json()
     assert unchanged == {name: value for name, value in endpoint.items() if name != "secret"}
-    for listing in ("/v1/events", ENDPOINTS, "/v1/attempts", "/v1/dead_letters"):
+    assert (await tenant.get(f"/v1/replays/{ids['replay_id']}")).json()["state"] == "running"
+    for listing in ("/v1/events", ENDPOINTS, "/v1/attempts", "/v1/dead_letters", "/v1/replays"):
         assert (await other.get(listing)).json()["data"] == []
 
 

@@ -297,6 +297,11 @@ ROUTES = [
     ("POST", ENDPOINTS + "/{id}/test", "endpoints:write"),
     ("POST", ENDPOINTS + "/{id}/secret/rotate", "endpoints:write"),
     ("POST", "/v1/events/evt_" + "0" * 32 + "/replay", "replay"),
+    ("POST", "/v1/events/evt_" + "0" * 32 + "/cancel", "replay"),
+    ("POST", "/v1/events/evt_" + "0" * 32 + "/retry_now", "replay"),
+    ("GET", "/v1/replays", "replay"),
+    ("GET", "/v1/replays/rpl_" + "0" * 32, "replay"),
+    ("DELETE", "/v1/replays/rpl_" + "0" * 32, "replay"),
 ]
 
 

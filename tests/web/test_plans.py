@@ -53,7 +53,6 @@ PLANS: list[tuple[str, str, str]] = [
     ("list_attempts_of_all", "null, null, null, null, null, 51", "tenant_id_scheduled_at_idx"),
     ("get_event", "event, tenant, extract(epoch from now())", "event_id_idx"),
     ("delivery_states", "event, tenant", "event_id_endpoint_id_idx"),
-    ("replay_source", "event, tenant, extract(epoch from now())", "event_id_idx"),
     ("list_waiting", "tenant, endpoint, null, null, 51", "backlog_"),
     ("list_dead_of_endpoint", "tenant, endpoint, null, null, null, null, null, 51", "dead_letters_endpoint"),
     ("list_dead_of_tenant", "tenant, null, null, null, null, null, null, 51", "dead_letters_tenant"),

@@ -60,6 +60,16 @@ class World:
     async def replayed(self) -> int:
         return await append_replay(self.sql, self.tenant.uuid, self.event_id, [self.endpoint_id])
 
+    async def cancel(self) -> int:
+        """Ask for it; returns the number of the control row, which the worker reads later."""
+        answer = await self.tenant.post(f"{event_path(self.event_id)}/cancel")
+        assert answer.status_code == 202, answer.text
+        return await self.sql.fetchval("select max(seq) from events where event_id = $1", self.event_id)
+
+    async def forget_waiting(self) -> None:
+        """As the owner does who cancels."""
+        await self.sql.execute("delete from backlog")
+
     async def read(self, read_to: int | None = None, **values: Any) -> None:
         await set_progress(self.sql, read_to=self.seq if read_to is None else read_to, **values)
 
@@ -184,6 +194,60 @@ async def dead_letter_of_an_older_generation(world: World) -> None:
     await world.read(read_to=seq)
 
 
+async def cancel_not_acted_on_yet(world: World) -> None:
+    await world.waiting()
+    await world.read()
+    await world.cancel()
+
+
+async def cancelled_while_it_waited(world: World) -> None:
+    await world.attempt("retry", http_status=503)
+    await world.waiting()
+    await world.read()
+    seq = await world.cancel()
+    await world.forget_waiting()
+    await world.read(read_to=seq)
+
+
+async def cancelled_before_it_was_read(world: World) -> None:
+    await world.read(read_to=await world.cancel())
+
+
+async def delivered_while_it_was_cancelled(world: World) -> None:
+    seq = await world.cancel()
+    await world.attempt("delivered")
+    await world.read(read_to=seq)
+
+
+async def given_up_while_it_was_cancelled(world: World) -> None:
+    seq = await world.cancel()
+    await world.attempt("dead", http_status=404)
+    await world.dead()
+    await world.read(read_to=seq)
+
+
+async def no_trace_of_a_replay_behind_a_cancel(world: World) -> None:
+    await world.cancel()
+    await world.read(read_to=await world.replayed())
+
+
+async def retry_now_cancels_nothing(world: World) -> None:
+    await world.tenant.post(f"{event_path(world.event_id)}/retry_now")
+    await world.read(read_to=world.seq + 1)
+
+
+async def dead_and_blocks_its_lane(world: World) -> None:
+    await world.attempt("dead", http_status=404)
+    await world.dead()
+    await world.waiting(reason="ordered", due_at="infinity")
+    await world.read()
+
+
+async def held_without_an_end(world: World) -> None:
+    await world.waiting(reason="breaker_open", due_at="infinity")
+    await world.read()
+
+
 Arrange = Callable[[World], Awaitable[None]]
 DUE = "2030-01-02T03:04:05.678Z"
 CASES: list[tuple[Arrange, tuple[str, str | None, int, int, int | None, str | None], str]] = [
@@ -207,6 +271,15 @@ CASES: list[tuple[Arrange, tuple[str, str | None, int, int, int | None, str | No
     (replay_queued_after_delivered, ("queued", None, 1, 0, None, None), "pending"),
     (replay_delivered_after_dead, ("delivered", None, 1, 1, 200, None), "delivered"),
     (second_replay_dead, ("dead", "http_4xx", 2, 1, 404, None), "dead"),
+    (cancel_not_acted_on_yet, ("waiting", "retry", 0, 0, None, DUE), "pending"),
+    (cancelled_while_it_waited, ("cancelled", None, 0, 1, 503, None), "dead"),
+    (cancelled_before_it_was_read, ("cancelled", None, 0, 0, None, None), "dead"),
+    (delivered_while_it_was_cancelled, ("delivered", None, 0, 1, 200, None), "delivered"),
+    (given_up_while_it_was_cancelled, ("dead", "http_4xx", 0, 1, 404, None), "dead"),
+    (no_trace_of_a_replay_behind_a_cancel, ("unknown", None, 1, 0, None, None), "pending"),
+    (retry_now_cancels_nothing, ("unknown", None, 0, 0, None, None), "pending"),
+    (dead_and_blocks_its_lane, ("dead", "http_4xx", 0, 1, 404, None), "dead"),
+    (held_without_an_end, ("waiting", "breaker_open", 0, 0, None, None), "pending"),
     (dead_letter_of_an_older_generation, ("unknown", None, 1, 0, None, None), "pending"),
 ]
 

@@ -39,6 +39,9 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(endpoints_app, name="endpoints")
 
+# How often `hookpost replay --wait` looks how far it is.
+REPLAY_LOOK_S = 1.0
+
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the embedded PostgreSQL.")]
 Hidden = typer.Option(hidden=True)
@@ -258,12 +261,75 @@ def events(
 
 @app.command()
 def replay(
-    event_id: Annotated[str, typer.Argument(help="The event to deliver once more.")],
+    event_id: Annotated[str | None, typer.Argument(help="One event; without it, all that the options match.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Only to this endpoint.")] = None,
+    type: Annotated[str | None, typer.Option(help="Only events of this type.")] = None,
+    status: Annotated[str | None, typer.Option(help="dead, delivered or any.  [default: dead]")] = None,
+    since: Annotated[str | None, typer.Option(help="Accepted at or after, e.g. 2026-01-02T03:04:05Z")] = None,
+    until: Annotated[str | None, typer.Option(help="Accepted before.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Deliveries per second.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what matches.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all of it is in the journal.")] = False,
 ) -> None:
-    """Deliver an event once more, to one endpoint or to all it was owed to."""
+    """Deliver once more: an event, or in bulk whatever is dead, or was delivered, as the options say."""
+    client = Client()
+    wanted = {"type": type, "status": status, "since": since, "until": until, "rate_limit": rate}
+    body = {name: value for name, value in {"endpoint_id": endpoint, **wanted}.items() if value is not None}
+    if event_id is not None:
+        if dry_run or wait or body.keys() - {"endpoint_id"}:
+            raise ClientError("an event is replayed at once: give either its id (and --endpoint), or a filter")
+        _show(client.call("POST", f"/v1/events/{event_id}/replay", body))
+        return
+    if not body:
+        raise ClientError("say what to replay: an event's id, or --endpoint, --type, --since, --until or --status")
+    started = client.call("POST", "/v1/replays", {**body, "dry_run": dry_run})
+    if wait and not dry_run:
+        started = _wait_for_replay(client, started["replay_id"])
+    _show(started)
+
+
+def _wait_for_replay(client: Client, replay_id: str) -> Any:
+    """The replay when it has ended; how far it is goes to standard error."""
+    while True:
+        replay = client.call("GET", f"/v1/replays/{replay_id}")
+        if replay["state"] != "running":
+            return replay
+        print(f"{replay['replayed']} of {replay['matched']}", file=sys.stderr)
+        time.sleep(REPLAY_LOOK_S)
+
+
+@app.command()
+def replays(
+    replay_id: Annotated[str | None, typer.Argument(help="One bulk replay; without it, the newest.")] = None,
+    cancel: Annotated[bool, typer.Option("--cancel", help="End it; what is in the journal is delivered.")] = False,
+) -> None:
+    """Bulk replays and how far they are."""
+    client = Client()
+    if replay_id is None:
+        if cancel:
+            raise ClientError("name the replay to cancel: `hookpost replays` lists them")
+        _show(client.call("GET", "/v1/replays", limit=100)["data"])
+        return
+    if cancel:
+        client.call("DELETE", f"/v1/replays/{replay_id}")
+    _show(client.call("GET", f"/v1/replays/{replay_id}"))
+
+
+OfEndpoint = Annotated[str | None, typer.Option("--endpoint", help="Only the delivery to this endpoint.")]
+
+
+@app.command()
+def cancel(event_id: str, endpoint: OfEndpoint = None) -> None:
+    """Cancel what is not delivered yet of an event."""
     body = {} if endpoint is None else {"endpoint_id": endpoint}
-    _show(Client().call("POST", f"/v1/events/{event_id}/replay", body))
+    _show(Client().call("POST", f"/v1/events/{event_id}/cancel", body))
+
+
+@app.command("retry-now")
+def retry_now(event_id: str, endpoint: OfEndpoint = None) -> None:
+    """Try what waits of an event now, whenever it was due."""
+    body = {} if endpoint is None else {"endpoint_id": endpoint}
+    _show(Client().call("POST", f"/v1/events/{event_id}/retry_now", body))
 
 
 @tenants_app.command("create")

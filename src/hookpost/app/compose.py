@@ -19,7 +19,7 @@ from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import Settings
 from hookpost.engine.engine import Limits
 from hookpost.ingest import Ingest, IngestLimits, Submission
-from hookpost.maintenance import Maintenance
+from hookpost.maintenance import Maintenance, Replays
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.keys import hash_secret
@@ -145,6 +145,7 @@ async def run_api(
             retry=retry_policy(settings),
             timeouts=timeouts(settings),
             endpoints_max=settings.endpoints_max,
+            replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
             cursor_secret=bytes.fromhex(cursor_secret),
         ),
@@ -226,9 +227,10 @@ async def run_worker(
     maintenance = Maintenance(store, days_ahead=settings.partition_days_ahead)
     tune_gc()
     async with asyncio.TaskGroup() as tasks:
-        tending = tasks.create_task(maintenance.run(stop))
+        tending = [tasks.create_task(maintenance.run(stop)), tasks.create_task(Replays(store).run(stop))]
         ready.set()
         await worker.run(stop)
-        tending.cancel()
+        for task in tending:
+            task.cancel()
     await transport.close()
     await store.close()

@@ -255,6 +255,9 @@ class Settings(BaseSettings):
     first_byte_timeout_s: float = Field(10, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time until the answer begins")
     total_timeout_s: float = Field(15, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time for the whole attempt")
     endpoints_max: int = Field(10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most")
+    replay_rate_limit: float = Field(
+        500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"
+    )
     secret_grace_s: float = Field(
         DAY_S, ge=0, le=30 * DAY_S, description="how long a rotated secret still signs, beside the new one"
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Any, Protocol
 from uuid import UUID
 
+from hookpost.engine import work
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Takeover
 from hookpost.model import Endpoint, Tenant
 from hookpost.policy.breaker import BreakerRecord, Probe
@@ -262,6 +263,44 @@ class WorkerStore(Protocol):
 # ---- maintenance ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class ReplayLimits:
+    """What bounds one step of a bulk replay."""
+
+    step_s: float
+    """A step appends what the rate limit allows in that time, and not more than ..."""
+    deliveries_max: int
+    """... so many deliveries (one event always fits), and looks at so many candidates."""
+    depth_max: int
+    """It holds back while a home shard of the tenant has more entries that are not done, or ..."""
+    waiting_max: int
+    """... more replays of the tenant wait in the backlog."""
+    hold_s: float
+    """Held back, it looks again after so long."""
+
+
+class ReplayState(StrEnum):
+    """The states of a bulk replay."""
+
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayStep:
+    """What one step of a bulk replay did: deliveries that it appended and the shards they went to, and the job's state
+    after it. ``held`` says that it appended nothing as too much is still to be delivered."""
+
+    replay_id: UUID
+    state: ReplayState
+    appended: int = 0
+    shards: tuple[int, ...] = ()
+    held: bool = False
+    failure: str | None = None
+
+
 class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
 
@@ -273,6 +312,16 @@ class MaintenanceStore(Protocol):
 
     async def prune_progress(self) -> int:
         """Drop progress of past days that a later row of the same shard has replaced; returns how many partitions."""
+
+    async def replay_step(self, limits: ReplayLimits) -> ReplayStep | None:
+        """Take the bulk replay whose turn it is one step further; None when there is none. What it appends and how far
+        the job is are one transaction, so no end of a runner repeats or skips anything. Two never have the same job."""
+
+    async def next_replay_in(self) -> float | None:
+        """Seconds until a bulk replay may go on (0 or less: now); None when none runs."""
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        """Wake sleeping workers, as in IngestStore."""
 
 
 # ---- the API --------------------------------------------------------------------------------------------------------
@@ -292,6 +341,33 @@ class EventView:
 
     event: dict[str, Any]
     deliveries: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ControlAction(StrEnum):
+    """What can be asked of deliveries that are not over; the values are the types of the journal rows that ask."""
+
+    CANCEL = work.CANCEL
+    RETRY_NOW = work.RETRY_NOW
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayFilter:
+    """Which deliveries a bulk replay owes once more. ``status``: those that are dead, those that were delivered, or any
+    whatever became of it. ``since`` and ``until`` bound the time at which the event was accepted (Unix seconds)."""
+
+    status: str = "dead"
+    endpoint_id: UUID | None = None
+    type: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """How many deliveries a filter matches; not ``exact``: at least so many, as counting them all takes too long."""
+
+    deliveries: int
+    exact: bool
 
 
 class AdminStore(Protocol):
@@ -400,6 +476,31 @@ class AdminStore(Protocol):
     async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         """Owe the event once more, to one endpoint or to all it was owed to that still exist; returns to how many.
         Raises NotFound."""
+
+    async def append_control(
+        self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
+    ) -> int:
+        """Ask the owners of the event's shards to cancel or hurry its deliveries, to one endpoint or to all; returns of
+        how many: those that are not over, and, to cancel, those that are dead and block an ordered endpoint. Raises
+        NotFound, also for an endpoint that the event was not owed to."""
+
+    async def count_replay(self, tenant_id: UUID, wanted: ReplayFilter) -> Matched:
+        """What a bulk replay would match if it were created now."""
+
+    async def create_replay(
+        self, tenant_id: UUID, replay_id: UUID, wanted: ReplayFilter, *, rate_limit: float, running_max: int
+    ) -> dict[str, Any]:
+        """A bulk replay of what exists now, at most so many deliveries a second. Raises Conflict when so many of the
+        tenant's run already."""
+
+    async def get_replay(self, tenant_id: UUID | None, replay_id: UUID) -> dict[str, Any]:
+        """Raises NotFound."""
+
+    async def list_replays(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """Newest first."""
+
+    async def cancel_replay(self, tenant_id: UUID, replay_id: UUID) -> bool:
+        """End a bulk replay; what it has appended stays. False when it has ended before. Raises NotFound."""
 
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers, as in IngestStore."""

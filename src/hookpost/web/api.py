@@ -21,11 +21,20 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from uuid_utils.compat import uuid7
 
+from hookpost import telemetry
 from hookpost.model import DeadReason, IdError, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
 from hookpost.policy.signing import GENERATED_BYTES, SecretError, parse_secret, show_secret
-from hookpost.storage.contract import AdminStore, NotFound, Page, StoreUnavailable
+from hookpost.storage.contract import (
+    AdminStore,
+    ControlAction,
+    NotFound,
+    Page,
+    ReplayFilter,
+    ReplayState,
+    StoreUnavailable,
+)
 from hookpost.web import schemas, shown
 from hookpost.web.auth import Principal
 from hookpost.web.cursors import Cursors
@@ -35,6 +44,8 @@ from hookpost.web.problems import invalid, not_found, refusal
 READY_S = 2.0
 TEST_EVENT_TYPE = "hookpost.test"
 DEFAULT_POOL = "default"
+# Running bulk replays of one tenant: each is paced by itself, and their rates add up.
+REPLAYS_RUNNING_MAX = 20
 # Written as they are given, null for the default.
 _PLAIN_COLUMNS = ("description", "uid", "max_in_flight", "rate_limit", "on_dead")
 _RETRY_COLUMNS = ("base_s", "cap_s", "max_attempts", "deadline_s")
@@ -61,6 +72,7 @@ class WebSettings:
     endpoint_max_in_flight: int = 64
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
+    replay_rate_limit: float = 500.0
     secret_grace_s: float = 86_400.0
     now: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
@@ -437,7 +449,7 @@ async def list_endpoint_deliveries(
     return await _list(api, of, filters, query, fetch, show)
 
 
-# ---- events, deliveries, dead letters -------------------------------------------------------------------------------
+# ---- events ---------------------------------------------------------------------------------------------------------
 
 
 @router.get("/v1/events", response_model=schemas.EventList, tags=["events"])
@@ -467,10 +479,117 @@ async def replay_event(api: ApiOf, asking: Asking, event_id: str, form: schemas.
     """Deliver an event once more, to one endpoint or to all it was owed to that still exist."""
     tenant_id = asking.writer("replay")
     endpoint = _field_id("ep", form.endpoint_id if form else None, "endpoint_id")
-    count = await api.store.append_replay(tenant_id, _path_id("evt", event_id, "event"), endpoint)
+    wanted_id = _path_id("evt", event_id, "event")
+    count = await api.store.append_replay(tenant_id, wanted_id, endpoint)
+    telemetry.log("event_replayed", event_id=show_id("evt", wanted_id), deliveries=count)
     with suppress(StoreUnavailable):  # the replay is durable; a worker that is not rung finds it a little later
         await api.store.ring()
     return _json({"delivery_count": count}, 202)
+
+
+@router.post("/v1/events/{event_id}/cancel", status_code=202, response_model=schemas.Controlled, tags=["events"])
+async def cancel_event(api: ApiOf, asking: Asking, event_id: str, form: schemas.ControlForm | None = None) -> Response:
+    """Cancel what is not delivered yet, to one endpoint or to all. A request under way ends by its outcome."""
+    return await _control(api, asking, event_id, form, ControlAction.CANCEL)
+
+
+@router.post("/v1/events/{event_id}/retry_now", status_code=202, response_model=schemas.Controlled, tags=["events"])
+async def retry_event(api: ApiOf, asking: Asking, event_id: str, form: schemas.ControlForm | None = None) -> Response:
+    """Try what waits now, whenever it was due."""
+    return await _control(api, asking, event_id, form, ControlAction.RETRY_NOW)
+
+
+async def _control(
+    api: Api, asking: Principal, event_id: str, form: schemas.ControlForm | None, action: ControlAction
+) -> Response:
+    tenant_id = asking.writer("replay")
+    endpoint = _field_id("ep", form.endpoint_id if form else None, "endpoint_id")
+    wanted_id = _path_id("evt", event_id, "event")
+    count = await api.store.append_control(tenant_id, wanted_id, endpoint, action)
+    if count:
+        telemetry.log("control_appended", action=action, event_id=show_id("evt", wanted_id), deliveries=count)
+        with suppress(StoreUnavailable):
+            await api.store.ring()
+    return _json({"delivery_count": count}, 202)
+
+
+# ---- bulk replays ---------------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/replays", status_code=202, response_model=schemas.ReplayStarted, tags=["replays"])
+async def create_replay(api: ApiOf, asking: Asking, form: schemas.ReplayCreate | None = None) -> Response:
+    """Deliver once more whatever the filter matches now, bit by bit and behind fresh events."""
+    tenant_id = asking.writer("replay")
+    wanted_form = form or schemas.ReplayCreate()
+    wanted = await _replay_filter(api, tenant_id, wanted_form)
+    if wanted_form.dry_run:
+        matched = await api.store.count_replay(tenant_id, wanted)
+        return _json({"replay_id": None, "matched": matched.deliveries, "matched_exact": matched.exact}, 202)
+    row = await api.store.create_replay(
+        tenant_id,
+        api.new_id(),
+        wanted,
+        rate_limit=wanted_form.rate_limit or api.settings.replay_rate_limit,
+        running_max=REPLAYS_RUNNING_MAX,
+    )
+    answer = shown.replay(row)
+    telemetry.log(
+        "replay_created",
+        replay_id=answer["replay_id"],
+        tenant_id=answer["tenant_id"],
+        matched=answer["matched"],
+        admin=asking.admin,
+        **{name: answer[name] for name in ("endpoint_id", "type", "status", "since", "until", "rate_limit")},
+    )
+    return _json({name: answer[name] for name in ("replay_id", "matched", "matched_exact")}, 202)
+
+
+async def _replay_filter(api: Api, tenant_id: UUID, form: schemas.ReplayCreate) -> ReplayFilter:
+    endpoint = _field_id("ep", form.endpoint_id, "endpoint_id")
+    since = None if form.since is None else schemas.parse_time(form.since)
+    until = None if form.until is None else schemas.parse_time(form.until)
+    if since is not None and until is not None and since > until:
+        raise invalid("since", "must not be after until")
+    if endpoint is not None:
+        try:
+            await api.store.get_endpoint(tenant_id, endpoint)
+        except NotFound as error:
+            raise invalid("endpoint_id", "there is no such endpoint") from error
+    return ReplayFilter(form.status or "dead", endpoint, form.type, since, until)
+
+
+@router.get("/v1/replays", response_model=schemas.ReplayList, tags=["replays"])
+async def list_replays(api: ApiOf, asking: Asking, query: Annotated[TenantListQuery, Query()]) -> Response:
+    """Bulk replays, newest first."""
+    of = _tenant_to_read(asking, query.tenant_id, "replay")
+    return await _list(
+        api,
+        of,
+        {"list": "replays"},
+        query,
+        lambda after, n: api.store.list_replays(of, after=after, limit=n),
+        shown.replay,
+    )
+
+
+@router.get("/v1/replays/{replay_id}", response_model=schemas.ReplayAnswer, tags=["replays"])
+async def get_replay(api: ApiOf, asking: Asking, replay_id: str) -> Response:
+    """A bulk replay and how far it is."""
+    return _json(
+        shown.replay(await api.store.get_replay(asking.reader("replay"), _path_id("rpl", replay_id, "replay")))
+    )
+
+
+@router.delete("/v1/replays/{replay_id}", status_code=204, tags=["replays"])
+async def cancel_replay(api: ApiOf, asking: Asking, replay_id: str) -> Response:
+    """End a bulk replay. What it has put into the journal is delivered; one that has ended stays as it is."""
+    wanted_id = _path_id("rpl", replay_id, "replay")
+    if await api.store.cancel_replay(asking.writer("replay"), wanted_id):
+        telemetry.log("replay_ended", replay_id=show_id("rpl", wanted_id), state=ReplayState.CANCELLED)
+    return Response(status_code=204)
+
+
+# ---- attempts, dead letters -----------------------------------------------------------------------------------------
 
 
 @router.get("/v1/deliveries", response_model=schemas.AttemptList, tags=["deliveries"])
@@ -573,9 +692,9 @@ def _field_id(prefix: str, text: str | None, name: str) -> UUID | None:
         raise invalid(name, str(error)) from error
 
 
-def _tenant_to_read(asking: Principal, named: str | None) -> UUID | None:
+def _tenant_to_read(asking: Principal, named: str | None, scope: str = "read") -> UUID | None:
     """The tenant of a list; the admin may name one."""
-    own = asking.reader()
+    own = asking.reader(scope)
     if named is None:
         return own
     wanted = _path_id("ten", named, "tenant")

@@ -256,6 +256,35 @@ class ReplayForm(_Form):
     endpoint_id: Text | None = None
 
 
+class ControlForm(_Form):
+    """Which endpoint's delivery it is about; all that the event was owed to when left out."""
+
+    endpoint_id: Text | None = None
+
+
+class ReplayCreate(_Form):
+    """Which deliveries to make once more. It is about what exists when the replay is created."""
+
+    endpoint_id: Text | None = None
+    type: Annotated[Text, Field(min_length=1, description="event type, exactly")] | None = None
+    status: (
+        Annotated[
+            Literal["dead", "delivered", "any"],
+            Field(description="dead (the default), delivered, or any: whatever became of it"),
+        ]
+        | None
+    ) = None
+    since: Annotated[Time | None, Field(description="events accepted at or after this time")] = None
+    until: Annotated[Time | None, Field(description="events accepted before this time")] = None
+    rate_limit: (
+        Annotated[
+            float, Field(ge=RATE_LIMIT_MIN, le=RATE_LIMIT_MAX, description="deliveries a second; null: the default")
+        ]
+        | None
+    ) = None
+    dry_run: Annotated[bool, Field(description="only count what matches")] = False
+
+
 class EventForm(BaseModel):
     """An event. The payload is delivered byte for byte as it was posted."""
 
@@ -522,6 +551,47 @@ class Replayed(_Answer):
     """To how many endpoints the event is owed once more."""
 
     delivery_count: int
+
+
+class Controlled(_Answer):
+    """Of how many deliveries it was asked: those that are not over."""
+
+    delivery_count: int
+
+
+class ReplayStarted(_Answer):
+    """``replay_id`` is null for a dry run. ``matched`` is a lower bound unless ``matched_exact``."""
+
+    replay_id: str | None
+    matched: int
+    matched_exact: bool
+
+
+class ReplayAnswer(_Answer):
+    """A bulk replay: its filter, and how far it is. ``replayed`` deliveries went into the journal once more."""
+
+    replay_id: str
+    tenant_id: str
+    endpoint_id: str | None
+    type: str | None
+    status: Literal["dead", "delivered", "any"]
+    since: str | None
+    until: str | None
+    rate_limit: float
+    matched: int
+    matched_exact: bool
+    replayed: int
+    state: Literal["running", "done", "cancelled", "failed"]
+    failure: str | None
+    created_at: str
+    finished_at: str | None
+
+
+class ReplayList(_Answer):
+    """One page."""
+
+    data: list[ReplayAnswer]
+    next_cursor: str | None
 
 
 class Health(_Answer):

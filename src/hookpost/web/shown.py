@@ -203,6 +203,28 @@ def dead_letter(row: Row) -> dict[str, Any]:
     }
 
 
+def replay(row: Row) -> dict[str, Any]:
+    """A bulk replay."""
+    endpoint_id = row["endpoint_id"]
+    return {
+        "replay_id": show_id("rpl", row["replay_id"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "endpoint_id": None if endpoint_id is None else show_id("ep", endpoint_id),
+        "type": row["type"],
+        "status": row["status"],
+        "since": show_time(row["since"]),
+        "until": show_time(row["until"]),
+        "rate_limit": row["rate_limit"],
+        "matched": row["matched"],
+        "matched_exact": row["matched_exact"],
+        "replayed": row["replayed"],
+        "state": row["state"],
+        "failure": row["failure"],
+        "created_at": show_time(row["created_at"]),
+        "finished_at": show_time(row["finished_at"]),
+    }
+
+
 def waiting_delivery(row: Row) -> dict[str, Any]:
     """A delivery that waits in the backlog."""
     due_at = row["due_at"] if row["reason"] == "retry" else None

@@ -7,7 +7,7 @@ a change was acknowledged is matched with it. Rows come out as dicts of plain va
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -16,10 +16,13 @@ import asyncpg
 import msgspec
 
 from hookpost.model import EndpointStatus, WaitReason
-from hookpost.policy import routing
-from hookpost.storage.contract import Conflict, EventView, NotFound, Page
+from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
+from hookpost.storage.postgres.rows import after as _after
+from hookpost.storage.postgres.rows import found as _found
+from hookpost.storage.postgres.rows import minted_at as _minted_at
+from hookpost.storage.postgres.rows import page as _page
 
 SQL = load("admin")
 # A rotation needs two; more make every request's signature header longer.
@@ -39,7 +42,6 @@ class AdminQueries:
     """Implements AdminStore."""
 
     _connections: Connections
-    _endpoint_cap: int
 
     async def ping(self) -> float:
         async with self._connections.use("ping") as connection:
@@ -285,28 +287,22 @@ class AdminQueries:
                 rows = await connection.fetch(SQL["list_dead_of_all"], *window, *_after(after, 3), limit + 1)
         return _page(rows, limit, ("died_at", "event_id", "endpoint_id"))
 
-    async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
-        async with self._connections.use(f"replay event {event_id}") as connection:
-            row = await connection.fetchrow(SQL["replay_source"], event_id, tenant_id, _minted_at(event_id))
-            source = _found(row, "event")
-            caps = dict(zip(source["endpoint_ids"], source["caps"], strict=True))
+    async def append_control(
+        self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
+    ) -> int:
+        async with self._connections.use(f"{action} of event {event_id}") as connection:
+            row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
+            _found(row, "event")
+            states = await connection.fetch(SQL["delivery_states"], event_id, tenant_id)
             if endpoint_id is not None:
-                if endpoint_id not in caps:
-                    raise NotFound("the event was not owed to this endpoint, or the endpoint is gone")
-                caps = {endpoint_id: caps[endpoint_id]}
-            if not caps:
+                states = [state for state in states if state["endpoint_id"] == endpoint_id]
+                if not states:
+                    raise NotFound("the event was not owed to this endpoint")
+            wanted = [state["endpoint_id"] for state in states if is_controllable(state, action)]
+            if not wanted:
                 return 0
-            shard = self._replay_shard(event_id, source, caps.values())
-            await connection.execute(SQL["append_replay"], shard, event_id, tenant_id, source["type"], list(caps))
-        return len(caps)
-
-    def _replay_shard(self, event_id: UUID, source: Mapping[str, Any], caps: Collection[int | None]) -> int:
-        """A shard that ingest may choose for an event owed to these endpoints today."""
-        home_shards = source["home_shards"]
-        pinned = routing.is_pinned(source["tenant_cap"], home_shards) or any(
-            routing.is_pinned(cap or self._endpoint_cap, home_shards) for cap in caps
-        )
-        return routing.shard_for(event_id, home_shards, pinned=pinned)
+            await connection.execute(SQL["append_control"], event_id, tenant_id, action, wanted)
+        return len(wanted)
 
 
 # ---- what the rows mean ----------------------------------------------------------------------------------------------
@@ -330,17 +326,30 @@ def _derived(row: Mapping[str, Any]) -> tuple[str, str | None, float | None]:
     """Status, reason and time of the next attempt; the order of the questions is the rule."""
     if row["queued"]:
         return "queued", None, None
-    if row["waiting_reason"] is not None:
+    if row["waiting_reason"] is not None and not _blocks_its_lane(row):
         reason = _shown_reason(row["waiting_reason"], row["endpoint_status"])
         return "waiting", reason, row["due_at"] if reason == WaitReason.RETRY else None
     if row["dead_reason"] is not None:
         return "dead", row["dead_reason"], None
     if row["last_outcome"] == "delivered":
         return "delivered", None, None
-    if row["endpoint_deleted"]:
+    if row["cancelled"] or row["endpoint_deleted"]:
         return "cancelled", None, None
     # An owed delivery without a trace is a fault of ours, and must be seen.
     return "unknown", None, None
+
+
+def _blocks_its_lane(row: Mapping[str, Any]) -> bool:
+    """A dead letter of an ordered endpoint that holds up those behind it: its row of the backlog is never due."""
+    return row["dead_reason"] is not None and row["due_at"] == float("inf")
+
+
+def is_controllable(row: Mapping[str, Any], action: ControlAction) -> bool:
+    """Is there something to cancel, or to hurry? What is not over, of an older generation too; and a dead letter that
+    blocks its lane can be cancelled, which lets the lane go on."""
+    status, _, _ = _derived(row)
+    blocks = action == ControlAction.CANCEL and _blocks_its_lane(row)
+    return status in ("queued", "waiting") or row["older_waits"] or blocks
 
 
 def _shown_reason(stored: str, endpoint_status: str | None) -> str:
@@ -369,18 +378,7 @@ def _with_status_reason(current: Mapping[str, Any], changes: Mapping[str, Any]) 
     return wanted
 
 
-def _minted_at(event_id: UUID) -> float:
-    """The time in a UUIDv7, in Unix seconds."""
-    return (event_id.int >> 80) / 1000
-
-
 # ---- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _found(row: Any, what: str) -> dict[str, Any]:
-    if row is None:
-        raise NotFound(f"there is no such {what}")
-    return dict(row)
 
 
 def _endpoint(row: Any) -> dict[str, Any]:
@@ -404,18 +402,3 @@ async def _unless_uid_taken(connection: Any, statement: str, *parameters: Any) -
         if error.constraint_name != _UID_INDEX:
             raise
         raise Conflict("another endpoint of this tenant has this uid: choose another one") from error
-
-
-def _after(key: tuple[Any, ...] | None, length: int) -> tuple[Any, ...]:
-    """The sort key to go on behind, as parameters; nulls for the first page."""
-    if key is None:
-        return (None,) * length
-    assert len(key) == length, f"a sort key of {length} values is expected"
-    return key
-
-
-def _page(rows: Sequence[Any], limit: int, key: tuple[str, ...]) -> Page:
-    """``rows`` is one longer than the page when there are more."""
-    kept = [dict(row) for row in rows[:limit]]
-    more = len(rows) > limit and kept
-    return Page(kept, tuple(kept[-1][column] for column in key) if more else None)

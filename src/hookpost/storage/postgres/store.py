@@ -14,6 +14,7 @@ from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
+from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.worker import WorkerQueries
 
 # The oldest PostgreSQL with multiranges, `merge`-free SQL and generic-plan pruning as used here.
@@ -29,7 +30,7 @@ class UnsafeDatabase(Exception):
     """The database may lose what it has acknowledged, or is too old; the text says what to do."""
 
 
-class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AdminQueries):
+class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AdminQueries, ReplayQueries):
     """Implements the whole contract on one pool of connections."""
 
     def __init__(

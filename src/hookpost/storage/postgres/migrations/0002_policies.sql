@@ -80,3 +80,169 @@ create table ingest_nodes (
 comment on table ingest_nodes is 'one row for each API process: events a second it was asked to take of tenants that have a limit';
 alter table tenants add check (ingest_rate_limit > 0);
 comment on column tenants.ingest_rate_limit is 'events a second over all API processes; null: no limit';
+-- ---- replays and control rows --------------------------------------------------------------------------------------
+
+create table replays (
+    replay_id      uuid primary key,
+    tenant_id      uuid not null references tenants,
+    endpoint_id    uuid,
+    type           text,
+    status         text not null check (status in ('dead', 'delivered', 'any')),
+    since          timestamptz,
+    until          timestamptz,
+    rate_limit     double precision not null check (rate_limit > 0),
+    matched        bigint not null,
+    matched_exact  boolean not null,
+    replayed       bigint not null default 0,
+    after_at       timestamptz not null,
+    after_event    uuid not null default '00000000-0000-0000-0000-000000000000',
+    after_endpoint uuid not null default '00000000-0000-0000-0000-000000000000',
+    next_at        timestamptz not null default clock_timestamp(),
+    state          text not null default 'running' check (state in ('running', 'done', 'cancelled', 'failed')),
+    failure        text,
+    created_at     timestamptz not null,
+    finished_at    timestamptz,
+    check ((state = 'running') = (finished_at is null)),
+    check ((state = 'failed') = (failure is not null))
+);
+comment on table replays is 'bulk replays: a filter frozen at created_at, and how far its job is';
+comment on column replays.after_at is 'with after_event and after_endpoint: the last candidate that was looked at, moved in the transaction that appends';
+comment on column replays.next_at is 'when the job may go on: its rate limit, kept here so that it holds over restarts and runners';
+create index replays_tenant on replays (tenant_id, created_at, replay_id);
+create index replays_created on replays (created_at, replay_id);
+create index replays_running on replays (next_at) where state = 'running';
+
+-- How many replays of a tenant wait bounds what its bulk replays add.
+create index backlog_replays on backlog (tenant_id) where generation > 0;
+
+-- Owe events of one tenant once more, each in its shard; an event stands once in a call. The caller has locked the
+-- tenant's row, so no two replays of an event count the same generation, and no endpoint changes meanwhile. None of the
+-- events is older than p_first_day.
+-- (hookpost_append_replay stays for processes of the release before.)
+create function hookpost_append_replays(
+    p_tenant_id uuid, p_first_day date, p_shards int[], p_event_ids uuid[], p_types text[], p_owed uuid[],
+    p_owed_from int[], p_owed_count int[]
+) returns void language plpgsql as
+$$
+declare
+    generations int[];
+    home        int;
+    base_seq    bigint;
+    d           date;
+    moment      timestamptz;
+begin
+    -- Before any shard is locked, as old partitions are looked into.
+    select array_agg(1 + coalesce(g.generation, 0) order by u.ord) into generations
+    from unnest(p_event_ids) with ordinality u(id, ord)
+    cross join lateral (
+        select max(e.generation) as generation from events e where e.event_id = u.id and e.day >= p_first_day
+    ) g;
+    for home in select distinct s from unnest(p_shards) s order by s loop
+        perform pg_advisory_xact_lock(7700, home);
+        select l.last_seq, l.last_day into base_seq, d from hookpost_last(home) l;
+        moment := hookpost_now();
+        insert into events (day, shard, seq, kind, event_id, tenant_id, type, owed, generation, created_at)
+        select d, home, base_seq + row_number() over (order by u.ord), 1, u.id, p_tenant_id, u.type,
+               p_owed[u.start : u.start + u.cnt - 1], generations[u.ord], moment
+        from unnest(p_shards, p_event_ids, p_types, p_owed_from, p_owed_count)
+             with ordinality u(shard, id, type, start, cnt, ord)
+        where u.shard = home;
+    end loop;
+end
+$$;
+
+-- Ask the owners of an event's shards to cancel or hurry its deliveries to some endpoints: one control row in each shard
+-- that holds such a delivery. Its payload lists their numbers there. Looked up under the shard's lock, so that the row
+-- stands behind all that it names. Returns the shards.
+create function hookpost_append_control(
+    p_event_id uuid, p_tenant_id uuid, p_type text, p_endpoints uuid[], out shards int[]
+) language plpgsql as
+$$
+declare
+    home     int;
+    last_seq bigint;
+    d        date;
+begin
+    for home in
+        select distinct e.shard from events e
+        where e.event_id = p_event_id and e.tenant_id = p_tenant_id and e.kind in (0, 1) and e.owed && p_endpoints
+        order by e.shard
+    loop
+        perform pg_advisory_xact_lock(7700, home);
+        select l.last_seq, l.last_day into last_seq, d from hookpost_last(home) l;
+        insert into events (day, shard, seq, kind, event_id, tenant_id, type, payload, owed, created_at)
+        select d, home, last_seq + 1, 2, p_event_id, p_tenant_id, p_type,
+               convert_to(to_json(array_agg(distinct e.seq))::text, 'UTF8'), array_agg(distinct o.endpoint_id),
+               hookpost_now()
+        from events e cross join unnest(e.owed) o(endpoint_id)
+        where e.event_id = p_event_id and e.tenant_id = p_tenant_id and e.shard = home and e.kind in (0, 1)
+          and o.endpoint_id = any (p_endpoints);
+        shards := shards || home;
+    end loop;
+end
+$$;
+
+-- What a bulk replay looks at behind its last candidate, at most p_limit of them, in the order of the index that leads
+-- to them: dead letters by the time they died, else events by the time they were accepted. `owed` is empty where the
+-- filter does not match: the work is bounded by what is looked at, however rare a match. Only what existed at p_moment;
+-- p_since and p_until bound the time at which the event was accepted. `offset 0` keeps each `exists` a look by its index:
+-- the plan does not know p_limit, takes it for a tenth of the table, and would hash other tables whole for so many rows.
+create function hookpost_replayable(
+    p_tenant_id uuid, p_endpoint_id uuid, p_type text, p_status text, p_since timestamptz, p_until timestamptz,
+    p_moment timestamptz, p_after_at timestamptz, p_after_event uuid, p_after_endpoint uuid, p_limit int
+) returns table (at timestamptz, event_id uuid, endpoint_id uuid, type text, owed uuid[]) language plpgsql as
+$$
+#variable_conflict use_column
+declare
+    windowed boolean := p_since is not null or p_until is not null;
+    since_at timestamptz := coalesce(p_since, '-infinity');
+    until_at timestamptz := coalesce(p_until, 'infinity');
+    -- An event's day lies at most one beside the day it was accepted.
+    first    date := (since_at at time zone 'utc')::date - 1;
+    last     date := (least(until_at, p_moment) at time zone 'utc')::date + 1;
+begin
+    if p_status = 'dead' then
+        -- Only one of the two indexes is walked. What a deleted endpoint was owed stays where it is.
+        return query
+            select d.died_at, d.event_id, d.endpoint_id, d.type,
+                   case when (p_type is null or d.type = p_type)
+                         and exists (select from endpoints x
+                                     where x.endpoint_id = d.endpoint_id and x.deleted_at is null offset 0)
+                         and (not windowed or exists (
+                             select from events e
+                             where e.event_id = d.event_id and e.kind = 0 and e.day between first and last
+                               and e.created_at >= since_at and e.created_at < until_at offset 0))
+                        then array[d.endpoint_id] else '{}' end
+            from (
+                (select l.died_at, l.event_id, l.endpoint_id, l.type from dead_letters l
+                 where p_endpoint_id is null and l.tenant_id = p_tenant_id and l.died_at <= p_moment
+                   and (l.died_at, l.event_id, l.endpoint_id) > (p_after_at, p_after_event, p_after_endpoint)
+                 order by l.died_at, l.event_id, l.endpoint_id limit p_limit)
+                union all
+                (select l.died_at, l.event_id, l.endpoint_id, l.type from dead_letters l
+                 where l.endpoint_id = p_endpoint_id and l.tenant_id = p_tenant_id and l.died_at <= p_moment
+                   and (l.died_at, l.event_id) > (p_after_at, p_after_event)
+                 order by l.died_at, l.event_id limit p_limit)
+            ) d
+            order by d.died_at, d.event_id, d.endpoint_id;
+    else
+        first := (greatest(since_at, p_after_at) at time zone 'utc')::date - 1;
+        return query
+            select e.created_at, e.event_id, p_after_endpoint, e.type,
+                   case when p_type is null or e.type = p_type then array(
+                       select o.endpoint_id from unnest(e.owed) with ordinality o(endpoint_id, place)
+                       join endpoints x on x.endpoint_id = o.endpoint_id and x.deleted_at is null
+                       where (p_endpoint_id is null or o.endpoint_id = p_endpoint_id)
+                         and (p_status = 'any' or exists (
+                             select from attempts a
+                             where a.event_id = e.event_id and a.endpoint_id = o.endpoint_id and a.day >= first
+                               and a.outcome = 'delivered' and a.finished_at <= p_moment offset 0))
+                       order by o.place) else '{}' end
+            from events e
+            where e.tenant_id = p_tenant_id and e.kind = 0 and e.day between first and last
+              and e.created_at >= since_at and e.created_at < until_at and e.created_at <= p_moment
+              and e.created_at >= p_after_at and (e.created_at, e.event_id) > (p_after_at, p_after_event)
+            order by e.created_at, e.event_id limit p_limit;
+    end if;
+end
+$$;

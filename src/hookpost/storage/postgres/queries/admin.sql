@@ -143,14 +143,27 @@ where event_id = $1 and kind = 0 and ($2::uuid is null or tenant_id = $2)
 
 -- name: delivery_states
 -- What is known of each delivery of an event, in one snapshot: of its newest generation, whether the shard's owner has
--- it still before it or in hand (queued), what the backlog, the dead letters and the attempts say, and the endpoint.
+-- it still before it or in hand (queued), what the backlog, the dead letters and the attempts say, the endpoint, whether
+-- it was asked behind it in its shard to be cancelled, and whether an older generation still waits in the backlog.
 -- One attempts scan for all endpoints: a fan-out of thousands would make thousands of probes in every partition.
 with journal as (
-    select e.shard, e.seq, e.generation, e.owed from events e where e.event_id = $1 and e.tenant_id = $2 and e.kind in (0, 1)
+    select e.shard, e.seq, e.kind, e.type, e.generation, e.owed from events e where e.event_id = $1 and e.tenant_id = $2
 ), latest as (
     select distinct on (o.endpoint_id) o.endpoint_id, j.shard, j.seq, j.generation
     from journal j cross join unnest(j.owed) as o (endpoint_id)
+    where j.kind in (0, 1)
     order by o.endpoint_id, j.generation desc
+), cancels as (
+    select c.endpoint_id, j.shard, max(j.seq) as seq
+    from journal j cross join unnest(j.owed) as c (endpoint_id)
+    where j.kind = 2 and j.type = 'hookpost.cancel'
+    group by c.endpoint_id, j.shard
+), older as (
+    select distinct l.endpoint_id
+    from journal j cross join unnest(j.owed) as o (endpoint_id)
+    join latest l on l.endpoint_id = o.endpoint_id and l.generation > j.generation
+    join backlog w on w.shard = j.shard and w.endpoint_id = o.endpoint_id and w.position = j.seq
+    where j.kind in (0, 1)
 ), reached as (
     select s.shard, p.read_to, p.open, p.partial
     from (select distinct j.shard from journal j) s
@@ -169,8 +182,11 @@ select l.endpoint_id, l.generation,
            or (l.seq <@ r.open and not coalesce(r.partial -> l.seq::text ? l.endpoint_id::text, false)) as queued,
        b.reason as waiting_reason, b.due_at, d.reason as dead_reason,
        coalesce(t.attempt_count, 0) as attempt_count, t.last_outcome, t.last_http_status,
-       e.status as endpoint_status, e.deleted_at is not null or e.endpoint_id is null as endpoint_deleted
+       e.status as endpoint_status, e.deleted_at is not null or e.endpoint_id is null as endpoint_deleted,
+       coalesce(c.seq > l.seq, false) as cancelled, o.endpoint_id is not null as older_waits
 from latest l
+left join cancels c on c.endpoint_id = l.endpoint_id and c.shard = l.shard
+left join older o on o.endpoint_id = l.endpoint_id
 left join reached r on r.shard = l.shard
 left join lateral (
     select w.reason, w.due_at from backlog w
@@ -257,6 +273,7 @@ order by a.scheduled_at desc, a.attempt_id desc limit $6
 
 -- name: list_waiting
 -- What waits for one endpoint, by (shard, position): the one order that does not move while retries are rescheduled.
+-- The row of a dead letter that blocks an ordered endpoint is none that waits.
 select b.shard, b.position, b.event_id, b.endpoint_id, b.tenant_id, b.generation, b.reason, b.due_at, b.retry_count,
        b.deadline, b.created_at, b.last_http_status, b.last_error_code
 from shards s
@@ -264,6 +281,9 @@ cross join lateral (
     select * from backlog w
     where w.shard = s.shard and w.endpoint_id = $2 and ($1::uuid is null or w.tenant_id = $1)
       and w.position > case when s.shard = $3 then $4::bigint else -1 end
+      and not (w.due_at = 'infinity' and exists (
+          select from dead_letters d
+          where d.event_id = w.event_id and d.endpoint_id = w.endpoint_id and d.generation = w.generation))
     order by w.position limit $5
 ) b
 where s.shard >= coalesce($3::int, -1)
@@ -295,18 +315,5 @@ where ($1::text is null or reason = $1)
          coalesce($6::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
 order by died_at desc, event_id desc, endpoint_id desc limit $7
 
--- name: replay_source
--- What a replay needs of an event: its tenant, and those of the endpoints it was owed to that still exist.
-select e.tenant_id, e.type, t.home_shards, t.max_in_flight as tenant_cap,
-       array(select x.endpoint_id from endpoints x
-             where x.endpoint_id = any (e.owed) and x.tenant_id = e.tenant_id and x.deleted_at is null
-             order by x.created_at, x.endpoint_id) as endpoint_ids,
-       array(select x.max_in_flight from endpoints x
-             where x.endpoint_id = any (e.owed) and x.tenant_id = e.tenant_id and x.deleted_at is null
-             order by x.created_at, x.endpoint_id) as caps
-from events e join tenants t on t.tenant_id = e.tenant_id and t.deleted_at is null
-where e.event_id = $1 and e.tenant_id = $2 and e.kind = 0
-  and e.day between (to_timestamp($3) at time zone 'utc')::date - 1 and (to_timestamp($3) at time zone 'utc')::date + 1
-
--- name: append_replay
-select new_seq from hookpost_append_replay($1, $2, $3, $4, $5)
+-- name: append_control
+select hookpost_append_control($1, $2, $3, $4)

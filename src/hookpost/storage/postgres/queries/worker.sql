@@ -187,7 +187,7 @@ where d.event_id = u.event_id and d.endpoint_id = u.endpoint_id
 insert into dead_letters (event_id, endpoint_id, tenant_id, shard, position, day, generation, type, reason, died_at,
                           attempt_count, last_http_status, last_error_code)
 select u.event_id, u.endpoint_id, u.tenant_id, u.shard, u.position, u.day, u.generation,
-       coalesce(nullif(u.type, ''), (select e.type from events e where e.event_id = u.event_id limit 1), ''),
+       coalesce(nullif(u.type, ''), (select e.type from events e where e.event_id = u.event_id and e.kind = 0 limit 1), ''),
        u.reason, u.died_at, u.attempt_count, u.last_http_status, u.last_error_code
 from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int[], $5::bigint[], $6::date[], $7::int[], $8::text[], $9::text[],
             $10::timestamptz[], $11::int[], $12::smallint[], $13::text[])
