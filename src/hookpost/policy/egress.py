@@ -27,7 +27,7 @@ from typing import TypeAlias
 
 import idna
 
-__all__ = ["EgressPolicy", "Network", "Target", "UrlError", "check_url", "split_url", "verdict"]
+__all__ = ["EgressPolicy", "Network", "Target", "UrlError", "check_url", "origin_of", "split_url", "verdict"]
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -202,6 +202,14 @@ def split_url(text: str) -> Target:
     if len(url) > URL_CHARS_MAX:
         raise UrlError(f"the URL is longer than {URL_CHARS_MAX} characters once normalised: shorten it")
     return Target(url=url, scheme=scheme, host=host, port=port, literal=literal)
+
+
+@lru_cache(maxsize=_URLS_KEPT)
+def origin_of(url: str) -> str:
+    """``scheme://host:port`` in lower case, the port always written: what a breaker stands for. Raises UrlError."""
+    target = split_url(url)
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    return f"{target.scheme}://{host}:{target.port}"
 
 
 def _host_and_port(authority: str, default_port: int) -> tuple[str, int, bool]:
