@@ -45,8 +45,23 @@ from hookpost.engine.work import (
     Takeover,
     Work,
 )
-from hookpost.model import Dead, DeadReason, Delivered, Endpoint, Outcome, Retry, Tenant, WaitReason
+from hookpost.model import (
+    HEALTHY,
+    Dead,
+    DeadReason,
+    Delivered,
+    Endpoint,
+    EndpointStatus,
+    Health,
+    OperationalType,
+    Outcome,
+    Retry,
+    Tenant,
+    WaitReason,
+)
+from hookpost.policy.alerts import Notice
 from hookpost.policy.gate import Wait, endpoint_gate, parks
+from hookpost.policy.health import HealthPolicy, judge, resumed
 from hookpost.policy.retry import decide, retry_after_s
 from hookpost.policy.routing import cap_share
 
@@ -68,6 +83,11 @@ TICK_S = 2e-6
 TIMERS_SWEPT_AT = 1024
 # A lane without work for so long is forgotten, with its endpoint's configuration: memory follows what is active.
 IDLE_S = 600.0
+# Why an endpoint is disabled, as its owner reads it.
+ANSWERED_GONE = "it answered 410 Gone"
+FAILED_FOR_LONG = "nothing but failures for {days:g} days"
+# What is sent about endpoints says nothing of the health of those it is sent to: an alert never makes another one.
+OPERATIONAL = frozenset(OperationalType)
 # Idle lanes are looked for this often, in so many lanes at a time: it must not hold up what is sent.
 IDLE_LOOK_S = 1.0
 IDLE_LOOK_LANES = 1000
@@ -100,7 +120,8 @@ class _Shard:
 
     __slots__ = (
         "attempts", "dead", "deletes", "doubt_stored", "doubtful_until", "draining", "dropped_lanes", "fence",
-        "in_flight", "lanes", "number", "progress", "read_created_at", "revived", "settle_no", "touched", "upserts",
+        "in_flight", "lanes", "notices", "number", "progress", "read_created_at", "revived", "settle_no", "touched",
+        "upserts",
     )  # fmt: skip
 
     def __init__(self, takeover: Takeover, now: float) -> None:
@@ -122,6 +143,7 @@ class _Shard:
         self.dead: list[DeadLetter] = []
         self.revived: list[tuple[UUID, UUID]] = []
         self.dropped_lanes: list[UUID] = []
+        self.notices: list[Notice] = []
 
     def take(self) -> ShardSettle:
         """Close the books of this shard up to now and open new ones."""
@@ -138,9 +160,10 @@ class _Shard:
             revived=self.revived,
             dropped_lanes=self.dropped_lanes,
             clean=self.draining and self.in_flight == 0 and not self._doubtful(),
+            notices=self.notices,
         )
         self.attempts, self.upserts, self.deletes = [], {}, []
-        self.dead, self.revived, self.dropped_lanes = [], [], []
+        self.dead, self.revived, self.dropped_lanes, self.notices = [], [], [], []
         self.touched = False
         return part
 
@@ -159,8 +182,9 @@ class _Shard:
 class Engine:
     """All decisions of one worker. Every method takes `now`, which must never go back."""
 
-    def __init__(self, *, worker: str, limits: Limits, rng: Random) -> None:
+    def __init__(self, *, worker: str, limits: Limits, rng: Random, health: HealthPolicy | None = None) -> None:
         self._worker = worker
+        self._health_policy = health or HealthPolicy()
         self._limits = limits
         self._rng = rng
         self._shards: dict[int, _Shard] = {}
@@ -178,6 +202,7 @@ class Engine:
         self._missing: dict[UUID, UUID] = {}
         self._holds: dict[UUID, Hold] = {}
         self._gone: dict[UUID, Gone] = {}
+        self._health: dict[UUID, Health] = {}
         self._touched: list[_Shard] = []
         self._released: list[tuple[Lane, int]] = []
         self._unsettled_lanes: list[Lane] = []
@@ -309,6 +334,7 @@ class Engine:
             known = self._endpoints.get(config.endpoint_id)
             if known is None:
                 continue
+            self._adopt_health(known, config)
             known.config = config
             known.hold_until = max(known.hold_until, config.hold_until)
             self._share_endpoint(known)
@@ -318,6 +344,14 @@ class Engine:
                 elif lane.queue:
                     self._turns.enter(lane)
                 self._consider(lane, now)
+
+    def _adopt_health(self, known: EndpointState, config: Endpoint) -> None:
+        """What is stored counts when it is loaded first; later we know better, until its tenant opens or moves it."""
+        before, open_now = known.config, config.status is EndpointStatus.ENABLED
+        if before is None:
+            known.health = self._health.get(known.endpoint_id, config.health)
+        elif (open_now and before.status is not EndpointStatus.ENABLED) or config.url != before.url:
+            known.health = self._health[known.endpoint_id] = resumed(known.health)
 
     def _settle_in(self, state: TenantState, config: Tenant) -> None:
         self._leave_home(state)
@@ -550,6 +584,7 @@ class Engine:
             work.deadline = work.entry.created_at + config.retry.deadline_s
         for gate in endpoint.gates:
             gate.observe(outcome, now=now)
+        self._judge_health(shard, work, outcome, now)
         decision = decide(
             outcome,
             retry_count=work.retry_count,
@@ -571,7 +606,7 @@ class Engine:
             case Dead(reason=reason):
                 self._record(shard, work, outcome, "dead")
                 if outcome.status == 410:
-                    self._gone[endpoint.endpoint_id] = Gone(config.tenant_id, endpoint.endpoint_id)
+                    self._gone[endpoint.endpoint_id] = Gone(config.tenant_id, endpoint.endpoint_id, ANSWERED_GONE)
                 self._bury(work, reason, outcome, attempts=work.retry_count + 1, now=now)
             case _:
                 assert_never(decision)
@@ -606,6 +641,33 @@ class Engine:
         self.pending_attempts += 1
         if not shard.touched:
             self._touch(shard)
+
+    def _judge_health(self, shard: _Shard, work: Work, outcome: Outcome, now: float) -> None:
+        """Count it for the endpoint's health; announcements go out with the settle, so that a crash loses none."""
+        endpoint = work.lane.endpoint
+        entry = work.entry
+        if (outcome.error_code is None and endpoint.health is HEALTHY) or entry.type in OPERATIONAL:
+            return
+        before, policy = endpoint.health, self._health_policy
+        judged = judge(before, outcome, now=now, policy=policy)
+        if judged.health is before:
+            return
+        endpoint.health = self._health[endpoint.endpoint_id] = judged.health
+        if judged.announcement is not None:
+            run = judged.health if judged.announcement is OperationalType.ENDPOINT_FAILING else before
+            shard.notices.append(
+                Notice(
+                    type=judged.announcement,
+                    tenant_id=entry.tenant_id,
+                    endpoint_id=endpoint.endpoint_id,
+                    at=now,
+                    failures=run.consecutive_failures,
+                    since=run.failing_since,
+                )
+            )
+        if judged.disable:
+            reason = FAILED_FOR_LONG.format(days=policy.disable_after_s / 86_400)
+            self._gone[endpoint.endpoint_id] = Gone(entry.tenant_id, endpoint.endpoint_id, reason)
 
     def _note_hold(self, endpoint: EndpointState, outcome: Outcome, now: float) -> None:
         """Retry-After holds the endpoint, not only the delivery that was answered with it."""
@@ -1014,9 +1076,14 @@ class Engine:
         return holds
 
     def take_gone(self) -> list[Gone]:
-        """Endpoints that answered 410 and are to be disabled."""
+        """Endpoints that are to be disabled."""
         gone, self._gone = list(self._gone.values()), {}
         return gone
+
+    def take_health(self) -> dict[UUID, Health]:
+        """The health of the endpoints where it has changed, to be written down."""
+        health, self._health = self._health, {}
+        return health
 
 
 def _is_idle(lane: Lane, now: float) -> bool:

@@ -11,7 +11,7 @@ from typing import cast
 from uuid import UUID
 
 from hookpost.engine.work import Ready, Work
-from hookpost.model import Endpoint, Tenant
+from hookpost.model import HEALTHY, Endpoint, Tenant
 from hookpost.policy.gate import Gate
 
 NEVER = float("inf")
@@ -43,13 +43,16 @@ class TenantState:
 class EndpointState:
     """One endpoint's share of this worker; ``config`` is None until it was loaded."""
 
-    __slots__ = ("cap", "config", "endpoint_id", "gates", "hold_until", "in_flight", "lanes", "tenant", "waiting")
+    __slots__ = (
+        "cap", "config", "endpoint_id", "gates", "health", "hold_until", "in_flight", "lanes", "tenant", "waiting",
+    )  # fmt: skip
 
     def __init__(self, endpoint_id: UUID, tenant: TenantState) -> None:
         self.endpoint_id = endpoint_id
         self.tenant = tenant
         self.config: Endpoint | None = None
         self.gates: tuple[Gate, ...] = ()
+        self.health = HEALTHY
         self.in_flight = 0
         self.cap = 0
         self.hold_until = 0.0
