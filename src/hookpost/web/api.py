@@ -181,7 +181,12 @@ class EndpointDeliveryQuery(ListQuery):
 async def create_tenant(api: ApiOf, _: Admin, form: schemas.TenantCreate) -> Response:
     """Create a tenant (admin)."""
     pool = form.pool or DEFAULT_POOL
-    values = {"name": form.name, "pool": pool, "max_in_flight": form.max_in_flight}
+    values = {
+        "name": form.name,
+        "pool": pool,
+        "max_in_flight": form.max_in_flight,
+        "alert_email": form.alert_email,
+    }
     try:
         row = await api.store.create_tenant(api.new_id(), values)
     except NotFound as error:
@@ -221,6 +226,8 @@ async def update_tenant(api: ApiOf, _: Admin, tenant_id: str, form: schemas.Tena
         changes["name"] = form.name
     if "max_in_flight" in given:
         changes["max_in_flight"] = form.max_in_flight or api.settings.tenant_max_in_flight
+    if "alert_email" in given:
+        changes["alert_email"] = form.alert_email
     if changes:
         row = await api.store.update_tenant(wanted_id, changes)
     return _json(shown.tenant(row))

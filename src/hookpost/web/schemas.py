@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
+from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.web.auth import SCOPES
 
 FILTERS_MAX = 100
@@ -132,6 +133,11 @@ OnDead = Annotated[
     Literal["block", "skip"],
     Field(description="what a dead delivery means to those behind it when `ordered`: they wait for it, or go on"),
 ]
+MailAddress = Annotated[
+    Text,
+    Field(max_length=MAIL_ADDRESS_CHARS_MAX, description="where alerts about the tenant's endpoints are mailed to"),
+    AfterValidator(check_mail_address),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
 NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
@@ -220,7 +226,7 @@ class TenantCreate(_Form):
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: NotYet = None
-    alert_email: NotYet = None
+    alert_email: MailAddress | None = None
 
 
 class TenantPatch(_Form):
@@ -230,7 +236,7 @@ class TenantPatch(_Form):
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: NotYet = None
-    alert_email: NotYet = None
+    alert_email: MailAddress | None = None
 
 
 class KeyCreate(_Form):
@@ -331,6 +337,16 @@ class TimeoutsAnswer(_Answer):
     total_s: float
 
 
+class EndpointHealth(_Answer):
+    """How an endpoint does. ``state``: of the breaker of its scheme, host and port; closed lets deliveries through."""
+
+    state: Literal["closed", "open", "half_open"]
+    since: str | None
+    reopen_at: str | None
+    consecutive_failures: int
+    failing_since: str | None
+
+
 class EndpointAnswer(_Answer):
     """An endpoint, without its secret."""
 
@@ -341,6 +357,7 @@ class EndpointAnswer(_Answer):
     status: Literal["enabled", "paused", "disabled"]
     status_reason: str | None
     enabled: bool
+    health: EndpointHealth
     rate_limit: float | None
     ordered: bool
     on_dead: Literal["block", "skip"]
