@@ -21,9 +21,12 @@ class Mailbox:
     messages: list[EmailMessage] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    async def until(self, count: int, *, timeout_s: float = 30.0) -> None:
+    def subjects(self, recipient: str) -> list[str]:
+        return sorted(str(message["Subject"]) for message in self.messages if message["To"] == recipient)
+
+    async def until(self, recipient: str, count: int, *, timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s), self.changed:
-            await self.changed.wait_for(lambda: len(self.messages) >= count)
+            await self.changed.wait_for(lambda: len(self.subjects(recipient)) >= count)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 here\r\n")
