@@ -76,11 +76,13 @@ def saying(hooks: Receiver, path: str, status: int) -> None:
 
 def heard(hooks: Receiver, path: str, endpoint: dict[str, Any]) -> list[str]:
     """What arrived at a path about an endpoint, an event that arrived twice counted twice."""
-    bodies = [json.loads(arrival.body) for arrival in hooks.arrivals if arrival.path == path]
+    types = [
+        (arrival.headers["x-webhook-event-type"], arrival.body) for arrival in hooks.arrivals if arrival.path == path
+    ]
     return [
-        body["type"].removeprefix("hookpost.")
-        for body in bodies
-        if body["type"].startswith("hookpost.") and body["data"]["endpoint_id"] == endpoint["endpoint_id"]
+        type.removeprefix("hookpost.")
+        for type, body in types
+        if type.startswith("hookpost.") and json.loads(body)["data"]["endpoint_id"] == endpoint["endpoint_id"]
     ]
 
 
