@@ -52,6 +52,6 @@ def judge(health: Health, outcome: Outcome, *, now: float, policy: HealthPolicy)
 
 
 def resumed(health: Health) -> Health:
-    """Its tenant has opened it again or moved it: a new run, for what was before says nothing of what it is like now. If
+    """Its tenant has opened it again or moved it: a new run, as what was before says nothing of what it is like now. If
     that it fails was announced, its recovery still has to be."""
     return replace(health, consecutive_failures=0, failing_since=None)
