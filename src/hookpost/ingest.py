@@ -98,13 +98,15 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Submission:
-    """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters."""
+    """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters; to the endpoint
+    ``without`` it is not owed, whatever its filter says."""
 
     type: str
     payload: bytes
     key: str | None = None
     targets: tuple[UUID, ...] | None = None
     trace_id: UUID | None = None
+    without: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,13 @@ class _Routes:
         some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))
         self.home = routes.home_shards[:1] if all_of_them else None if some else routes.home_shards
 
+    def match(self, submission: Submission) -> tuple[UUID, ...]:
+        """Whom an event without targets of its own is owed to."""
+        owed = self.matcher.match(submission.type)
+        if submission.without is None:
+            return owed
+        return tuple(endpoint_id for endpoint_id in owed if endpoint_id != submission.without)
+
     def shards_for(self, owed: Sequence[UUID]) -> tuple[int, ...]:
         """Where the event may go: to the first home shard if any endpoint that it is owed to is pinned, else to any."""
         if self.home is not None:
@@ -303,7 +312,7 @@ class Ingest:
             for index, submission in enumerate(submissions):
                 pending = _Pending(ticket, index, submission)
                 if submission.targets is None:
-                    self._enqueue(pending, routes, routes.matcher.match(submission.type))
+                    self._enqueue(pending, routes, routes.match(submission))
                 elif not await self._aim(pending, routes, submission.targets):
                     continue
                 # It stays counted until its append has ended.
@@ -587,7 +596,7 @@ class Ingest:
                 routes = self._routes.get(tenant_id) or await self._within(pending.ticket, self._load(tenant_id))
                 targets = pending.submission.targets
                 if targets is None:
-                    self._enqueue(pending, routes, routes.matcher.match(pending.submission.type))
+                    self._enqueue(pending, routes, routes.match(pending.submission))
                 elif not await self._aim(pending, routes, targets):
                     continue
                 self._count_again(pending)

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 __all__ = [
+    "HEALTHY",
     "Dead",
     "DeadReason",
     "Decision",
@@ -19,8 +20,10 @@ __all__ = [
     "Endpoint",
     "EndpointStatus",
     "ErrorCode",
+    "Health",
     "IdError",
     "OnDead",
+    "OperationalType",
     "Outcome",
     "Request",
     "Retry",
@@ -118,6 +121,28 @@ class ErrorCode(StrEnum):
     INTERNAL_ERROR = "internal_error"
 
 
+class OperationalType(StrEnum):
+    """The types of the events that the platform itself publishes to a tenant."""
+
+    ENDPOINT_FAILING = "hookpost.endpoint.failing"
+    ENDPOINT_RECOVERED = "hookpost.endpoint.recovered"
+    ENDPOINT_DISABLED = "hookpost.endpoint.disabled"
+    DELIVERY_DEAD = "hookpost.delivery.dead"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How an endpoint has done lately: failures in a row, since when (None: the last attempt was not one of them), and
+    whether that it fails was announced, so that its recovery has to be."""
+
+    consecutive_failures: int = 0
+    failing_since: float | None = None
+    announced: bool = False
+
+
+HEALTHY = Health()
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When a failed delivery is tried again, and when it is given up."""
@@ -170,6 +195,7 @@ class Endpoint:
     on_dead: OnDead = OnDead.BLOCK
     barred: bool = False
     signed_ack: bool = False
+    health: Health = HEALTHY
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,21 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "{action} of event {event_id} asked for {deliveries} deliveries",
             "The owners of its shards act on it, in the order of the journal.",
         ),
+        "alert_told": Event(
+            logging.INFO,
+            "{type} about {endpoint_id} told ({channel})",
+            "An endpoint fails, has recovered, was disabled, or deliveries to it were given up: see its attempts.",
+        ),
+        "alert_failed": Event(
+            logging.WARNING,
+            "{type} about {endpoint_id} not told ({channel}, try {tries}): {reason}",
+            "It is tried again, by mail and at the operator's URL for some hours, as an event until it is stored.",
+        ),
+        "alert_given_up": Event(
+            logging.ERROR,
+            "{type} about {endpoint_id} given up ({channel}, after {tries} tries): {reason}",
+            "Nobody has heard of it in this channel: check the settings SMTP_… or ALERT_URL, and what they point to.",
+        ),
         "internal_error": Event(
             logging.ERROR,
             "internal error in {where}: {error}",
@@ -258,6 +273,8 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "leases_lost": "Times a worker lost its shards.",
         "child_exits": "Processes that ended although nobody stopped them.",
         "deliveries_replayed": "Deliveries that bulk replays have put into the journal.",
+        "alerts_told": "Alerts told, counted in each channel.",
+        "alerts_given_up": "Alerts given up in one of their channels.",
         "maintenance_failures": "Maintenance tasks that failed.",
         "internal_errors": "Faults in Hookpost itself.",
         "log_lines_failed": "Log lines that could not be written.",

@@ -26,7 +26,7 @@ from hookpost.engine.engine import Engine, Limits, Policies
 from hookpost.engine.gates import Receiver
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, Settle, ShardSettle, Work
-from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, Request
+from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, Request, show_id
 from hookpost.policy.request import build_request
 from hookpost.storage.contract import DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
 
@@ -60,6 +60,10 @@ HAND_OVER_S = 0.05
 # How often configuration changes are looked for.
 CONFIG_S = 0.5
 CONFIG_BATCH = 1_000
+# Endpoints' health is written down at most so often, so many of them at a time: one that fails changes it with every
+# attempt, and only people and a later owner read it.
+HEALTH_S = 1.0
+HEALTH_BATCH = 500
 # Waits between tries while the store is away.
 STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
@@ -147,6 +151,9 @@ class Worker:
         # Shards that were rung for or brought rows with the last read, and when to look at all of them again.
         self._behind: set[int] = set()
         self._look_at = 0.0
+        # Changed and not written down yet, and when to write again.
+        self._health: dict[UUID, Health] = {}
+        self._health_due = 0.0
         # Changes of tenants that were taken over: the store tells of each again for a while.
         self._refreshed: dict[UUID, float] = {}
         self._settle_waiters: list[asyncio.Future[None]] = []
@@ -210,6 +217,7 @@ class Worker:
                 settle = self._engine.take_settle(now=self._clock.now())
                 if settle is not None:
                     await self._commit(settle)
+                await self._write_health()
                 await self._store.leave(self._node_id)
             telemetry.log("shards_released", shards=held)
         except (TimeoutError, StoreUnavailable) as error:
@@ -603,9 +611,9 @@ class Worker:
             for hold in holds:
                 await self._store.hold_endpoint(hold.endpoint_id, hold.until)
             for endpoint in gone:
-                reason = "it answered 410 Gone"
-                await self._store.disable_endpoint(endpoint.tenant_id, endpoint.endpoint_id, reason)
-                telemetry.log("endpoint_disabled", endpoint_id=f"ep_{endpoint.endpoint_id.hex}", reason=reason)
+                if await self._store.disable_endpoint(endpoint.tenant_id, endpoint.endpoint_id, endpoint.reason):
+                    endpoint_id = show_id("ep", endpoint.endpoint_id)
+                    telemetry.log("endpoint_disabled", endpoint_id=endpoint_id, reason=endpoint.reason)
         except StoreUnavailable as error:
             self._note_store(error)
         if gone:
@@ -640,6 +648,13 @@ class Worker:
             self._engine.on_probes(probes, now=self._clock.now())
         self._kick()
 
+    async def _write_health(self) -> None:
+        """Write down how endpoints do, the longest unwritten first; what is not written now is the next time."""
+        self._health.update(self._engine.take_health())
+        if some := dict(islice(self._health.items(), HEALTH_BATCH)):
+            await self._store.write_health(some)
+            self._health = {e: health for e, health in self._health.items() if some.get(e) is not health}
+
     # ---- configuration --------------------------------------------------------------------------------------------
 
     async def _config_loop(self) -> None:
@@ -651,6 +666,9 @@ class Worker:
             try:
                 await self._load_missing()
                 since = await self._refresh(since)
+                if self._clock.monotonic() >= self._health_due:
+                    self._health_due = self._clock.monotonic() + HEALTH_S
+                    await self._write_health()
             except StoreUnavailable as error:
                 self._note_store(error)
                 await asyncio.sleep(STORE_RETRY_S_MAX)

@@ -174,3 +174,34 @@ def test_a_mistyped_variable_is_found_with_the_nearest_setting() -> None:
         ("HOOKPOST_PROT", "HOOKPOST_PORT"),
         ("HOOKPOST_XYZZY", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"smtp_host": "mail.example.com"}, "HOOKPOST_SMTP_FROM must be set"),
+        ({"smtp_from": "nobody"}, "HOOKPOST_SMTP_FROM"),
+        ({"smtp_user": "joe", "smtp_password": "hunter2", "smtp_tls": "none"}, "not sent in the clear"),
+        ({"smtp_user": "joe"}, "must be set together"),
+        ({"alert_secret": "whsec_" + "a" * 32}, "HOOKPOST_ALERT_URL, which is not set"),
+        ({"alert_url": "https://joe:hunter2@example.com/"}, "HOOKPOST_ALERT_URL"),
+        ({"alert_url": "https://example.com/", "alert_secret": "hunter2"}, "HOOKPOST_ALERT_SECRET"),
+        ({"alert_after_failures": 0}, "HOOKPOST_ALERT_AFTER_FAILURES"),
+        ({"disable_after_days": 0}, "HOOKPOST_DISABLE_AFTER_DAYS"),
+    ],
+)
+def test_alerting_that_cannot_work_stops_the_start_and_tells_no_secret(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(**given)
+    assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_how_alerts_go_out_is_shown_without_its_secrets() -> None:
+    settings = load(
+        alert_url="https://example.com/services/T0KEN", alert_secret="whsec_" + "a" * 32, smtp_host="mail.example.com",
+        smtp_from="hookpost@example.com", smtp_user="joe", smtp_password="hunter2",
+    )  # fmt: skip
+    text = repr(describe(settings)) + repr(settings)
+    assert not any(secret in text for secret in ("T0KEN", "aaaa", "hunter2"))
+    assert "mail.example.com" in text

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 
 from hookpost.engine import engine as engine_module
+from hookpost.engine import gates as gates_module
 from hookpost.engine.engine import Engine, _Shard
-from hookpost.engine.lanes import NEVER, Turns
+from hookpost.engine.gates import Gates
+from hookpost.engine.lanes import NEVER, Lane, Turns
 from hookpost.engine.progress import ShardProgress
+from hookpost.policy.breaker import Breaker
+from hookpost.policy.rate import TokenBucket
 from tests.engine.model import Violation
 from tests.sim.world import simulate
 
@@ -43,7 +47,7 @@ def the_snapshot_forgets_who_of_a_fan_out_is_done(patch: pytest.MonkeyPatch) -> 
 
 @fault
 def a_retry_is_finished_and_not_stored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Engine, "_store", lambda self, work, *rest: self._finish(work))
+    patch.setattr(Engine, "_store", lambda self, work, *rest, **named: self._finish(work))
 
 
 @fault
@@ -56,9 +60,10 @@ def a_gap_goes_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_fetch_brings_back_what_is_in_memory(patch: pytest.MonkeyPatch) -> None:
-    def load(original: Any, self: Engine, lane: Any, row: Any) -> None:
-        original(self, lane, row)
+    def load(original: Any, self: Engine, lane: Any, row: Any) -> Any:
+        work = original(self, lane, row)
         lane.busy.discard(row.position)
+        return work
 
     wrap(patch, Engine, "_load", load)
 
@@ -106,14 +111,14 @@ def finished_rows_stay_in_the_backlog(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def an_endpoints_cap_is_one_too_many(patch: pytest.MonkeyPatch) -> None:
-    def admit(original: Any, self: Engine, endpoint: Any, work: Any, now: float) -> Any:
-        endpoint.cap += 1
+    def admit(original: Any, self: Gates, lane: Any, *rest: Any, **named: Any) -> Any:
+        lane.endpoint.cap += 1
         try:
-            return original(self, endpoint, work, now)
+            return original(self, lane, *rest, **named)
         finally:
-            endpoint.cap -= 1
+            lane.endpoint.cap -= 1
 
-    wrap(patch, Engine, "_admit", admit)
+    wrap(patch, Gates, "admit", admit)
 
 
 @fault
@@ -157,16 +162,16 @@ def retry_after_is_ignored(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def backoff_is_halved(patch: pytest.MonkeyPatch) -> None:
-    def store(original: Any, self: Engine, work: Any, reason: Any, due_at: float, *rest: Any) -> None:
+    def store(original: Any, self: Engine, work: Any, reason: Any, due_at: float, *rest: Any, **named: Any) -> None:
         now = rest[-1]
-        original(self, work, reason, now + (due_at - now) / 2, *rest)
+        original(self, work, reason, now + (due_at - now) / 2, *rest, **named)
 
     wrap(patch, Engine, "_store", store)
 
 
 @fault
 def paused_endpoints_are_sent_to(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine_module, "endpoint_gate", lambda *rest, **named: None)
+    patch.setattr(gates_module, "endpoint_gate", lambda *rest, **named: None)
 
 
 @fault
@@ -218,6 +223,48 @@ def attempts_are_recorded_twice(patch: pytest.MonkeyPatch) -> None:
         original(self, *rest)
 
     wrap(patch, Engine, "_record", record)
+
+
+@fault
+def a_breaker_never_opens(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Breaker, "_open", lambda self, now, openings: False)
+
+
+@fault
+def a_half_open_breaker_lets_everything_through(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, Breaker, "start", lambda f, b: (f(b), setattr(b, "probing", False))[0])
+
+
+@fault
+def a_bucket_is_never_empty(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(TokenBucket, "take", lambda self, *, now, tokens=1: 0.0)
+
+
+@fault
+def a_new_owner_starts_with_a_full_bucket(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, TokenBucket, "__init__", lambda f, bucket, rate, *, since: f(bucket, rate, since=0.0))
+
+
+@fault
+def what_is_fresh_overtakes_the_backlog_of_an_ordered_lane(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Lane, "_first", lambda self: self.queue[0] if self.queue else self.later[0] if self.later else None)
+
+
+@fault
+def an_ordered_lane_sends_several_at_once(patch: pytest.MonkeyPatch) -> None:
+    def admit(original: Any, self: Gates, lane: Any, *rest: Any, **named: Any) -> Any:
+        ordered, lane.ordered = lane.ordered, False
+        try:
+            return original(self, lane, *rest, **named)
+        finally:
+            lane.ordered = ordered
+
+    wrap(patch, Gates, "admit", admit)
+
+
+@fault
+def a_new_owner_of_ordered_lanes_sends_at_once(patch: pytest.MonkeyPatch) -> None:
+    wrap(patch, Engine, "open_shard", lambda f, e, takeover, *, now: f(e, replace(takeover, quiet_until=0.0), now=now))
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from hookpost.policy.egress import EgressPolicy, UrlError, check_url, split_url, verdict
+from hookpost.policy.egress import EgressPolicy, UrlError, check_url, origin_of, split_url, verdict
 
 EVERYTHING = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 LOOPBACK = (ip_network("127.0.0.0/8"),)
@@ -199,3 +199,17 @@ def test_a_url_is_taken_apart_into_what_libcurl_will_use() -> None:
     target = split_url("HTTPS://A.Example:8443/x?y")
     assert (target.scheme, target.host, target.port, target.literal) == ("https", "a.example", 8443, False)
     assert split_url("http://[::1]/").literal and split_url("http://127.0.0.1/").literal
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://A.Example/x?y", "https://a.example"),
+        ("http://a.example:8080/", "http://a.example:8080"),
+        ("http://a.example.:80", "http://a.example"),
+        ("http://[2001:DB8::1]/", "http://[2001:db8::1]"),
+        ("https://bücher.example/a//b", "https://xn--bcher-kva.example"),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port_and_nothing_else(url: str, origin: str) -> None:
+    assert origin_of(split_url(url).url) == origin

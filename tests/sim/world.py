@@ -17,11 +17,23 @@ from uuid import UUID
 from hookpost.engine import engine as engine_module
 from hookpost.engine.engine import SCARCE_PART, Engine, Limits, Policies
 from hookpost.engine.progress import GapError
-from hookpost.engine.work import CANCEL, HELD, PROBE, RETRY_NOW, Fetch, JournalRow, Kind, Settle, Work
-from hookpost.model import Endpoint, EndpointStatus, ErrorCode, OnDead, Outcome, RetryPolicy, Tenant
+from hookpost.engine.work import CANCEL, HELD, PROBE, RETRY_NOW, Fetch, JournalRow, Kind, Settle, ShardSettle, Work
+from hookpost.model import (
+    HEALTHY,
+    Endpoint,
+    EndpointStatus,
+    ErrorCode,
+    Health,
+    OnDead,
+    OperationalType,
+    Outcome,
+    RetryPolicy,
+    Tenant,
+)
 from hookpost.policy.breaker import BreakerPolicy, BreakerState, Verdict, verdict
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.egress import origin_of
+from hookpost.policy.health import HealthPolicy
 from hookpost.policy.routing import cap_share, is_pinned
 from tests.engine.model import Ledger, Owner, Store, Violation, check, column
 
@@ -35,6 +47,8 @@ HEAL_S = 700.0
 HEAL_TURNS_MAX = 60_000
 OUTCOME_S_MAX = 15.0
 BREAKER = BreakerPolicy(failures=5, pause_s=10.0, pause_max_s=40.0)
+# Endpoints are alerted about and disabled within a world's time.
+HEALTH = HealthPolicy(announce_after=3, disable_after_s=120.0)
 IDLE_S, IDLE_LOOK_S, IDLE_LOOK_LANES = 3.0, 0.2, 2
 
 
@@ -91,6 +105,7 @@ class World:
         self.receivers: dict[UUID, str] = {}
         self.tenants: dict[UUID, Tenant] = {}
         self.endpoints: dict[UUID, Endpoint] = {}
+        self.health: dict[UUID, Health] = {}
         # Where memory is never short, lanes are never read anew from their beginning: nothing heals by chance.
         self.roomy = self.rng.random() < 0.4
         shards = self.rng.choice((1, 2, 3, 4))
@@ -151,7 +166,7 @@ class World:
                 fragments=rng.choice((2, 8, 512)),
             )
         )
-        policies = Policies(BREAKER, BudgetPolicy(floor=rng.choice((5, 60, 600))))
+        policies = Policies(BREAKER, BudgetPolicy(floor=rng.choice((5, 60, 600))), HEALTH)
         engine = Engine(worker=f"w{number}", limits=limits, rng=Random(rng.random()), policies=policies)
         return Worker(number, engine, limits)
 
@@ -453,13 +468,17 @@ class World:
 
     def _tell(self, worker: Worker, tenant_ids: set[UUID], endpoint_ids: list[UUID], *, together: bool) -> None:
         tenants = [self.tenants[tenant_id] for tenant_id in sorted(tenant_ids)]
-        endpoints = [self.endpoints[endpoint_id] for endpoint_id in sorted(endpoint_ids)]
+        endpoints = [
+            replace(self.endpoints[endpoint_id], health=self.health.get(endpoint_id, HEALTHY))
+            for endpoint_id in sorted(endpoint_ids)
+        ]
         for tenant in tenants:
             self._changed(worker.tenants.get(tenant.tenant_id) != tenant)
             worker.tenants[tenant.tenant_id] = tenant
         for endpoint in endpoints:
-            self._changed(worker.endpoints.get(endpoint.endpoint_id) != endpoint)
-            worker.endpoints[endpoint.endpoint_id] = endpoint
+            plain = replace(endpoint, health=HEALTHY)
+            self._changed(worker.endpoints.get(endpoint.endpoint_id) != plain)
+            worker.endpoints[endpoint.endpoint_id] = plain
             hold = max(worker.holds.get(endpoint.endpoint_id, 0.0), endpoint.hold_until)
             worker.holds[endpoint.endpoint_id] = hold
         if together:
@@ -561,8 +580,14 @@ class World:
         settling.committed = True
         self.later(self.brief(), lambda: self._acknowledge(worker, settling))
 
-    def _check_part(self, part: object) -> None:
-        """A hook for tests that watch settles."""
+    def _check_part(self, part: ShardSettle) -> None:
+        """Tests that watch settles look here, too."""
+        for notice in part.notices:
+            endpoint = self.endpoints[notice.endpoint_id]
+            check(notice.tenant_id == endpoint.tenant_id, "a notice of a stranger", notice)
+            check(notice.failures == 0 or (notice.since or self.now) <= notice.at, "a run without a beginning", notice)
+            if notice.type is OperationalType.ENDPOINT_FAILING:
+                check(notice.failures % HEALTH.announce_after == 0, "announced too early", notice)
 
     def _acknowledge(self, worker: Worker, settling: Settling) -> None:
         if not worker.alive:
@@ -574,6 +599,7 @@ class World:
             self.endpoints[hold.endpoint_id] = replace(endpoint, hold_until=max(endpoint.hold_until, hold.until))
         for record in worker.engine.take_breakers():
             self.store.save_breaker(record)
+        self.health.update(worker.engine.take_health())
         for gone in worker.engine.take_gone():
             endpoint = self.endpoints[gone.endpoint_id]
             self.endpoints[gone.endpoint_id] = replace(endpoint, status=EndpointStatus.DISABLED)

@@ -337,7 +337,9 @@ async def test_a_test_event_goes_to_its_endpoint_alone(tenant: TenantClient, sub
         ({"name": "a", "ingest_rate_limit": float("inf")}, "ingest_rate_limit"),
         ({"name": "a", "ingest_rate_limit": "5"}, "ingest_rate_limit"),
         ({"name": "a", "ingest_rate_limit": True}, "ingest_rate_limit"),
-        ({"name": "a", "alert_email": "a@example.com"}, "alert_email"),
+        ({"name": "a", "alert_email": "not an address"}, "alert_email"),
+        ({"name": "a", "alert_email": "a@example.com\nBcc: b@example.com"}, "alert_email"),
+        ({"name": "a", "alert_email": ["a@example.com"]}, "alert_email"),
         ({"name": "a", "home_shards": [1]}, "home_shards"),
     ],
 )
@@ -360,6 +362,48 @@ async def test_a_tenants_ingest_limit_is_set_shown_and_reset(admin: httpx.AsyncC
         assert _fields(answer) == ["ingest_rate_limit"]
     assert (await admin.get(path)).json()["ingest_rate_limit"] == 7.0
     assert (await admin.patch(path, json={"ingest_rate_limit": None})).json()["ingest_rate_limit"] is None
+
+
+async def test_a_tenants_alert_email_is_set_changed_kept_and_removed(admin: httpx.AsyncClient) -> None:
+    created = (await admin.post("/v1/tenants", json={"name": "a", "alert_email": "a@example.com"})).json()
+    assert created["alert_email"] == "a@example.com"
+    path = f"/v1/tenants/{created['tenant_id']}"
+    for change, expected in (
+        ({"name": "b"}, "a@example.com"),
+        ({"alert_email": "b@example.com"}, "b@example.com"),
+        ({"alert_email": None}, None),
+    ):
+        assert (await admin.patch(path, json=change)).json()["alert_email"] == expected
+        assert (await admin.get(path)).json()["alert_email"] == expected
+    assert_problem(await admin.patch(path, json={"alert_email": "b@"}), 422)
+
+
+async def test_an_endpoint_shows_its_health_and_the_breaker_of_its_origin(tenant: TenantClient, sql: Any) -> None:
+    created = await tenant.endpoint(url="https://example.com/a?b")
+    well = {"state": "closed", "since": None, "reopen_at": None, "consecutive_failures": 0, "failing_since": None}
+    assert created["health"] == well
+    await sql.execute(
+        "update endpoints set consecutive_failures = 7, failing_since = '2030-01-02T03:04:05.678Z' where endpoint_id = $1",
+        endpoint_uuid(created),
+    )
+    await sql.execute(
+        "insert into breakers (tenant_id, origin, state, since, reopen_at) values"
+        " ($1, 'https://example.com', 'open', '2030-01-02T03:05:00Z', '2030-01-02T03:05:30Z'),"
+        " ($1, 'http://example.com', 'half_open', now(), now()), ($2, 'https://example.com', 'closed', now(), null)",
+        tenant.uuid, UUID(int=1),
+    )  # fmt: skip
+    sick = {
+        "state": "open",
+        "since": "2030-01-02T03:05:00.000Z",
+        "reopen_at": "2030-01-02T03:05:30.000Z",
+        "consecutive_failures": 7,
+        "failing_since": "2030-01-02T03:04:05.678Z",
+    }
+    path = f"{ENDPOINTS}/{created['endpoint_id']}"
+    assert (await tenant.get(path)).json()["health"] == sick
+    assert (await tenant.get(ENDPOINTS)).json()["data"][0]["health"] == sick
+    assert (await tenant.patch(path, {"description": "x"})).json()["health"] == sick
+    assert (await tenant.endpoint(url="https://other.example/"))["health"] == well
 
 
 async def test_new_tenants_spread_over_the_shards(admin: httpx.AsyncClient, sql: Any) -> None:

@@ -8,22 +8,31 @@ import gc
 import logging
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from random import Random
 from uuid import UUID
 
+import certifi
 import uvicorn
 
 from hookpost import __version__, telemetry
+from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
-from hookpost.app.config import Settings
-from hookpost.engine.engine import Limits
-from hookpost.ingest import Ingest, IngestLimits, Submission
+from hookpost.app.config import DAY_S, Settings
+from hookpost.engine.engine import Limits, Policies
+from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
+from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays
 from hookpost.model import RetryPolicy, Timeouts
+from hookpost.policy.alerts import mail_text
+from hookpost.policy.breaker import BreakerPolicy
+from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.egress import EgressPolicy
+from hookpost.policy.health import HealthPolicy
 from hookpost.policy.keys import hash_secret
-from hookpost.storage.contract import Appended, StoreUnavailable
+from hookpost.policy.signing import parse_secret
+from hookpost.storage.contract import Appended, Channel, DueAlert, StoreUnavailable, Verdict
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.transport import Transport
 from hookpost.web.app import WebSettings, make_app
@@ -65,6 +74,19 @@ def timeouts(settings: Settings) -> Timeouts:
     return Timeouts(settings.connect_timeout_s, settings.first_byte_timeout_s, settings.total_timeout_s)
 
 
+def _ca_file(settings: Settings) -> str | None:
+    return None if settings.ca_file is None else str(settings.ca_file)
+
+
+def policies(settings: Settings) -> Policies:
+    """The platform's policies that are not an endpoint's own."""
+    return Policies(
+        breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_pause_max_s),
+        budget=BudgetPolicy(settings.retry_budget_part, settings.retry_budget_floor),
+        health=HealthPolicy(settings.alert_after_failures, settings.disable_after_days * DAY_S),
+    )
+
+
 def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresStore:
     """The store of one process."""
     quieten_libraries()
@@ -77,6 +99,7 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         append_timeout_s=settings.ingest_timeout_s,
         retry=retry_policy(settings),
         timeouts=timeouts(settings),
+        longest_s=settings.total_timeout_max_s,
     )
 
 
@@ -90,6 +113,12 @@ def tune_gc() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def make_ingest(settings: Settings, store: PostgresStore, clock: DatabaseClock) -> Ingest:
+    """The ingest path of one process."""
+    limits = IngestLimits(settings.ingest_queue_events, settings.ingest_queue_bytes, settings.ingest_timeout_s)
+    return Ingest(store, now=clock.now, limits=limits)
 
 
 class _Server(uvicorn.Server):
@@ -108,12 +137,7 @@ async def run_api(
     clock = DatabaseClock()
     store = make_store(settings, dsn, application="hookpost api")
     await store.open()
-    ingest = Ingest(
-        store,
-        now=clock.now,
-        limits=IngestLimits(settings.ingest_queue_events, settings.ingest_queue_bytes, settings.ingest_timeout_s),
-        processes=settings.api_processes,
-    )
+    ingest = make_ingest(settings, store, clock)
     # Before the first request: at the start, too, a process takes no more than its part of a tenant's limit.
     await ingest.look()
     cursor_secret = await platform_value(dsn, "cursor_secret", default=secrets.token_hex(32))
@@ -144,6 +168,7 @@ async def run_api(
             egress=egress_policy(settings),
             retry=retry_policy(settings),
             timeouts=timeouts(settings),
+            total_timeout_max_s=settings.total_timeout_max_s,
             endpoints_max=settings.endpoints_max,
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
@@ -202,7 +227,7 @@ async def run_worker(
     transport = Transport(
         egress=egress_policy(settings),
         now=clock.now,
-        ca_file=None if settings.ca_file is None else str(settings.ca_file),
+        ca_file=_ca_file(settings),
     )
     worker = Worker(
         store=store,
@@ -221,16 +246,95 @@ async def run_worker(
                 buffer=settings.buffer_events,
                 buffer_bytes=settings.buffer_bytes,
             ),
+            policies=policies(settings),
         ),
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
     maintenance = Maintenance(store, days_ahead=settings.partition_days_ahead)
     tune_gc()
-    async with asyncio.TaskGroup() as tasks:
-        tending = [tasks.create_task(maintenance.run(stop)), tasks.create_task(Replays(store).run(stop))]
+    async with _alerting(settings, store, clock) as alerts, asyncio.TaskGroup() as tasks:
+        tending = [
+            tasks.create_task(maintenance.run(stop)),
+            tasks.create_task(Replays(store).run(stop)),
+            tasks.create_task(alerts.run(stop)),
+        ]
         ready.set()
         await worker.run(stop)
         for task in tending:
             task.cancel()
     await transport.close()
     await store.close()
+
+
+# ---- alerts ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _alerting(settings: Settings, store: PostgresStore, clock: DatabaseClock) -> AsyncIterator[Alerts]:
+    """The teller of alerts, with the channels that the settings know of."""
+    async with contextlib.AsyncExitStack() as stack:
+        ingest = make_ingest(settings, store, clock)
+        stack.push_async_callback(ingest.close)
+        ways: dict[Channel, Tell] = {Channel.EVENT: partial(_publish, ingest)}
+        if settings.smtp_host is not None:
+            ways[Channel.MAIL] = partial(_mail, mail_server(settings), clock)
+        if settings.alert_url is not None:
+            transport = Transport(egress=alert_egress(settings), now=clock.now, ca_file=_ca_file(settings))
+            stack.push_async_callback(transport.close)
+            secret = settings.alert_secret
+            ways[Channel.OPERATOR] = OperatorUrl(
+                settings.alert_url.get_secret_value(),
+                () if secret is None else (parse_secret(secret.get_secret_value()),),
+                send=transport.send,
+                now=clock.now,
+                user_agent=f"Hookpost/{__version__}",
+            ).tell
+        yield Alerts(store, ways)
+
+
+def alert_egress(settings: Settings) -> EgressPolicy:
+    """What posts to the operator's URL may reach: the operator chose it, so ports are not denied."""
+    return EgressPolicy(allow_networks=(*settings.allow_networks, *settings.alert_allow_networks))
+
+
+def mail_server(settings: Settings) -> MailServer:
+    """Where mails go out."""
+    assert settings.smtp_host is not None and settings.smtp_from is not None
+    password = settings.smtp_password
+    return MailServer(
+        host=settings.smtp_host,
+        port=settings.smtp_port,
+        sender=settings.smtp_from,
+        security=settings.smtp_tls,
+        ca_file=_ca_file(settings) or certifi.where(),
+        user=settings.smtp_user,
+        password=None if password is None else password.get_secret_value(),
+    )
+
+
+async def _publish(ingest: Ingest, due: DueAlert) -> None:
+    """As an event of the tenant, to all endpoints that want it but the one it is about."""
+    alert = due.alert
+    event = Submission(alert.type, alert.payload, key=alert_key(due), without=alert.endpoint_id)
+    try:
+        [answer] = await ingest.submit(alert.tenant_id, [event])
+    except (StoreUnavailable, Overloaded) as error:
+        raise Untold(str(error)) from error
+    except UnknownTenant as error:
+        raise Untold(str(error), final=True) from error
+    if isinstance(answer, Refused):
+        raise Untold(str(answer), final=True)
+    if isinstance(answer, Appended) and answer.verdict is Verdict.CONFLICT:
+        raise Untold("an event of the tenant's own has its idempotency key", final=True)
+
+
+async def _mail(server: MailServer, clock: DatabaseClock, due: DueAlert) -> None:
+    if due.alert_email is None:
+        raise Untold("the tenant has no alert_email any more", final=True)
+    subject, text = mail_text(due.alert.type, due.alert.payload)
+    try:
+        await send_mail(
+            server, due.alert_email, message_id=due.alert_id.hex, subject=subject, text=text, now=clock.now()
+        )
+    except MailError as error:
+        raise Untold(str(error), final=error.final) from error

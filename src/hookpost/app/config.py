@@ -21,6 +21,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from hookpost.policy.alerts import check_mail_address
+from hookpost.policy.egress import split_url
+from hookpost.policy.signing import parse_secret
+
 __all__ = [
     "PREFIX",
     "ConfigError",
@@ -73,7 +77,7 @@ NON_HTTP_PORTS: Final = (
 )
 """Well-known services at 1024 and above that no webhook goes to, and that do harm when they get one."""
 
-SECRET_FIELDS: Final = frozenset({"admin_key", "database_url"})
+SECRET_FIELDS: Final = frozenset({"admin_key", "alert_secret", "alert_url", "database_url", "smtp_password"})
 """Never shown in an error, not even when they are wrong."""
 
 POOL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -158,11 +162,29 @@ def _admin_key(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _alert_url(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        split_url(value.get_secret_value())
+    return value
+
+
+def _alert_secret(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parse_secret(value.get_secret_value())
+    return value
+
+
+def _mail_address(value: str | None) -> str | None:
+    return None if value is None else check_mail_address(value)
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 NetworkList = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+MailAddress = Annotated[str, AfterValidator(_mail_address)]
+SmtpTls = Annotated[Literal["starttls", "tls", "none"], BeforeValidator(_lower)]
 PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_ports)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 LogFormat = Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)]
@@ -254,6 +276,26 @@ class Settings(BaseSettings):
     connect_timeout_s: float = Field(5, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time to connect, TLS included")
     first_byte_timeout_s: float = Field(10, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time until the answer begins")
     total_timeout_s: float = Field(15, ge=0.1, le=TOTAL_TIMEOUT_S_MAX, description="time for the whole attempt")
+    total_timeout_max_s: float = Field(
+        TOTAL_TIMEOUT_S_MAX,
+        ge=0.1,
+        le=TOTAL_TIMEOUT_S_MAX,
+        description="longest total_s of an endpoint; an ordered one rests so long after an unclean change of worker",
+    )
+    breaker_failures: int = Field(5, ge=1, le=1000, description="failures in a row that open a receiver's breaker")
+    breaker_pause_s: float = Field(
+        30, ge=0.1, le=DAY_S, description="pause of an open breaker; twice as long each time it opens again"
+    )
+    breaker_pause_max_s: float = Field(600, ge=0.1, le=DAY_S, description="longest pause of an open breaker")
+    retry_budget_part: float = Field(
+        0.2, ge=0, le=1, description="failed retries may be this part of a minute's attempts, over all workers"
+    )
+    retry_budget_floor: int = Field(
+        600,
+        ge=1,
+        le=10_000_000,
+        description="failed retries a minute that are let through however few attempts there are",
+    )
     endpoints_max: int = Field(10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most")
     replay_rate_limit: float = Field(
         500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"
@@ -273,6 +315,30 @@ class Settings(BaseSettings):
     ca_file: Annotated[Path | None, AfterValidator(_file)] = Field(
         None, description="PEM file of the authorities to trust for endpoints, instead of the built-in list"
     )
+
+    alert_after_failures: int = Field(
+        50, ge=1, le=1_000_000, description="failures in a row after which an endpoint's tenant is alerted"
+    )
+    disable_after_days: float = Field(
+        5, gt=0, le=365, description="days of nothing but failures after which an endpoint is disabled"
+    )
+    alert_url: Annotated[SecretStr | None, AfterValidator(_alert_url)] = Field(
+        None, description="URL of the operator's that all alerts are posted to, too"
+    )
+    alert_secret: Annotated[SecretStr | None, AfterValidator(_alert_secret)] = Field(
+        None, description="secret (whsec_...) that posts to ALERT_URL are signed with; without it they are not signed"
+    )
+    alert_allow_networks: NetworkList = Field(
+        (), description="CIDRs that ALERT_URL may reach although private, besides ALLOW_NETWORKS"
+    )
+    smtp_host: str | None = Field(
+        None, description="server that takes alerts for tenants with an alert_email; without it no mail is sent"
+    )
+    smtp_port: int = Field(587, ge=1, le=PORT_MAX, description="its port")
+    smtp_tls: SmtpTls = Field("starttls", description="how the connection to it is encrypted: starttls, tls or none")
+    smtp_user: str | None = Field(None, description="user to log in as; without it there is no login")
+    smtp_password: SecretStr | None = Field(None, description="the user's password")
+    smtp_from: MailAddress | None = Field(None, description="address that mails come from; needed with SMTP_HOST")
 
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
@@ -399,6 +465,14 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             f"HOOKPOST_INGEST_QUEUE_EVENTS ({s.ingest_queue_events}) must hold at least one batch: "
             f"HOOKPOST_BATCH_MAX_EVENTS is {s.batch_max_events}"
         )
+    if s.smtp_host is not None and s.smtp_from is None:
+        yield "HOOKPOST_SMTP_FROM must be set with HOOKPOST_SMTP_HOST: the address that mails come from"
+    if s.smtp_user is not None and s.smtp_tls == "none":
+        yield "HOOKPOST_SMTP_USER needs HOOKPOST_SMTP_TLS=starttls or tls: a password is not sent in the clear"
+    if (s.smtp_user is None) != (s.smtp_password is None):
+        yield "HOOKPOST_SMTP_USER and HOOKPOST_SMTP_PASSWORD must be set together"
+    if s.alert_secret is not None and s.alert_url is None:
+        yield "HOOKPOST_ALERT_SECRET signs posts to HOOKPOST_ALERT_URL, which is not set"
     for name in ("ingest_queue_bytes", "worker_in_flight_bytes", "buffer_bytes"):
         if getattr(s, name) < s.body_max_bytes:
             yield (

@@ -56,20 +56,25 @@ from hookpost.engine.work import (
     Work,
 )
 from hookpost.model import (
+    HEALTHY,
     Dead,
     DeadReason,
     Delivered,
     Endpoint,
     EndpointStatus,
+    Health,
     OnDead,
+    OperationalType,
     Outcome,
     Retry,
     Tenant,
     WaitReason,
 )
+from hookpost.policy.alerts import Notice
 from hookpost.policy.breaker import BreakerPolicy, BreakerRecord, BreakerState, Probe
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.gate import PARK_AFTER_S, Wait, parks
+from hookpost.policy.health import HealthPolicy, judge, resumed
 from hookpost.policy.retry import decide, retry_after_s
 from hookpost.policy.routing import cap_share
 
@@ -91,6 +96,11 @@ TICK_S = 2e-6
 TIMERS_SWEPT_AT = 1024
 # A lane without work for so long is forgotten, with its endpoint's configuration: memory follows what is active.
 IDLE_S = 600.0
+# Why an endpoint is disabled, as its owner reads it.
+ANSWERED_GONE = "it answered 410 Gone"
+FAILED_FOR_LONG = "nothing but failures for {days:g} days"
+# What is sent about endpoints says nothing of the health of those it is sent to: an alert never makes another one.
+OPERATIONAL = frozenset(OperationalType)
 # Idle lanes are looked for this often, in so many lanes at a time: it must not hold up what is sent.
 IDLE_LOOK_S = 1.0
 IDLE_LOOK_LANES = 1000
@@ -128,6 +138,7 @@ class Policies:
 
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     budget: BudgetPolicy = field(default_factory=BudgetPolicy)
+    health: HealthPolicy = field(default_factory=HealthPolicy)
 
 
 class _Shard:
@@ -135,7 +146,7 @@ class _Shard:
 
     __slots__ = (
         "attempts", "dead", "deletes", "doubt_stored", "doubtful_until", "draining", "dropped_lanes", "fence",
-        "in_flight", "lanes", "number", "opened_at", "progress", "quiet_until", "read_created_at", "revived",
+        "in_flight", "lanes", "notices", "number", "opened_at", "progress", "quiet_until", "read_created_at", "revived",
         "settle_no", "touched", "upserts",
     )  # fmt: skip
 
@@ -160,6 +171,7 @@ class _Shard:
         self.dead: list[DeadLetter] = []
         self.revived: list[tuple[UUID, UUID]] = []
         self.dropped_lanes: list[UUID] = []
+        self.notices: list[Notice] = []
 
     def take(self) -> ShardSettle:
         """Close the books of this shard up to now and open new ones."""
@@ -176,9 +188,10 @@ class _Shard:
             revived=self.revived,
             dropped_lanes=self.dropped_lanes,
             clean=self.draining and self.in_flight == 0 and not self._doubtful(),
+            notices=self.notices,
         )
         self.attempts, self.upserts, self.deletes = [], {}, []
-        self.dead, self.revived, self.dropped_lanes = [], [], []
+        self.dead, self.revived, self.dropped_lanes, self.notices = [], [], [], []
         self.touched = False
         return part
 
@@ -202,10 +215,11 @@ class Engine:
     """All decisions of one worker. Every method takes `now`, which must never go back."""
 
     def __init__(self, *, worker: str, limits: Limits, rng: Random, policies: Policies | None = None) -> None:
+        policies = policies or Policies()
         self._worker = worker
+        self._health_policy = policies.health
         self._limits = limits
         self._rng = rng
-        policies = policies or Policies()
         self._gates = Gates(breaker=policies.breaker, budget=policies.budget)
         self._over_budget: deque[Lane] = deque()
         self._budget_look = NEVER
@@ -224,6 +238,7 @@ class Engine:
         self._missing: dict[UUID, UUID] = {}
         self._holds: dict[UUID, Hold] = {}
         self._gone: dict[UUID, Gone] = {}
+        self._health: dict[UUID, Health] = {}
         self._touched: list[_Shard] = []
         self._released: list[tuple[Lane, int]] = []
         self._unsettled_lanes: list[Lane] = []
@@ -368,6 +383,7 @@ class Engine:
         before = endpoint.config
         opened = before is not None and before.status is not EndpointStatus.ENABLED is config.status
         self._limit(endpoint, config, now)
+        self._adopt_health(endpoint, config)
         endpoint.config = config
         endpoint.tenant.origins = None
         endpoint.hold_until = max(endpoint.hold_until, config.hold_until)
@@ -405,6 +421,14 @@ class Engine:
             lane.unblock = lane.stored > 0
         if lane.ordered and not was_ordered:
             self._set_replays_apart(lane)
+
+    def _adopt_health(self, known: EndpointState, config: Endpoint) -> None:
+        """What is stored counts when it is loaded first; later we know better, until its tenant opens or moves it."""
+        before, open_now = known.config, config.status is EndpointStatus.ENABLED
+        if before is None:
+            known.health = self._health.get(known.endpoint_id, config.health)
+        elif (open_now and before.status is not EndpointStatus.ENABLED) or config.url != before.url:
+            known.health = self._health[known.endpoint_id] = resumed(known.health)
 
     def _settle_in(self, state: TenantState, config: Tenant) -> None:
         self._leave_home(state)
@@ -694,6 +718,7 @@ class Engine:
         assert config is not None
         if not work.deadline:
             work.deadline = work.entry.created_at + config.retry.deadline_s
+        self._judge_health(shard, work, outcome, now)
         decision = decide(
             outcome,
             retry_count=work.retry_count,
@@ -717,7 +742,7 @@ class Engine:
             case Dead(reason=reason):
                 self._record(shard, work, outcome, "dead")
                 if outcome.status == 410:
-                    self._gone[endpoint.endpoint_id] = Gone(config.tenant_id, endpoint.endpoint_id)
+                    self._gone[endpoint.endpoint_id] = Gone(config.tenant_id, endpoint.endpoint_id, ANSWERED_GONE)
                 self._bury(work, reason, outcome, attempts=work.retry_count + 1, now=now)
             case _:
                 assert_never(decision)
@@ -754,6 +779,33 @@ class Engine:
         self.pending_attempts += 1
         if not shard.touched:
             self._touch(shard)
+
+    def _judge_health(self, shard: _Shard, work: Work, outcome: Outcome, now: float) -> None:
+        """Count it for the endpoint's health; announcements go out with the settle, so that a crash loses none."""
+        endpoint = work.lane.endpoint
+        entry = work.entry
+        if (outcome.error_code is None and endpoint.health is HEALTHY) or entry.type in OPERATIONAL:
+            return
+        before, policy = endpoint.health, self._health_policy
+        judged = judge(before, outcome, now=now, policy=policy)
+        if judged.health is before:
+            return
+        endpoint.health = self._health[endpoint.endpoint_id] = judged.health
+        if judged.announcement is not None:
+            run = judged.health if judged.announcement is OperationalType.ENDPOINT_FAILING else before
+            shard.notices.append(
+                Notice(
+                    type=judged.announcement,
+                    tenant_id=entry.tenant_id,
+                    endpoint_id=endpoint.endpoint_id,
+                    at=now,
+                    failures=run.consecutive_failures,
+                    since=run.failing_since,
+                )
+            )
+        if judged.disable:
+            reason = FAILED_FOR_LONG.format(days=policy.disable_after_s / 86_400)
+            self._gone[endpoint.endpoint_id] = Gone(entry.tenant_id, endpoint.endpoint_id, reason)
 
     def _note_hold(self, endpoint: EndpointState, outcome: Outcome, now: float) -> None:
         """Retry-After holds the endpoint, not only the delivery that was answered with it."""
@@ -1487,9 +1539,14 @@ class Engine:
         return holds
 
     def take_gone(self) -> list[Gone]:
-        """Endpoints that answered 410 and are to be disabled."""
+        """Endpoints that are to be disabled."""
         gone, self._gone = list(self._gone.values()), {}
         return gone
+
+    def take_health(self) -> dict[UUID, Health]:
+        """The health of the endpoints where it has changed, to be written down."""
+        health, self._health = self._health, {}
+        return health
 
 
 def _is_idle(lane: Lane, now: float) -> bool:

@@ -12,7 +12,7 @@ from typing import cast
 from uuid import UUID
 
 from hookpost.engine.work import Named, Ready, Work
-from hookpost.model import Endpoint, Tenant
+from hookpost.model import HEALTHY, Endpoint, Tenant
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.rate import TokenBucket
 
@@ -70,8 +70,8 @@ class EndpointState:
     """
 
     __slots__ = (
-        "bucket", "cap", "config", "endpoint_id", "hold_until", "in_flight", "lanes", "origin", "rate_until", "tenant",
-        "waiting",
+        "bucket", "cap", "config", "endpoint_id", "health", "hold_until", "in_flight", "lanes", "origin", "rate_until",
+        "tenant", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint_id: UUID, tenant: TenantState) -> None:
@@ -81,6 +81,7 @@ class EndpointState:
         self.origin = ""
         self.bucket: TokenBucket | None = None
         self.rate_until = 0.0
+        self.health = HEALTHY
         self.in_flight = 0
         self.cap = 0
         self.hold_until = 0.0

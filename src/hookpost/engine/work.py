@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from hookpost.model import DeadReason, WaitReason
+from hookpost.policy.alerts import Notice
 
 if TYPE_CHECKING:
     from hookpost.engine.lanes import Lane
@@ -306,6 +307,7 @@ class ShardSettle:
     revived: list[tuple[UUID, UUID]]
     dropped_lanes: list[UUID]
     clean: bool = False
+    notices: list[Notice] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -327,10 +329,11 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The receiver answered 410: disable it."""
+    """Disable it: the receiver answered 410, or has failed for so long that nobody is there any more."""
 
     tenant_id: UUID
     endpoint_id: UUID
+    reason: str
 
 
 Ready = deque["Lane"]

@@ -14,7 +14,8 @@ from uuid import UUID
 
 from hookpost.engine import work
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Takeover
-from hookpost.model import Endpoint, Tenant
+from hookpost.model import Endpoint, Health, Tenant
+from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
 
 
@@ -222,7 +223,9 @@ class WorkerStore(Protocol):
         """Backlog rows of a lane; whether there are more; the least due time (or deadline) behind those."""
 
     async def settle(self, parts: Sequence[ShardSettle]) -> None:
-        """Write it all in one transaction. Raises FenceLost, CommitUnknown, StoreUnavailable or DataRejected."""
+        """Write it all in one transaction. Raises FenceLost, CommitUnknown, StoreUnavailable or DataRejected.
+
+        Notices, and one for the dead letters of each endpoint (but those of operational events), go to the outbox."""
 
     async def settle_by_row(self, parts: Sequence[ShardSettle]) -> int:
         """Like settle, after DataRejected: every row on its own, one that is refused is stored without what is refused.
@@ -243,8 +246,11 @@ class WorkerStore(Protocol):
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         """Tell all workers that a receiver asked to be left alone until then."""
 
-    async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> None:
-        """Disable an endpoint; what is owed to it waits."""
+    async def write_health(self, changed: Mapping[UUID, Health]) -> None:
+        """Write down how endpoints do, but for what was announced of them, which is the outbox's."""
+
+    async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
+        """Disable an endpoint and have it announced; what is owed to it waits. False: it was, or is gone."""
 
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
         """Of these tenants the breakers that are not closed, or (with ``since``) those that changed after it."""
@@ -322,6 +328,45 @@ class MaintenanceStore(Protocol):
 
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers, as in IngestStore."""
+
+
+# ---- alerts ---------------------------------------------------------------------------------------------------------
+
+
+class Channel(StrEnum):
+    """Where an alert is told: as an event of its tenant, to the tenant's address, to the operator's URL."""
+
+    EVENT = "event"
+    MAIL = "mail"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class DueAlert:
+    """An alert to tell in one channel now; ``tries`` counts this one, ``alert_email`` is the tenant's address now."""
+
+    alert_id: UUID
+    channel: Channel
+    alert: Alert
+    tries: int
+    alert_email: str | None
+
+
+class AlertStore(Protocol):
+    """What the teller of alerts asks of the store. Harmless from several nodes at once."""
+
+    async def gather_alerts(self, channels: Collection[Channel], *, limit: int) -> int:
+        """Make alerts of up to ``limit`` notices of the outbox, to be told in these channels, in one transaction.
+        Returns how many notices were taken; 0, too, while another node gathers."""
+
+    async def claim_alerts(self, channel: Channel, *, limit: int, lease_s: float) -> list[DueAlert]:
+        """Take alerts that are due; one that is neither finished nor postponed is due again after ``lease_s``."""
+
+    async def finish_alert(self, alert: DueAlert) -> None:
+        """It was told in its channel, or is given up."""
+
+    async def postpone_alert(self, alert: DueAlert, *, wait_s: float) -> None:
+        """Try it again after that time."""
 
 
 # ---- the API --------------------------------------------------------------------------------------------------------
@@ -506,5 +551,5 @@ class AdminStore(Protocol):
         """Wake sleeping workers, as in IngestStore."""
 
 
-class Store(IngestStore, WorkerStore, MaintenanceStore, AdminStore, Protocol):
+class Store(IngestStore, WorkerStore, MaintenanceStore, AlertStore, AdminStore, Protocol):
     """Everything."""

@@ -69,6 +69,7 @@ class WebSettings:
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    total_timeout_max_s: float = 30.0
     endpoint_max_in_flight: int = 64
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
@@ -198,6 +199,7 @@ async def create_tenant(api: ApiOf, _: Admin, form: schemas.TenantCreate) -> Res
         "pool": pool,
         "max_in_flight": form.max_in_flight,
         "ingest_rate_limit": form.ingest_rate_limit,
+        "alert_email": form.alert_email,
     }
     try:
         row = await api.store.create_tenant(api.new_id(), values)
@@ -240,6 +242,8 @@ async def update_tenant(api: ApiOf, _: Admin, tenant_id: str, form: schemas.Tena
         changes["max_in_flight"] = form.max_in_flight or api.settings.tenant_max_in_flight
     if "ingest_rate_limit" in given:
         changes["ingest_rate_limit"] = form.ingest_rate_limit
+    if "alert_email" in given:
+        changes["alert_email"] = form.alert_email
     if changes:
         row = await api.store.update_tenant(wanted_id, changes)
     return _json(shown.tenant(row))
@@ -775,6 +779,8 @@ def _check_policy(settings: WebSettings, row: Mapping[str, Any]) -> None:
         raise invalid("retry.cap_s", f"must not be less than base_s ({retry.base_s:g})")
     if timeouts.connect_s >= timeouts.first_byte_s:
         raise invalid("timeouts.connect_s", f"must be less than first_byte_s ({timeouts.first_byte_s:g})")
+    if timeouts.total_s > settings.total_timeout_max_s:
+        raise invalid("timeouts.total_s", f"must not be more than {settings.total_timeout_max_s:g} here")
     if timeouts.first_byte_s > timeouts.total_s:
         raise invalid("timeouts.first_byte_s", f"must not be more than total_s ({timeouts.total_s:g})")
     if retry.deadline_s < timeouts.total_s:

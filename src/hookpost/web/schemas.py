@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
+from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.web.auth import SCOPES
 
 FILTERS_MAX = 100
@@ -138,6 +139,11 @@ Ack = Annotated[
     Literal["signed", False],
     Field(description='"signed": a 2xx counts only with a valid `webhook-ack`; false or null: any 2xx counts'),
 ]
+MailAddress = Annotated[
+    Text,
+    Field(max_length=MAIL_ADDRESS_CHARS_MAX, description="where alerts about the tenant's endpoints are mailed to"),
+    AfterValidator(check_mail_address),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
 IngestRateLimit = Annotated[
     float,
@@ -229,7 +235,7 @@ class TenantCreate(_Form):
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: IngestRateLimit | None = None
-    alert_email: NotYet = None
+    alert_email: MailAddress | None = None
 
 
 class TenantPatch(_Form):
@@ -239,7 +245,7 @@ class TenantPatch(_Form):
     pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: IngestRateLimit | None = None
-    alert_email: NotYet = None
+    alert_email: MailAddress | None = None
 
 
 class KeyCreate(_Form):
@@ -369,6 +375,16 @@ class TimeoutsAnswer(_Answer):
     total_s: float
 
 
+class EndpointHealth(_Answer):
+    """How an endpoint does. ``state``: of the breaker of its scheme, host and port; closed lets deliveries through."""
+
+    state: Literal["closed", "open", "half_open"]
+    since: str | None
+    reopen_at: str | None
+    consecutive_failures: int
+    failing_since: str | None
+
+
 class EndpointAnswer(_Answer):
     """An endpoint, without its secret."""
 
@@ -379,6 +395,7 @@ class EndpointAnswer(_Answer):
     status: Literal["enabled", "paused", "disabled"]
     status_reason: str | None
     enabled: bool
+    health: EndpointHealth
     rate_limit: float | None
     ordered: bool
     on_dead: Literal["block", "skip"]

@@ -81,6 +81,13 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "status": row["status"],
         "status_reason": row["status_reason"],
         "enabled": row["status"] != "disabled",
+        "health": {
+            "state": row["breaker_state"],
+            "since": show_time(row["breaker_since"]),
+            "reopen_at": show_time(row["breaker_reopen_at"]),
+            "consecutive_failures": row["consecutive_failures"],
+            "failing_since": show_time(row["failing_since"]),
+        },
         "rate_limit": row["rate_limit"],
         "ordered": row["ordered"],
         "on_dead": row["on_dead"] or OnDead.BLOCK,

@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 
 from hookpost.model import EndpointStatus, WaitReason
+from hookpost.policy.egress import origin_of
 from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
@@ -33,7 +34,7 @@ ENDPOINT_COLUMNS = (
     "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead",
     "ack",
 )  # fmt: skip
-TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit")
+TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
 
@@ -72,6 +73,7 @@ class AdminQueries:
                 list(home_shards),
                 values.get("max_in_flight"),
                 values.get("ingest_rate_limit"),
+                values.get("alert_email"),
             )
         return dict(row)
 
@@ -143,12 +145,12 @@ class AdminQueries:
                 raise Conflict(f"the tenant has {endpoints_max} endpoints, which is the limit: delete some first")
             row = await _unless_uid_taken(connection, SQL["create_endpoint"], endpoint_id, tenant_id, *columns)
             await connection.execute(SQL["add_secret"], endpoint_id, secret)
-        return _endpoint(row)
+            return (await _with_breakers(connection, [_endpoint(row)]))[0]
 
     async def get_endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
         async with self._connections.use(f"get endpoint {endpoint_id}") as connection:
             row = await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id)
-        return _endpoint(_found(row, "endpoint"))
+            return (await _with_breakers(connection, [_endpoint(_found(row, "endpoint"))]))[0]
 
     async def list_endpoints(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
         async with self._connections.use("list endpoints") as connection:
@@ -156,7 +158,8 @@ class AdminQueries:
                 rows = await connection.fetch(SQL["list_endpoints_of_all"], *_after(after, 2), limit + 1)
             else:
                 rows = await connection.fetch(SQL["list_endpoints_of_tenant"], tenant_id, *_after(after, 2), limit + 1)
-        return _page([_endpoint(row) for row in rows], limit, ("created_at", "endpoint_id"))
+            endpoints = await _with_breakers(connection, [_endpoint(row) for row in rows])
+        return _page(endpoints, limit, ("created_at", "endpoint_id"))
 
     async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
         async with self._changing(tenant_id, f"update endpoint {endpoint_id}") as connection:
@@ -165,7 +168,7 @@ class AdminQueries:
             wanted = _with_status_reason(current, changes)
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
-        return _endpoint(row)
+            return (await _with_breakers(connection, [_endpoint(row)]))[0]
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
@@ -385,6 +388,19 @@ def _endpoint(row: Any) -> dict[str, Any]:
     endpoint = dict(row)
     endpoint["metadata"] = msgspec.json.decode(endpoint["metadata"])
     return endpoint
+
+
+async def _with_breakers(connection: Any, endpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The endpoints with the state of the breaker of each one's origin; a breaker without a row never opened."""
+    keys = {(endpoint["tenant_id"], origin_of(endpoint["url"])) for endpoint in endpoints}
+    rows = await connection.fetch(SQL["breakers"], [of for of, _ in keys], [origin for _, origin in keys])
+    known = {(row["tenant_id"], row["origin"]): row for row in rows}
+    for endpoint in endpoints:
+        row = known.get((endpoint["tenant_id"], origin_of(endpoint["url"])))
+        endpoint["breaker_state"] = "closed" if row is None else row["state"]
+        endpoint["breaker_since"] = None if row is None else row["since"]
+        endpoint["breaker_reopen_at"] = None if row is None else row["reopen_at"]
+    return endpoints
 
 
 def _merged(current: Mapping[str, Any], changes: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:

@@ -11,6 +11,7 @@ from hookpost.model import RetryPolicy, Timeouts
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
+from hookpost.storage.postgres.alerts import AlertQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
@@ -30,7 +31,7 @@ class UnsafeDatabase(Exception):
     """The database may lose what it has acknowledged, or is too old; the text says what to do."""
 
 
-class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AdminQueries, ReplayQueries):
+class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AlertQueries, AdminQueries, ReplayQueries):
     """Implements the whole contract on one pool of connections."""
 
     def __init__(

@@ -30,7 +30,19 @@ from hookpost.engine.work import (
     Takeover,
     Wanted,
 )
-from hookpost.model import Endpoint, EndpointStatus, OnDead, RetryPolicy, Secret, Tenant, Timeouts
+from hookpost.model import (
+    HEALTHY,
+    Endpoint,
+    EndpointStatus,
+    Health,
+    OnDead,
+    OperationalType,
+    RetryPolicy,
+    Secret,
+    Tenant,
+    Timeouts,
+)
+from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
 from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
@@ -200,13 +212,14 @@ class WorkerQueries:
             deleted=row["deleted"],
             secrets=tuple(map(Secret, row["keys"], row["created"], row["expires"])),
             retry=_with_own(self._retry, row),
-            timeouts=_with_own(self._timeouts, row),
+            timeouts=_bounded(_with_own(self._timeouts, row), self._longest_s),
             max_in_flight=_or(row["max_in_flight"], self._endpoint_cap),
             hold_until=row["hold_until"] or 0.0,
             rate_limit=row["rate_limit"],
             ordered=row["ordered"],
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
             signed_ack=row["ack"] is not None,
+            health=_health(row),
         )
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
@@ -224,9 +237,14 @@ class WorkerQueries:
         async with self._connections.use("hold an endpoint") as connection:
             await connection.execute(SQL["hold_endpoint"], endpoint_id, until)
 
-    async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> None:
+    async def write_health(self, changed: Mapping[UUID, Health]) -> None:
+        rows = [(endpoint_id, h.consecutive_failures, h.failing_since) for endpoint_id, h in changed.items()]
+        async with self._connections.use("write endpoints' health") as connection:
+            await connection.execute(SQL["write_health"], *_columns(rows))
+
+    async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         async with self._connections.use("disable an endpoint") as connection:
-            await connection.execute(SQL["disable_endpoint"], tenant_id, endpoint_id, reason)
+            return await connection.fetchval(SQL["disable_endpoint"], tenant_id, endpoint_id, reason) is not None
 
     # ---- breakers -----------------------------------------------------------------------------------------------
 
@@ -314,10 +332,24 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def _health(row: Any) -> Health:
+    """All that are well share one object."""
+    if not row["consecutive_failures"] and not row["failing_told"]:
+        return HEALTHY
+    return Health(row["consecutive_failures"], row["failing_since"], row["failing_told"])
+
+
 def _with_own(default: _Policy, row: Any) -> _Policy:
     """The platform's policy with what the endpoint says itself; as a rule nothing, and then all share one object."""
     own = {name: row[name] for name in default.__slots__ if row[name] is not None}
     return replace(default, **own) if own else default
+
+
+def _bounded(timeouts: Timeouts, longest_s: float) -> Timeouts:
+    """No request may take longer than what a change of owner waits for; the bound may be younger than the endpoint."""
+    if timeouts.total_s <= longest_s:
+        return timeouts
+    return Timeouts(*(min(tier_s, longest_s) for tier_s in (timeouts.connect_s, timeouts.first_byte_s, longest_s)))
 
 
 def _ranges(multirange: str) -> list[tuple[int, int]]:
@@ -525,10 +557,13 @@ def _cut_note(row: _Row) -> _Row:
 _CUT_ATTEMPT: tuple[_Cut, bool] = (tuple(partial(_cut_attempt, cut) for cut in _CUTS), True)
 _CUT_NOTE: tuple[_Cut, bool] = ((_cut_note,), False)
 _NO_CUT: tuple[_Cut, bool] = ((), False)
+# Nor may a shard stand still for want of an alert.
+_MAY_GO: tuple[_Cut, bool] = ((), True)
 
 
 async def _settle_rare(connection: Any, parts: Sequence[ShardSettle], store: _StoreRows) -> None:
-    """What a delivery that works the first time never writes. Lock order: dead letters, then backlog, each sorted."""
+    """What a delivery that works the first time never writes. Lock order: dead letters, then backlog, each sorted; to
+    the outbox rows are only added."""
     revived = sorted({pair for part in parts for pair in part.revived})
     dead = _dead_rows(parts)
     if revived:
@@ -545,6 +580,17 @@ async def _settle_rare(connection: Any, parts: Sequence[ShardSettle], store: _St
         ("settle_upserts", upserts, _CUT_NOTE),
     ):
         await store(connection, partial(_execute, connection, name), rows, cut)
+    notices = [_notice_row(notice) for part in parts for notice in part.notices]
+    await store(connection, partial(_execute, connection, "settle_notices"), notices, _MAY_GO)
+    await store(connection, partial(_announce_dead, connection), [row[:2] for row in dead], _MAY_GO)
+
+
+async def _announce_dead(connection: Any, letters: Sequence[_Row]) -> None:
+    await connection.execute(SQL["settle_dead_notices"], *_columns(letters), list(OperationalType), EVENTS_NAMED_MAX)
+
+
+def _notice_row(notice: Notice) -> _Row:
+    return notice.type, notice.tenant_id, notice.endpoint_id, notice.at, notice.failures, notice.since
 
 
 async def _execute(connection: Any, name: str, rows: Sequence[_Row]) -> None:

@@ -246,3 +246,50 @@ begin
     end if;
 end
 $$;
+
+-- ---- health and alerts ---------------------------------------------------------------------------------------------
+
+alter table endpoints
+    add column consecutive_failures int not null default 0,
+    add column failing_since        timestamptz;
+comment on column endpoints.failing_since is 'the first failure of the run; null: the last attempt was none. Written by workers, a second late at most';
+
+create table outbox (
+    notice_id   bigint generated always as identity primary key,
+    type        text not null,
+    tenant_id   uuid not null,
+    endpoint_id uuid not null,
+    at          timestamptz not null,
+    failures    int not null default 0,
+    since       timestamptz,
+    reason      text,
+    deaths      int not null default 0,
+    event_ids   uuid[] not null default '{}'
+);
+comment on table outbox is 'what workers saw and is to be told, written in the settle that saw it; taken out once it is gathered into alerts';
+
+create table alert_states (
+    endpoint_id     uuid primary key,
+    failing_told    boolean not null default false,
+    failing_told_at timestamptz,
+    deaths          int not null default 0,
+    deaths_since    timestamptz,
+    event_ids       uuid[] not null default '{}',
+    deaths_told_at  timestamptz
+);
+comment on table alert_states is 'what was told of an endpoint, and the deaths not told yet (policy/alerts.Standing)';
+create index alert_states_untold on alert_states (deaths_told_at) where deaths > 0;
+
+create table alerts (
+    alert_id    uuid not null,
+    channel     text not null check (channel in ('event', 'mail', 'operator')),
+    tenant_id   uuid not null,
+    endpoint_id uuid not null,
+    type        text not null,
+    payload     bytea not null,
+    tries       int not null default 0,
+    due_at      timestamptz not null default clock_timestamp(),
+    primary key (alert_id, channel)
+);
+comment on table alerts is 'what is still to be told, and where; a row goes when it was told or given up';
+create index alerts_due on alerts (channel, due_at);

@@ -23,8 +23,8 @@ where s.pool = $1
 order by coalesce(h.tenants, 0), s.shard limit 1
 
 -- name: create_tenant
-insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, ingest_rate_limit)
-values ($1, $2, $3, $4, coalesce($5, 512), $6)
+insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, ingest_rate_limit, alert_email)
+values ($1, $2, $3, $4, coalesce($5, 512), $6, $7)
 returning *
 
 -- name: get_tenant
@@ -39,7 +39,7 @@ order by created_at desc, tenant_id desc limit $3
 
 -- name: update_tenant
 update tenants
-set name = $2, max_in_flight = coalesce($3, 512), ingest_rate_limit = $4, updated_at = clock_timestamp()
+set name = $2, max_in_flight = coalesce($3, 512), ingest_rate_limit = $4, alert_email = $5, updated_at = clock_timestamp()
 where tenant_id = $1
 returning *
 
@@ -97,13 +97,22 @@ where deleted_at is null
 order by created_at desc, endpoint_id desc limit $3
 
 -- name: update_endpoint
--- All columns that a user can change: the row was read under the tenant's lock and changed in memory.
+-- All columns that a user can change: the row was read under the tenant's lock and changed in memory. The failures of an
+-- endpoint that is opened again or moves begin anew, as in engine._adopt_health.
 update endpoints
-set url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
+set consecutive_failures = case when ($5 = 'enabled' and status <> 'enabled') or url <> $3 then 0 else consecutive_failures end,
+    failing_since = case when ($5 = 'enabled' and status <> 'enabled') or url <> $3 then null else failing_since end,
+    url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
     cap_s = $11, max_attempts = $12, deadline_s = $13, connect_s = $14, first_byte_s = $15, total_s = $16,
     max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, ack = $21, updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2
 returning *
+
+-- name: breakers
+-- Those of the (tenant, origin) pairs given that have ever opened.
+select b.tenant_id, b.origin, b.state, b.since, b.reopen_at
+from unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
+join breakers b on b.tenant_id = u.tenant_id and b.origin = u.origin
 
 -- name: delete_endpoint
 update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestamp()

@@ -199,6 +199,22 @@ on conflict (event_id, endpoint_id) do update
         reason = excluded.reason, died_at = excluded.died_at, attempt_count = excluded.attempt_count,
         last_http_status = excluded.last_http_status, last_error_code = excluded.last_error_code
 
+-- name: settle_notices
+-- What is to be told of endpoints' health, as policy/alerts.gather takes it up.
+insert into outbox (type, tenant_id, endpoint_id, at, failures, since)
+select * from unnest($1::text[], $2::uuid[], $3::uuid[], $4::timestamptz[], $5::int[], $6::timestamptz[])
+
+-- name: settle_dead_notices
+-- Dead letters of this settle, one row for each endpoint. $3: operational types, of which none makes another one; $4: how
+-- many events are named. The type is that of the stored letter: what expires in the backlog comes without one.
+insert into outbox (type, tenant_id, endpoint_id, at, deaths, event_ids)
+select 'hookpost.delivery.dead', d.tenant_id, d.endpoint_id, min(d.died_at), count(*),
+       (array_agg(d.event_id order by d.died_at, d.event_id))[1:$4]
+from unnest($1::uuid[], $2::uuid[]) u (event_id, endpoint_id)
+join dead_letters d on d.event_id = u.event_id and d.endpoint_id = u.endpoint_id
+where d.type <> all ($3::text[])
+group by d.tenant_id, d.endpoint_id
+
 -- name: settle_dropped_lanes
 delete from backlog b using unnest($1::int[], $2::uuid[]) u (shard, endpoint_id)
 where b.shard = u.shard and b.endpoint_id = u.endpoint_id
@@ -224,7 +240,8 @@ select exists (select from progress where shard = $1 and settle_no = $2 and fenc
 -- name: load_endpoints
 select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as deleted, e.base_s, e.cap_s,
        e.max_attempts, e.deadline_s, e.connect_s, e.first_byte_s, e.total_s, e.max_in_flight, e.hold_until,
-       e.rate_limit, e.ordered, e.on_dead, e.ack,
+       e.rate_limit, e.ordered, e.on_dead, e.ack, e.consecutive_failures, e.failing_since,
+       coalesce((select a.failing_told from alert_states a where a.endpoint_id = e.endpoint_id), false) as failing_told,
        coalesce(s.keys, '{}') as keys, coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires
 from endpoints e
 left join lateral (
@@ -258,16 +275,31 @@ with owner as (
 )
 update tenants t set changed_at = clock_timestamp() from held where t.tenant_id = held.tenant_id
 
+-- name: write_health
+-- One row for each endpoint whose health has changed. No tenant's version or time changes: nobody has to load it anew.
+-- Locked in one order, as several workers may know the same endpoint; the last one's word stands.
+with known as (
+    select e.endpoint_id from endpoints e where e.endpoint_id = any ($1) order by e.endpoint_id for no key update
+)
+update endpoints e set consecutive_failures = u.failures, failing_since = u.since
+from known join unnest($1::uuid[], $2::int[], $3::timestamptz[]) u (endpoint_id, failures, since) using (endpoint_id)
+where e.endpoint_id = known.endpoint_id
+
 -- name: disable_endpoint
+-- It is told in the same statement, so that it is told once, whoever finds out, and never for nothing.
 with owner as (
     select t.tenant_id from tenants t where t.tenant_id = $1 for no key update
 ), closed as (
     update endpoints e set status = 'disabled', status_reason = $3, updated_at = clock_timestamp() from owner
     where e.endpoint_id = $2 and e.tenant_id = owner.tenant_id and e.status <> 'disabled' and e.deleted_at is null
     returning e.tenant_id
+), told as (
+    insert into outbox (type, tenant_id, endpoint_id, at, reason)
+    select 'hookpost.endpoint.disabled', closed.tenant_id, $2, clock_timestamp(), $3 from closed
 )
 update tenants t set config_version = t.config_version + 1, changed_at = clock_timestamp()
 from closed where t.tenant_id = closed.tenant_id
+returning t.tenant_id
 
 -- name: load_breakers
 -- Of tenants that were just loaded ($2 is null): all that are not closed. Of others: those that changed since $2.
