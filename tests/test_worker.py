@@ -146,6 +146,9 @@ class Leases:
         await self.tell()
         return dict(self.changes), self.clock.time
 
+    async def lift_barriers(self) -> int:
+        return 0
+
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
         self.loads.append("tenants")
         return [Tenant(tenant_id, (0,)) for tenant_id in tenant_ids]

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from hookpost import telemetry
 from hookpost.ingest import Overloaded, UnknownEndpoint, UnknownTenant
-from hookpost.storage.contract import Conflict, DataRejected, NotFound, StoreUnavailable
+from hookpost.storage.contract import Conflict, DataRejected, NotFound, StoreUnavailable, Unfit
 
 MEDIA_TYPE = "application/problem+json"
 # On every answer of the API: it concerns one tenant only, and is never to be guessed to be a page.
@@ -135,6 +135,8 @@ def problem_of(error: Exception, where: str) -> Problem:
             return refusal(404, str(error) or "there is no such thing")
         case Conflict():
             return refusal(409, str(error))
+        case Unfit():
+            return invalid(error.field, str(error))
         case DataRejected():
             telemetry.log_error(where, error)
             return refusal(422, "the store refuses a value of this request")
@@ -154,6 +156,7 @@ _EXPECTED = (
     UnknownTenant,
     UnknownEndpoint,
     Conflict,
+    Unfit,
     DataRejected,
     RequestValidationError,
     HTTPException,
@@ -172,6 +175,7 @@ def install(app: FastAPI) -> None:
         Overloaded,
         NotFound,
         Conflict,
+        Unfit,
         DataRejected,
         RequestValidationError,
         HTTPException,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
+from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.web.auth import SCOPES
 
 FILTERS_MAX = 100
@@ -70,6 +71,12 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     if len(msgspec.json.encode(metadata)) > METADATA_BYTES_MAX:
         raise ValueError(f"must not take more than {METADATA_BYTES_MAX} bytes as JSON")
     return metadata
+
+
+def _check_pool(text: str) -> str:
+    if not POOL_NAME.fullmatch(text):
+        raise ValueError(POOL_NAME_RULE)
+    return text
 
 
 def _check_scope(text: str) -> str:
@@ -132,6 +139,11 @@ OnDead = Annotated[
     Literal["block", "skip"],
     Field(description="what a dead delivery means to those behind it when `ordered`: they wait for it, or go on"),
 ]
+Pool = Annotated[str, AfterValidator(_check_pool)]
+HomeCount = Annotated[
+    int,
+    Field(ge=1, le=HOMES_MAX, description="home shards: as many workers may share its traffic; null: as the load asks"),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
 NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
@@ -189,6 +201,7 @@ class _EndpointForm(_Form):
     rate_limit: RateLimit | None = None
     ordered: bool | None = None
     on_dead: OnDead | None = None
+    spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: NotYetUnlessFalse = None
     headers: NotYetUnlessEmpty = None
 
@@ -217,7 +230,8 @@ class TenantCreate(_Form):
     """A new tenant."""
 
     name: Name
-    pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
+    pool: Pool | None = None
+    spread: HomeCount | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: NotYet = None
     alert_email: NotYet = None
@@ -227,10 +241,18 @@ class TenantPatch(_Form):
     """Changes of a tenant: absent leaves, null resets to the default."""
 
     name: Name = ""
-    pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
+    pool: Pool | None = None
+    spread: HomeCount | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: NotYet = None
     alert_email: NotYet = None
+
+
+class PoolForm(_Form):
+    """How many shards a pool is to have; it is made if there is none."""
+
+    name: Pool
+    shards: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
 
 
 class KeyCreate(_Form):
@@ -283,12 +305,30 @@ class ProblemAnswer(_Answer):
     errors: list[dict[str, str]] | None = None
 
 
+class PoolAnswer(_Answer):
+    """A pool: its shards, the tenants at home in them and the workers that serve them now."""
+
+    name: str
+    shards: int
+    tenants: int
+    workers: int
+
+
+class PoolList(_Answer):
+    """All pools."""
+
+    data: list[PoolAnswer]
+
+
 class TenantAnswer(_Answer):
-    """A tenant."""
+    """A tenant. ``spread``: its home shards; ``moving``: shards that it has left hold something of it still."""
 
     tenant_id: str
     name: str
     pool: str
+    spread: int
+    spread_automatic: bool
+    moving: bool
     ingest_rate_limit: float | None
     max_in_flight: int
     alert_email: str | None
@@ -344,6 +384,7 @@ class EndpointAnswer(_Answer):
     rate_limit: float | None
     ordered: bool
     on_dead: Literal["block", "skip"]
+    spread: bool | None
     description: str | None
     uid: str | None
     metadata: dict[str, str]

@@ -17,7 +17,8 @@ import msgspec
 
 from hookpost.model import EndpointStatus, WaitReason
 from hookpost.policy import routing
-from hookpost.storage.contract import Conflict, EventView, NotFound, Page
+from hookpost.storage.contract import Conflict, EventView, NotFound, Page, StoreUnavailable
+from hookpost.storage.postgres import moves
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
 
@@ -27,11 +28,13 @@ SECRETS_VALID_MAX = 4
 # What update_endpoint writes, in the order of its parameters.
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
-    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead",
+    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead", "spread",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
+# Times a replay is aimed anew because its tenant's configuration changed under it.
+_STALE_MAX = 10
 
 
 class AdminQueries:
@@ -54,15 +57,18 @@ class AdminQueries:
 
     async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
         pool = values.get("pool") or "default"
-        home_shards = values.get("home_shards")
+        home_shards, spread = values.get("home_shards"), values.get("spread")
         async with self._connections.use(f"create tenant {tenant_id}") as connection:
             if home_shards is None:
-                shard = await connection.fetchval(SQL["emptiest_shard"], pool)
-                if shard is None:
-                    raise NotFound(f"there is no pool {pool}")
-                home_shards = [shard]
+                home_shards = await moves.first_homes(connection, pool, spread)
             row = await connection.fetchrow(
-                SQL["create_tenant"], tenant_id, values["name"], pool, list(home_shards), values.get("max_in_flight")
+                SQL["create_tenant"],
+                tenant_id,
+                values["name"],
+                pool,
+                list(home_shards),
+                values.get("max_in_flight"),
+                spread,
             )
         return dict(row)
 
@@ -79,10 +85,31 @@ class AdminQueries:
         async with self._changing(tenant_id, f"update tenant {tenant_id}") as connection:
             current = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
             values = _merged(current, changes, TENANT_COLUMNS)
-            return dict(await connection.fetchrow(SQL["update_tenant"], tenant_id, *values))
+            await connection.execute(SQL["update_tenant"], tenant_id, *values)
+            await moves.move_tenant(connection, current, changes, self._endpoint_cap)
+            return dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+
+    async def set_spread(self, tenant_id: UUID, *, known: int, wanted: int) -> bool:
+        async with self._changing(tenant_id, f"spread tenant {tenant_id}") as connection:
+            current = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            if current["spread"] is not None or len(current["home_shards"]) != known:
+                return False
+            await moves.spread_tenant(connection, current, wanted, self._endpoint_cap)
+            return True
+
+    async def list_pools(self) -> list[dict[str, Any]]:
+        async with self._connections.use("list pools") as connection:
+            return [dict(row) for row in await connection.fetch(SQL["list_pools"])]
+
+    async def grow_pool(self, name: str, shards: int, *, shards_max: int) -> dict[str, Any]:
+        async with self._connections.use(f"grow pool {name}") as connection, connection.transaction():
+            await moves.grow_pool(connection, name, shards, shards_max)
+            pools = await connection.fetch(SQL["list_pools"])
+        return next(dict(row) for row in pools if row["name"] == name)
 
     async def delete_tenant(self, tenant_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete tenant {tenant_id}") as connection:
+            await connection.execute(SQL["forget_barriers_of"], tenant_id)
             await connection.execute(SQL["revoke_keys_of"], tenant_id)
             await connection.execute(SQL["delete_endpoints_of"], tenant_id)
             await connection.execute(SQL["delete_tenant"], tenant_id)
@@ -156,11 +183,13 @@ class AdminQueries:
             wanted = _with_status_reason(current, changes)
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
+            await moves.change_endpoint(connection, current, row, self._endpoint_cap)
         return _endpoint(row)
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
             _found(await connection.fetchrow(SQL["delete_endpoint"], endpoint_id, tenant_id), "endpoint")
+            await connection.execute(SQL["forget_barriers"], endpoint_id)
 
     async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
         async with self._connections.use(f"get secrets of endpoint {endpoint_id}") as connection:
@@ -280,24 +309,39 @@ class AdminQueries:
 
     async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         async with self._connections.use(f"replay event {event_id}") as connection:
-            row = await connection.fetchrow(SQL["replay_source"], event_id, tenant_id, _minted_at(event_id))
-            source = _found(row, "event")
-            caps = dict(zip(source["endpoint_ids"], source["caps"], strict=True))
-            if endpoint_id is not None:
-                if endpoint_id not in caps:
-                    raise NotFound("the event was not owed to this endpoint, or the endpoint is gone")
-                caps = {endpoint_id: caps[endpoint_id]}
-            if not caps:
-                return 0
-            shard = self._replay_shard(event_id, source, caps.values())
-            await connection.execute(SQL["append_replay"], shard, event_id, tenant_id, source["type"], list(caps))
-        return len(caps)
+            for _ in range(_STALE_MAX):
+                count = await self._append_replay(connection, tenant_id, event_id, endpoint_id)
+                if count is not None:
+                    return count
+        raise StoreUnavailable("the tenant's configuration changes too often")
 
-    def _replay_shard(self, event_id: UUID, source: Mapping[str, Any], caps: Collection[int | None]) -> int:
+    async def _append_replay(
+        self, connection: Any, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None
+    ) -> int | None:
+        """Aim the replay by the configuration of now; None when that was changed under it."""
+        row = await connection.fetchrow(SQL["replay_source"], event_id, tenant_id, _minted_at(event_id))
+        source = _found(row, "event")
+        places = list(zip(source["caps"], source["pinned"], strict=True))
+        found = dict(zip(source["endpoint_ids"], places, strict=True))
+        if endpoint_id is not None:
+            if endpoint_id not in found:
+                raise NotFound("the event was not owed to this endpoint, or the endpoint is gone")
+            found = {endpoint_id: found[endpoint_id]}
+        if not found:
+            return 0
+        shard = self._replay_shard(event_id, source, found.values())
+        seq = await connection.fetchval(
+            SQL["append_replay"], shard, event_id, tenant_id, source["type"], list(found), source["config_version"]
+        )
+        return None if seq is None else len(found)
+
+    def _replay_shard(
+        self, event_id: UUID, source: Mapping[str, Any], places: Collection[tuple[int | None, bool]]
+    ) -> int:
         """A shard that ingest may choose for an event owed to these endpoints today."""
         home_shards = source["home_shards"]
         pinned = routing.is_pinned(source["tenant_cap"], home_shards) or any(
-            routing.is_pinned(cap or self._endpoint_cap, home_shards) for cap in caps
+            own or routing.is_pinned(cap or self._endpoint_cap, home_shards) for cap, own in places
         )
         return routing.shard_for(event_id, home_shards, pinned=pinned)
 

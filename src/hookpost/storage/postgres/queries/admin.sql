@@ -13,32 +13,33 @@ update tenants set config_version = config_version + 1, changed_at = clock_times
 where tenant_id = $1 and deleted_at is null
 returning tenant_id
 
--- name: emptiest_shard
--- The shard of a pool that is home to the fewest tenants.
-select s.shard
-from shards s
-left join (select unnest(home_shards) as shard, count(*) as tenants from tenants where deleted_at is null group by 1) h
-    on h.shard = s.shard
-where s.pool = $1
-order by coalesce(h.tenants, 0), s.shard limit 1
+-- name: list_pools
+select s.pool as name, count(*) as shards,
+       (select count(*) from tenants t where t.pool = s.pool and t.deleted_at is null) as tenants,
+       (select count(*) from nodes n where n.pool = s.pool and n.expires_at > clock_timestamp()) as workers
+from shards s group by s.pool order by s.pool
 
 -- name: create_tenant
-insert into tenants (tenant_id, name, pool, home_shards, max_in_flight)
-values ($1, $2, $3, $4, coalesce($5, 512))
-returning *
+insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, spread)
+values ($1, $2, $3, $4, coalesce($5, 512), $6)
+returning *, false as moving
 
 -- name: get_tenant
-select * from tenants where tenant_id = $1 and deleted_at is null
+select t.*, exists (select from barriers b where b.tenant_id = t.tenant_id)
+         or exists (select from departures d where d.tenant_id = t.tenant_id) as moving
+from tenants t where t.tenant_id = $1 and t.deleted_at is null
 
 -- name: list_tenants
 -- Newest first, behind (created_at, tenant_id).
-select * from tenants
+select t.*, exists (select from barriers b where b.tenant_id = t.tenant_id offset 0)
+         or exists (select from departures d where d.tenant_id = t.tenant_id offset 0) as moving
+from tenants t
 where deleted_at is null
   and (created_at, tenant_id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
 order by created_at desc, tenant_id desc limit $3
 
 -- name: update_tenant
-update tenants set name = $2, max_in_flight = coalesce($3, 512), updated_at = clock_timestamp() where tenant_id = $1 returning *
+update tenants set name = $2, max_in_flight = coalesce($3, 512), updated_at = clock_timestamp() where tenant_id = $1
 
 -- name: delete_tenant
 update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp() where tenant_id = $1
@@ -46,6 +47,13 @@ update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp(
 -- name: delete_endpoints_of
 update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestamp()
 where tenant_id = $1 and deleted_at is null
+
+-- name: forget_barriers
+-- What is cancelled need not be waited for.
+delete from barriers where endpoint_id = $1
+
+-- name: forget_barriers_of
+delete from barriers where tenant_id = $1
 
 -- name: revoke_keys_of
 update api_keys set revoked_at = clock_timestamp() where tenant_id = $1 and revoked_at is null
@@ -73,8 +81,8 @@ select count(*) from endpoints where tenant_id = $1 and deleted_at is null
 -- name: create_endpoint
 insert into endpoints (endpoint_id, tenant_id, url, events, status, status_reason, description, uid, metadata,
                        base_s, cap_s, max_attempts, deadline_s, connect_s, first_byte_s, total_s, max_in_flight,
-                       rate_limit, ordered, on_dead)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+                       rate_limit, ordered, on_dead, spread)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 returning *
 
 -- name: get_endpoint
@@ -98,7 +106,7 @@ order by created_at desc, endpoint_id desc limit $3
 update endpoints
 set url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
     cap_s = $11, max_attempts = $12, deadline_s = $13, connect_s = $14, first_byte_s = $15, total_s = $16,
-    max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, updated_at = clock_timestamp()
+    max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, spread = $21, updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2
 returning *
 
@@ -294,16 +302,20 @@ order by died_at desc, event_id desc, endpoint_id desc limit $7
 
 -- name: replay_source
 -- What a replay needs of an event: its tenant, and those of the endpoints it was owed to that still exist.
-select e.tenant_id, e.type, t.home_shards, t.max_in_flight as tenant_cap,
+select e.tenant_id, e.type, t.home_shards, t.max_in_flight as tenant_cap, t.config_version,
        array(select x.endpoint_id from endpoints x
              where x.endpoint_id = any (e.owed) and x.tenant_id = e.tenant_id and x.deleted_at is null
              order by x.created_at, x.endpoint_id) as endpoint_ids,
        array(select x.max_in_flight from endpoints x
              where x.endpoint_id = any (e.owed) and x.tenant_id = e.tenant_id and x.deleted_at is null
-             order by x.created_at, x.endpoint_id) as caps
+             order by x.created_at, x.endpoint_id) as caps,
+       array(select x.pinned from endpoints x
+             where x.endpoint_id = any (e.owed) and x.tenant_id = e.tenant_id and x.deleted_at is null
+             order by x.created_at, x.endpoint_id) as pinned
 from events e join tenants t on t.tenant_id = e.tenant_id and t.deleted_at is null
 where e.event_id = $1 and e.tenant_id = $2 and e.kind = 0
   and e.day between (to_timestamp($3) at time zone 'utc')::date - 1 and (to_timestamp($3) at time zone 'utc')::date + 1
 
 -- name: append_replay
-select new_seq from hookpost_append_replay($1, $2, $3, $4, $5)
+-- Null when the configuration is newer than the one that the shard was chosen by.
+select new_seq from hookpost_append_replay($1, $2, $3, $4, $5, $6)
