@@ -19,10 +19,11 @@ from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import Settings
 from hookpost.engine.engine import Limits
 from hookpost.ingest import Ingest, IngestLimits, Submission
-from hookpost.maintenance import Maintenance
+from hookpost.maintenance import Maintenance, Spreading
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.keys import hash_secret
+from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Appended, StoreUnavailable
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.transport import Transport
@@ -219,11 +220,18 @@ async def run_worker(
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
     maintenance = Maintenance(store, days_ahead=settings.partition_days_ahead)
+    spreading = Spreading(
+        store,
+        node_id=node_id,
+        bounds=Bounds(settings.spread_depth, settings.spread_rate),
+        monotonic=clock.monotonic,
+    )
     tune_gc()
     async with asyncio.TaskGroup() as tasks:
-        tending = tasks.create_task(maintenance.run(stop))
+        tending = [tasks.create_task(maintenance.run(stop)), tasks.create_task(spreading.run(stop))]
         ready.set()
         await worker.run(stop)
-        tending.cancel()
+        for task in tending:
+            task.cancel()
     await transport.close()
     await store.close()
