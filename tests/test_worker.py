@@ -316,7 +316,7 @@ async def test_a_notice_in_the_journal_has_the_configuration_loaded_before_the_r
         await store.until(lambda: store.loads == ["tenants", "endpoints"])
         store.loads.clear()
         notice = replace(row(0, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])
-        store.rows = {0: [notice, row(0, 3)]}
+        store.rows = {0: [notice, replace(row(0, 3), owed=[])]}
         await store.until(lambda: not store.rows and store.positions[0] == 3)
         assert store.loads == ["tenants", "endpoints"]
 
