@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from hookpost import worker as module
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
 from hookpost.model import Endpoint, EndpointStatus, Tenant
 from hookpost.policy.breaker import BreakerRecord
-from hookpost.storage.contract import Claimed, StoreUnavailable, Survey
+from hookpost.storage.contract import RECONFIGURED, Claimed, StoreUnavailable, Survey
 from hookpost.worker import Worker, WorkerSettings
 
 SHARDS = frozenset(range(4))
@@ -49,6 +50,7 @@ class Leases:
         self.fences = dict.fromkeys(SHARDS, 0)
         self.expires: dict[UUID, float] = {}
         self.reading: set[int] = set()
+        self.positions: dict[int, int] = {}
         self.changed = asyncio.Condition()
         self.surveys = 0
         self.before_renewal: asyncio.Event | None = None
@@ -132,6 +134,7 @@ class Leases:
 
     async def read(self, positions: Mapping[int, Any], *, rows_max: int, bytes_max: int) -> dict[int, Any]:
         self.reading = set(positions)
+        self.positions = {shard: seq for shard, (seq, _) in positions.items()}
         await self.tell()
         return {shard: self.rows.pop(shard) for shard in positions if shard in self.rows}
 
@@ -146,6 +149,9 @@ class Leases:
         self.looks += 1
         await self.tell()
         return dict(self.changes), self.clock.time
+
+    async def lift_barriers(self) -> int:
+        return 0
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
         self.loads.append("tenants")
@@ -303,6 +309,20 @@ async def test_a_change_that_was_taken_over_is_not_taken_over_again(monkeypatch:
             looks = store.looks
             await store.until(lambda seen=looks: store.looks > seen + 4)  # type: ignore[misc]
             assert sorted(store.loads) == ["endpoints", "tenants"]
+
+
+async def test_a_notice_in_the_journal_has_the_configuration_loaded_before_the_rows_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.rows = {0: [row(0, 1)]}
+        await store.until(lambda: store.loads == ["tenants", "endpoints"])
+        store.loads.clear()
+        notice = replace(row(0, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])
+        store.rows = {0: [notice, replace(row(0, 3), owed=[])]}
+        await store.until(lambda: not store.rows and store.positions[0] == 3)
+        assert store.loads == ["tenants", "endpoints"]
 
 
 @pytest.mark.parametrize(("shards", "pace_s"), [(0, 0.01), (16, 0.01), (400, 0.02), (1000, 0.05), (9000, 0.05)])

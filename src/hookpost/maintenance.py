@@ -1,4 +1,5 @@
-"""Maintenance: partitions ahead of time, expired idempotency keys, old progress; and bulk replays, step by step.
+"""Maintenance: partitions ahead of time, expired idempotency keys, old progress, tenants spread as their load asks; and
+bulk replays, step by step.
 
 Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
@@ -6,18 +7,25 @@ Every task is harmless when it runs twice or on several nodes at once; one that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from uuid import UUID
 
 from hookpost import telemetry
 from hookpost.model import show_id
+from hookpost.policy.routing import HOMES_MAX
+from hookpost.policy.spread import Bounds, Load, Watch, judge, loads
 from hookpost.storage.contract import (
     DataRejected,
     MaintenanceStore,
+    NotFound,
     ReplayLimits,
     ReplayState,
     ReplayStep,
+    ShardLoad,
+    Spread,
     StoreUnavailable,
+    Unfit,
 )
 
 # Partitions are made days ahead; an hour between looks leaves many tries before they are needed.
@@ -34,6 +42,10 @@ REPLAYS_TAKEN_S = 0.1
 # Steps are short transactions, as they hold shards that ingest appends to. In front of the workers a replay keeps no
 # more than they do in some seconds: what it has not appended yet costs nothing and can be cancelled.
 REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000, waiting_max=10_000, hold_s=1.0)
+# Between two looks at how much shards hold. A look takes some 0.1 ms of the database for each shard.
+SPREAD_EVERY_S = 10.0
+# The newest rows of a busy shard that tell whose it is busy with: 3 % off at worst for a tenant with half of them.
+SAMPLE_ROWS = 1_000
 
 
 class Maintenance:
@@ -120,3 +132,80 @@ class Replays:
         if step.shards:
             with suppress(StoreUnavailable):  # workers look by themselves
                 await self._store.ring(step.shards)
+
+
+class Spreading:
+    """The loop that gives tenants more or fewer home shards: ``await run(stop)``. The eldest worker alone does it, and
+    what it remembers of the last looks may be lost: its successor looks anew."""
+
+    def __init__(
+        self, store: MaintenanceStore, *, node_id: UUID, bounds: Bounds, monotonic: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._node_id = node_id
+        self._bounds = bounds
+        self._monotonic = monotonic
+        self._last: dict[int, int] = {}
+        self._last_at = 0.0
+        self._watches: dict[UUID, Watch] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until ``stop`` is set."""
+        while not stop.is_set():
+            try:
+                await self.look()
+            except (StoreUnavailable, DataRejected) as error:
+                telemetry.count("maintenance_failures")
+                telemetry.log("maintenance_failed", task="spread tenants", reason=error)
+            try:
+                await asyncio.wait_for(stop.wait(), SPREAD_EVERY_S)
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """One look, and what follows from it."""
+        if not await self._store.is_eldest(self._node_id):
+            self._last, self._watches = {}, {}
+            return
+        now = self._monotonic()
+        shards = await self._store.shard_loads()
+        depths, rates = {each.shard: float(each.depth) for each in shards}, self._rates(shards, now)
+        busy = {s for s in depths if depths[s] > self._bounds.depth or rates.get(s, 0.0) > self._bounds.rate}
+        spread = {tenant.tenant_id: tenant for tenant in await self._store.spread_tenants(())}
+        asked = busy.union(*(tenant.home_shards for tenant in spread.values()))
+        shares = await self._store.tenant_shares(asked, rows_max=SAMPLE_ROWS) if asked else {}
+        found = loads(depths, rates, shares)
+        if found.keys() - spread.keys():
+            spread = {tenant.tenant_id: tenant for tenant in await self._store.spread_tenants(found.keys())}
+        await self._decide(spread, found, now)
+
+    def _rates(self, shards: list[ShardLoad], now: float) -> Mapping[int, float]:
+        """Events a second since the last look; none at the first."""
+        last, spent_s = self._last, now - self._last_at
+        self._last, self._last_at = {each.shard: each.last_seq for each in shards}, now
+        return {each.shard: (each.last_seq - last[each.shard]) / spent_s for each in shards if each.shard in last}
+
+    async def _decide(self, spread: Mapping[UUID, Spread], found: Mapping[UUID, Load], now: float) -> None:
+        watches: dict[UUID, Watch] = {}
+        for tenant_id, tenant in spread.items():
+            homes = len(tenant.home_shards)
+            watches[tenant_id], wanted = judge(
+                self._watches.get(tenant_id, Watch()),
+                found.get(tenant_id, Load(0.0, 0.0)),
+                homes=homes,
+                homes_max=min(tenant.pool_shards, HOMES_MAX),
+                bounds=self._bounds,
+                now=now,
+            )
+            if wanted != homes:
+                await self._spread(tenant, wanted)
+        self._watches = watches
+
+    async def _spread(self, tenant: Spread, wanted: int) -> None:
+        try:
+            changed = await self._store.set_spread(tenant.tenant_id, known=len(tenant.home_shards), wanted=wanted)
+        except (NotFound, Unfit):
+            return  # deleted or moved to another pool a moment ago
+        if changed:
+            was = len(tenant.home_shards)
+            telemetry.log("tenant_spread", tenant_id=f"ten_{tenant.tenant_id.hex}", was=was, count=wanted)

@@ -176,7 +176,9 @@ class Endpoint:
     """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
     counts only with a valid ``webhook-ack``.
 
-    ``barred``: it has moved to another shard, and there it waits until what is owed to it in the former ones is done.
+    ``pinned``: whatever its cap, it lives in the first home shard of its tenant. ``barred``: it came to live there, and
+    there it waits until what is owed to it in other shards is done. ``ordered_to``: (shard, seq), up to which all that
+    it is owed in that shard was accepted while it was ordered.
     """
 
     endpoint_id: UUID
@@ -193,14 +195,20 @@ class Endpoint:
     rate_limit: float | None = None
     ordered: bool = False
     on_dead: OnDead = OnDead.BLOCK
+    pinned: bool = False
     barred: bool = False
     signed_ack: bool = False
     health: Health = HEALTHY
+    ordered_to: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant as the engine needs it: its cap and over how many shards its traffic is spread."""
+    """A tenant as the engine needs it: its cap and over which shards its traffic is spread.
+
+    Behind the home shards stand those that still hold something of it: until they are drained they keep their part of
+    the caps.
+    """
 
     tenant_id: UUID
     home_shards: tuple[int, ...]

@@ -199,6 +199,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "{rejected} events refused in {seconds} s: {reason}",
             "Coalesced: one line per reason and period, however many requests. Producers got 429 or 503.",
         ),
+        "tenant_spread": Event(
+            logging.INFO,
+            "tenant {tenant_id} is at home in {count} shards now, it was in {was}",
+            "Its load asked for it. Set its spread to have a number of your own.",
+        ),
         "endpoint_disabled": Event(
             logging.WARNING,
             "endpoint {endpoint_id} disabled: {reason}",

@@ -25,10 +25,10 @@ from hookpost import __version__, telemetry
 from hookpost.engine.engine import Engine, Limits, Policies
 from hookpost.engine.gates import Receiver
 from hookpost.engine.progress import GapError
-from hookpost.engine.work import Fetch, Settle, ShardSettle, Work
+from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, Request, show_id
 from hookpost.policy.request import build_request
-from hookpost.storage.contract import DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
+from hookpost.storage.contract import RECONFIGURED, DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
 
 # Deliveries started in one go before the loop turns to sockets again.
 SENDS_AT_ONCE = 128
@@ -146,6 +146,9 @@ class Worker:
         self._timer_at = 0.0
         self._unsettled = asyncio.Event()
         self._config_wanted = asyncio.Event()
+        # Held from loading configuration to handing it over: what was loaded later is not overwritten by older.
+        self._configuring = asyncio.Lock()
+        self._configured_at = 0.0
         self._idle = asyncio.Event()
         self._gaps: set[int] = set()
         # Shards that were rung for or brought rows with the last read, and when to look at all of them again.
@@ -167,6 +170,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then finish or hand back what is held, within the stop time."""
         await self._persist(self._register)
+        self._configured_at = self._clock.now()
         telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -350,7 +354,10 @@ class Worker:
         claimed = await self._store.claim(self._node_id, pool=settings.pool, limit=count, lease_s=settings.lease_s)
         for start in range(0, len(claimed), TAKEOVERS_AT_ONCE):
             fences = {c.shard: c.fence for c in claimed[start : start + TAKEOVERS_AT_ONCE]}
-            for takeover in await self._persist(partial(self._store.takeovers, fences)):
+            takeovers = await self._persist(partial(self._store.takeovers, fences))
+            # The last owner may have heeded changes in these shards that we have not heard of.
+            await self._persist(self._refresh)
+            for takeover in takeovers:
                 self._fences[takeover.shard] = takeover.fence
                 self._behind.add(takeover.shard)
                 self._engine.open_shard(takeover, now=self._clock.now())
@@ -445,6 +452,7 @@ class Worker:
         )
         if everything:
             self._look_at = began + IDLE_S_MAX
+        await self._heed(found)
         self._behind.difference_update(shards)
         self._behind.update(found)
         now = self._clock.now()
@@ -459,6 +467,14 @@ class Worker:
         if self._engine.missing:
             self._config_wanted.set()
         return sum(map(len, found.values())), any(len(batch) == rows_max for batch in found.values())
+
+    async def _heed(self, found: Mapping[int, Iterable[JournalRow]]) -> None:
+        """Rows behind the notice of a change are not handled by a configuration from before it."""
+        rows = (row for batch in found.values() for row in batch)
+        tenants = {row.tenant_id for row in rows if row.kind == Kind.CONTROL and row.type == RECONFIGURED}
+        if tenants:
+            async with self._configuring:
+                await self._reload(tenants & set(self._engine.known_tenants))
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
@@ -658,14 +674,15 @@ class Worker:
     # ---- configuration --------------------------------------------------------------------------------------------
 
     async def _config_loop(self) -> None:
-        since = self._clock.now()
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._config_wanted.wait(), CONFIG_S)
             self._config_wanted.clear()
             try:
-                await self._load_missing()
-                since = await self._refresh(since)
+                async with self._configuring:
+                    await self._load_missing()
+                await self._store.lift_barriers()
+                await self._refresh()
                 if self._clock.monotonic() >= self._health_due:
                     self._health_due = self._clock.monotonic() + HEALTH_S
                     await self._write_health()
@@ -690,19 +707,23 @@ class Worker:
             self._engine.adopt_breakers(breakers, now=now)
             self._kick()
 
-    async def _refresh(self, since: float) -> float:
-        changed, now = await self._store.changed_tenants(since)
-        known = self._engine.known_tenants
-        tenant_ids = {t for t, changed_at in changed.items() if t in known and self._refreshed.get(t) != changed_at}
-        if tenant_ids:
-            self._engine.configure(await self._store.load_tenants(tenant_ids), (), now=self._clock.now())
-            endpoint_ids = self._engine.endpoints_of(tenant_ids)
-            for start in range(0, len(endpoint_ids), CONFIG_BATCH):
-                endpoints = await self._store.load_endpoints(endpoint_ids[start : start + CONFIG_BATCH])
-                self._engine.configure((), endpoints, now=self._clock.now())
-            breakers = await self._store.load_breakers(tenant_ids, since=since)
-            self._engine.adopt_breakers(breakers, now=self._clock.now())
-            telemetry.log("config_refreshed", tenants=len(tenant_ids))
-            self._kick()
-        self._refreshed = changed
-        return now
+    async def _refresh(self) -> None:
+        """Take over what was changed since the last look."""
+        async with self._configuring:
+            changed, now = await self._store.changed_tenants(self._configured_at)
+            known = self._engine.known_tenants
+            await self._reload({t for t, at in changed.items() if t in known and self._refreshed.get(t) != at})
+            self._refreshed, self._configured_at = changed, now
+
+    async def _reload(self, tenant_ids: Collection[UUID]) -> None:
+        if not tenant_ids:
+            return
+        self._engine.configure(await self._store.load_tenants(tenant_ids), (), now=self._clock.now())
+        endpoint_ids = self._engine.endpoints_of(tenant_ids)
+        for start in range(0, len(endpoint_ids), CONFIG_BATCH):
+            endpoints = await self._store.load_endpoints(endpoint_ids[start : start + CONFIG_BATCH])
+            self._engine.configure((), endpoints, now=self._clock.now())
+        breakers = await self._store.load_breakers(tenant_ids, since=self._configured_at)
+        self._engine.adopt_breakers(breakers, now=self._clock.now())
+        telemetry.log("config_refreshed", tenants=len(tenant_ids))
+        self._kick()

@@ -355,13 +355,15 @@ async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, st
 class Load:
     """Producers that keep posting until they are stopped; what was acknowledged is in ``accepted``.
 
-    A refused or cut request is posted again with the same idempotency key, as a careful producer does.
+    A refused or cut request is posted again with the same idempotency key, as a careful producer does. ``marked`` events
+    tell their producer in place of a filler: what one of them posts is in order.
     """
 
-    def __init__(self, server: Hookpost, *, connections: int = 8, size: int = 100) -> None:
+    def __init__(self, server: Hookpost, *, connections: int = 8, size: int = 100, marked: bool = False) -> None:
         self._server = server
         self._connections = connections
         self._filler = "x" * size
+        self._marked = marked
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._changed = asyncio.Condition()
@@ -394,7 +396,7 @@ class Load:
             body = json.dumps(
                 {
                     "type": "load.test",
-                    "payload": {"n": count, "filler": self._filler},
+                    "payload": {"n": count, "filler": str(number) if self._marked else self._filler},
                     "idempotency_key": f"{number}-{count}",
                 }
             ).encode()

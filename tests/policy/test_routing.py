@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hookpost.policy import routing
-from hookpost.policy.routing import Matcher, cap_share, is_pinned, shard_for
+from hookpost.policy.routing import Matcher, cap_share, homes_after, is_pinned, shard_for, shards_to_wait_for
 
 A, B, C, D = (UUID(int=n) for n in (9, 3, 7, 1))
 
@@ -133,3 +133,74 @@ def test_a_worker_without_a_home_shard_has_one_place_to_drain_with() -> None:
 )
 def test_a_cap_smaller_than_the_spread_is_pinned(cap: int, homes: tuple[int, ...], pinned: bool) -> None:
     assert is_pinned(cap, homes) is pinned
+
+
+# ---- moves --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "pool", "spread", "after"),
+    [
+        ((), (5, 2, 9), 1, (5,)),
+        ((), (5, 2, 9), 2, (5, 2)),
+        ((2,), (5, 2, 9), 3, (2, 5, 9)),
+        ((2, 9), (5, 2, 9), 2, (2, 9)),
+        ((2, 9, 5), (5, 2, 9), 1, (2,)),
+        ((2, 9), (7, 8), 2, (7, 8)),
+        ((2, 9), (7,), 2, (7,)),
+        ((2,), (5, 2), 9, (2, 5)),
+    ],
+)
+def test_home_shards_grow_by_the_least_used_and_shrink_from_the_end(
+    before: tuple[int, ...], pool: tuple[int, ...], spread: int, after: tuple[int, ...]
+) -> None:
+    assert homes_after(before, pool, spread) == after
+
+
+@given(
+    homes=st.lists(st.integers(0, 20), min_size=1, max_size=8, unique=True),
+    pool=st.permutations(range(21)),
+    spreads=st.lists(st.integers(1, 21), max_size=6),
+)
+def test_the_first_home_shard_stays_whatever_the_spread(homes: list[int], pool: list[int], spreads: list[int]) -> None:
+    found = tuple(homes)
+    for spread in spreads:
+        found = homes_after(found, pool, spread)
+        assert found[0] == homes[0]
+        assert len(found) == len(set(found)) == spread
+
+
+@pytest.mark.parametrize(
+    ("pinned", "homes", "departed", "waits_for"),
+    [
+        # spread before and after, and pinned for the first time: wherever its events may have gone
+        ((False, False), ((0, 1), (0, 1)), (7,), set()),
+        ((False, True), ((0, 1, 2), (0, 1, 2)), (), {1, 2}),
+        ((False, True), ((0,), (0,)), (7, 8), {7, 8}),
+        ((False, True), ((0, 1), (5,)), (7,), {0, 1, 7}),
+        # pinned before: only the first home shard ever held it
+        ((True, True), ((0, 1), (0,)), (), set()),
+        ((True, True), ((0, 1), (5, 6)), (7,), {0}),
+        ((True, False), ((0, 1), (5, 6)), (7,), set()),
+    ],
+)
+def test_what_a_pinned_endpoint_waits_for(
+    pinned: tuple[bool, bool],
+    homes: tuple[tuple[int, ...], tuple[int, ...]],
+    departed: tuple[int, ...],
+    waits_for: set[int],
+) -> None:
+    found = shards_to_wait_for(
+        pinned_before=pinned[0],
+        pinned_after=pinned[1],
+        homes_before=homes[0],
+        homes_after=homes[1],
+        departed=departed,
+    )
+    assert found == waits_for
+
+
+def test_the_owner_of_the_first_home_shard_holds_the_whole_cap_of_what_is_pinned() -> None:
+    assert cap_share(64, (1, 2), {1}, pinned=True) == 64
+    assert cap_share(64, (1, 2), {2}, pinned=True) == 1
+    assert cap_share(64, (1, 2), {2}) == 32

@@ -515,3 +515,24 @@ async def test_the_looks_of_a_runner_are_cheap(db: Any) -> None:
     plan = await explain(db, REPLAYS["pressure"], f"'{T1}'", "array[0, 1, 2, 3]", "1001")
     assert plan.scanned_whole() == set(), plan
     assert plan.rows_read("progress") <= 4 * (DAYS + 5), plan
+
+
+async def test_lifting_barriers_probes_what_they_wait_for_and_reads_no_backlog(db: Any) -> None:
+    await db.execute(
+        "insert into barriers select md5('e' || e)::uuid, md5('t1')::uuid, 1, 100 from generate_series(1, 50) e;"
+        "insert into departures values (md5('t2')::uuid, 1, 100), (md5('t3')::uuid, 2, 100)"
+    )
+    touched = await Touched(db).by((WORKER["lift_barriers"],))
+    read_whole = {name for name, count in touched.items() if name.startswith(HOT) and count[1]}
+    assert read_whole == set(), touched
+    assert touched["backlog"][2] <= 2 * 50, touched
+    assert touched["barriers"][2] + touched["barriers"][1] <= 4 * 50, touched
+
+
+async def test_a_look_at_the_load_reads_a_few_rows_of_each_shard(db: Any) -> None:
+    touched = await Touched(db).by((MAINTENANCE["shard_loads"],), (MAINTENANCE["spread_tenants"], []))
+    assert not {name for name, count in touched.items() if name.startswith(HOT) and count[1]}, touched
+    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 4 * 6, touched
+    touched = await Touched(db).by((MAINTENANCE["tenant_shares"], [0, 1], 100))
+    assert not {name for name, count in touched.items() if name.startswith(HOT) and count[1]}, touched
+    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 2 * 110, touched

@@ -90,6 +90,9 @@ BAD_ENDPOINTS: list[tuple[dict[str, Any], str]] = [
     ({"url": URL, "rate_limit": "5"}, "rate_limit"),
     ({"url": URL, "ordered": "yes"}, "ordered"),
     ({"url": URL, "on_dead": "drop"}, "on_dead"),
+    ({"url": URL, "spread": 2}, "spread"),
+    ({"url": URL, "spread": True, "ordered": True}, "ordered"),
+    ({"url": URL, "spread": True, "rate_limit": 5}, "rate_limit"),
     ({"url": URL, "ack": True}, "ack"),
     ({"url": URL, "ack": "unsigned"}, "ack"),
     ({"url": URL, "headers": {"a": "b"}}, "headers"),
@@ -328,6 +331,12 @@ async def test_a_test_event_goes_to_its_endpoint_alone(tenant: TenantClient, sub
         ({"name": "a\0"}, "name"),
         ({"name": "x" * 201}, "name"),
         ({"name": "a", "pool": "none such"}, "pool"),
+        ({"name": "a", "pool": "nowhere"}, "pool"),
+        ({"name": "a", "spread": 0}, "spread"),
+        ({"name": "a", "spread": 5}, "spread"),
+        ({"name": "a", "spread": 65}, "spread"),
+        ({"name": "a", "spread": 1.5}, "spread"),
+        ({"name": "a", "spread": True}, "spread"),
         ({"name": "a", "max_in_flight": 0}, "max_in_flight"),
         ({"name": "a", "ingest_rate_limit": 0}, "ingest_rate_limit"),
         ({"name": "a", "ingest_rate_limit": -1}, "ingest_rate_limit"),
@@ -421,13 +430,93 @@ async def test_a_tenant_lives_and_is_deleted(admin: httpx.AsyncClient, tenant: T
     assert (changed.json()["name"], changed.json()["max_in_flight"]) == ("new", 9)
     assert (await admin.patch(path, json={"max_in_flight": None})).json()["max_in_flight"] == 512
     assert_problem(await admin.patch(path, json={"name": None}), 422)
-    assert_problem(await admin.patch(path, json={"pool": "other"}), 422)
     assert (await admin.delete(path)).status_code == 204
     assert_problem(await admin.get(path), 404)
     assert_problem(await admin.delete(path), 404)
     clock.advance(1.0)
     assert_problem(await tenant.get(ENDPOINTS), 401)
     assert tenant.tenant_id not in {row["tenant_id"] for row in (await admin.get("/v1/tenants")).json()["data"]}
+
+
+async def test_a_tenant_is_spread_and_moved_between_pools(admin: httpx.AsyncClient, tenant: TenantClient) -> None:
+    path = f"/v1/tenants/{tenant.tenant_id}"
+
+    async def place(**changes: Any) -> tuple[str, int, bool, bool]:
+        answer = await admin.patch(path, json=changes)
+        assert answer.status_code == 200, answer.text
+        row = answer.json()
+        assert (await admin.get(path)).json() == row
+        return row["pool"], row["spread"], row["spread_automatic"], row["moving"]
+
+    assert await place() == ("default", 1, True, False)
+    assert await place(spread=4) == ("default", 4, False, False)
+    assert await place(spread=2) == ("default", 2, False, True)
+    assert await place(spread=None) == ("default", 2, True, True)
+    assert (await admin.post("/v1/pools", json={"name": "acme", "shards": 2})).json() == {
+        "name": "acme", "shards": 2, "tenants": 0, "workers": 0,
+    }  # fmt: skip
+    for changes, field in [
+        ({"pool": "nowhere"}, "pool"),
+        ({"spread": 5}, "spread"),
+        ({"pool": "acme", "spread": 3}, "spread"),
+    ]:
+        answer = await admin.patch(path, json=changes)
+        assert_problem(answer, 422)
+        assert _fields(answer) == [field]
+    assert await place(pool="acme", spread=1) == ("acme", 1, False, True)
+    assert await place(pool=None, spread=3) == ("default", 3, False, True)
+
+
+async def test_a_new_tenant_takes_its_place(admin: httpx.AsyncClient) -> None:
+    await admin.post("/v1/pools", json={"name": "acme", "shards": 3})
+    row = (await admin.post("/v1/tenants", json={"name": "t", "pool": "acme", "spread": 2})).json()
+    schemas.TenantAnswer.model_validate(row)
+    assert (row["pool"], row["spread"], row["spread_automatic"], row["moving"]) == ("acme", 2, False, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"name": "acme"}, "shards"),
+        ({"shards": 1}, "name"),
+        ({"name": "Acme", "shards": 1}, "name"),
+        ({"name": "-a", "shards": 1}, "name"),
+        ({"name": "acme", "shards": 0}, "shards"),
+        ({"name": "acme", "shards": 1025}, "shards"),
+        ({"name": "acme", "shards": 1021}, "shards"),
+        ({"name": "default", "shards": 3}, "shards"),
+    ],
+)
+async def test_a_bad_pool_is_refused_by_field(admin: httpx.AsyncClient, body: dict[str, Any], field: str) -> None:
+    answer = await admin.post("/v1/pools", json=body)
+    assert_problem(answer, 422)
+    assert _fields(answer) == [field]
+    assert [row["name"] for row in (await admin.get("/v1/pools")).json()["data"]] == ["default"]
+
+
+async def test_pools_are_the_operators(admin: httpx.AsyncClient, tenant: TenantClient) -> None:
+    assert_problem(await tenant.get("/v1/pools"), 403)
+    assert_problem(await tenant.post("/v1/pools", {"name": "mine", "shards": 1}), 403)
+    await admin.post("/v1/pools", json={"name": "acme", "shards": 1})
+    await admin.post("/v1/pools", json={"name": "acme", "shards": 3})
+    pools = (await admin.get("/v1/pools")).json()
+    schemas.PoolList.model_validate(pools)
+    assert [(row["name"], row["shards"], row["tenants"]) for row in pools["data"]] == [
+        ("acme", 3, 0),
+        ("default", 4, 2),
+    ]
+
+
+async def test_an_endpoint_that_is_spread_cannot_be_ordered_or_limited(tenant: TenantClient) -> None:
+    path = f"{ENDPOINTS}/{(await tenant.endpoint(spread=True))['endpoint_id']}"
+    for change, field in [({"ordered": True}, "ordered"), ({"rate_limit": 5}, "rate_limit")]:
+        answer = await tenant.patch(path, change)
+        assert_problem(answer, 422)
+        assert _fields(answer) == [field]
+    assert (await tenant.patch(path, {"ordered": True, "spread": None})).json()["ordered"] is True
+    answer = await tenant.patch(path, {"spread": True})
+    assert _fields(answer) == ["ordered"]
+    assert (await tenant.patch(path, {"spread": False})).json()["spread"] is False
 
 
 async def test_keys_are_listed_without_the_key(admin: httpx.AsyncClient, tenant: TenantClient) -> None:

@@ -34,9 +34,11 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant.")
 tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
+pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
+app.add_typer(pools_app, name="pools")
 app.add_typer(endpoints_app, name="endpoints")
 
 # How often `hookpost replay --wait` looks how far it is.
@@ -348,6 +350,21 @@ def create_tenant(
 def list_tenants() -> None:
     """The newest tenants."""
     _show(Client().call("GET", "/v1/tenants", limit=100)["data"])
+
+
+@pools_app.command("add")
+def add_pool(
+    name: str,
+    shards: Annotated[int, typer.Option(help="How many shards the pool is to have; they are never taken away.")],
+) -> None:
+    """Make a pool of shards, or add shards to one, while everything runs. Start its workers first."""
+    _show(Client().call("POST", "/v1/pools", {"name": name, "shards": shards}))
+
+
+@pools_app.command("list")
+def list_pools() -> None:
+    """All pools with their shards, tenants and living workers."""
+    _show(Client().call("GET", "/v1/pools")["data"])
 
 
 @keys_app.command("create")

@@ -23,7 +23,7 @@ from hookpost.app.config import DAY_S, Settings
 from hookpost.engine.engine import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
-from hookpost.maintenance import Maintenance, Replays
+from hookpost.maintenance import Maintenance, Replays, Spreading
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
@@ -32,6 +32,7 @@ from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.keys import hash_secret
 from hookpost.policy.signing import parse_secret
+from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Appended, Channel, DueAlert, StoreUnavailable, Verdict
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.transport import Transport
@@ -251,12 +252,19 @@ async def run_worker(
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
     maintenance = Maintenance(store, days_ahead=settings.partition_days_ahead)
+    spreading = Spreading(
+        store,
+        node_id=node_id,
+        bounds=Bounds(settings.spread_depth, settings.spread_rate),
+        monotonic=clock.monotonic,
+    )
     tune_gc()
     async with _alerting(settings, store, clock) as alerts, asyncio.TaskGroup() as tasks:
         tending = [
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
             tasks.create_task(alerts.run(stop)),
+            tasks.create_task(spreading.run(stop)),
         ]
         ready.set()
         await worker.run(stop)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from hookpost.policy.alerts import check_mail_address
 from hookpost.policy.egress import split_url
+from hookpost.policy.routing import POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.policy.signing import parse_secret
 
 __all__ = [
@@ -54,9 +54,6 @@ PORT_MAX: Final = 65_535
 PROCESSES_MAX: Final = 64
 """More than one machine's cores make sense of; a mistyped number must not fork the machine to death."""
 
-SHARDS_MAX: Final = 1024
-"""Each shard costs a fence row checked in every settle and a progress row written in it."""
-
 BODY_BYTES_MAX: Final = 16 * MIB
 """A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
 
@@ -79,8 +76,6 @@ NON_HTTP_PORTS: Final = (
 
 SECRET_FIELDS: Final = frozenset({"admin_key", "alert_secret", "alert_url", "database_url", "smtp_password"})
 """Never shown in an error, not even when they are wrong."""
-
-POOL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -131,7 +126,7 @@ def _port(part: object) -> int:
 def _pool(value: str) -> str:
     if POOL_NAME.fullmatch(value):
         return value
-    raise ValueError("a name of at most 63 letters a-z, digits, - and _ is expected, beginning with a letter or digit")
+    raise ValueError(POOL_NAME_RULE)
 
 
 def _absolute(value: Path) -> Path:
@@ -266,6 +261,20 @@ class Settings(BaseSettings):
         description="deliveries that wait in a worker's memory before they go to the backlog",
     )
     buffer_bytes: int = Field(64 * MIB, ge=MIB, le=16_384 * MIB, description="the same, in bytes of payload")
+
+    spread_depth: int = Field(
+        20_000,
+        ge=1,
+        le=1_000_000_000,
+        description="a tenant with more events than that in hand for each home shard, at two looks in a row, gets twice"
+        " as many home shards, unless its spread is set",
+    )
+    spread_rate: float = Field(
+        2_000,
+        gt=0,
+        le=1_000_000,
+        description="the same for one with more events a second than that for each home shard",
+    )
 
     retry_base_s: float = Field(
         5, ge=0.1, le=HOUR_S, description="wait before the first retry; doubled for every further"

@@ -346,7 +346,8 @@ class Engine:
     def _share_endpoint(self, endpoint: EndpointState) -> None:
         tenant = endpoint.tenant.config
         if endpoint.config is not None and tenant is not None:
-            endpoint.cap = cap_share(endpoint.config.max_in_flight, tenant.home_shards, self._shards)
+            config = endpoint.config
+            endpoint.cap = cap_share(config.max_in_flight, tenant.home_shards, self._shards, pinned=config.pinned)
             self._wake_waiting(endpoint, everyone=True)
 
     # ---- configuration ------------------------------------------------------------------------------------------
@@ -415,12 +416,26 @@ class Engine:
     def _order(self, lane: Lane, config: Endpoint) -> None:
         """Does the lane keep an order? Called with every change of its endpoint's configuration."""
         lane.in_order = config.rate_limit is not None
-        was_ordered, lane.ordered = lane.ordered, config.ordered
-        did_block, lane.blocks = lane.blocks, config.ordered and config.on_dead is OnDead.BLOCK
+        # What it was owed while it was ordered keeps its order when that ends.
+        to = config.ordered_to
+        lane.ordered_to = to[1] if to is not None and to[0] == lane.shard and not config.ordered else 0
+        was_ordered, lane.ordered = lane.ordered, config.ordered or lane.ordered_to > 0
+        did_block, lane.blocks = lane.blocks, lane.ordered and config.on_dead is OnDead.BLOCK
         if did_block and not lane.blocks:
             lane.unblock = lane.stored > 0
         if lane.ordered and not was_ordered:
             self._set_replays_apart(lane)
+
+    def _leave_order(self, lane: Lane) -> None:
+        """Its order has ended, and nothing is left of what kept it."""
+        first = min(
+            lane.queue[0].entry.seq if lane.queue else NO_POSITION,
+            lane.later[0].entry.seq if lane.later else NO_POSITION,
+            lane.stored_from if lane.stored else NO_POSITION,
+        )
+        if first > lane.ordered_to and not lane.endpoint.in_flight and not lane.named:
+            lane.ordered_to = 0
+            lane.ordered = lane.blocks = False
 
     def _adopt_health(self, known: EndpointState, config: Endpoint) -> None:
         """What is stored counts when it is loaded first; later we know better, until its tenant opens or moves it."""
@@ -589,6 +604,8 @@ class Engine:
         if not lane.open or config is None or not lane.has_work() or self._shards[lane.shard].draining:
             self._wake_waiting(endpoint)
             return None
+        if lane.ordered_to:
+            self._leave_order(lane)
         work = lane.head(now=now)
         if work is None:
             self._without_head(lane, config, now)
@@ -1093,9 +1110,9 @@ class Engine:
         wait = self._gates.closed(lane, config, now=now)
         if wait is not None:
             return self._wants_closed(lane, wait, now)
-        if lane.ordered:
-            return self._wants_ordered(lane, now)
-        return self._wants_open(lane, now)
+        if lane.ordered_to:
+            self._leave_order(lane)
+        return self._wants_ordered(lane, now) if lane.ordered else self._wants_open(lane, now)
 
     def _wants_open(self, lane: Lane, now: float) -> Wanted | None:
         """What is due goes first, then what the receiver's recovery brings forward."""

@@ -107,7 +107,8 @@ class Lane:
     ``in_order`` (a rate limit) sends what is due in the backlog before what is fresh. ``ordered`` sends one at a time,
     in the order of positions: no row of the backlog that is not in memory lies before ``stored_from``; the first one is
     not due before ``head_due``, or is ``forced`` (an event whose retry was asked for now). Nothing is sent before
-    ``quiet_until``. ``blocks``: a dead delivery holds up those behind it; ``unblock``: some may, and should no more.
+    ``quiet_until``. ``ordered_to``: it is ordered only as long as it holds something up to there. ``blocks``: a dead
+    delivery holds up those behind it; ``unblock``: some may, and should no more.
 
     ``named``: operations on deliveries of one event, which are looked up in the backlog; ``cancelled``: events, and up
     to which position, that are to be dropped when what is under way of them comes back. ``forward_to``: the receiver
@@ -117,9 +118,9 @@ class Lane:
     __slots__ = (
         "after", "alarm", "blocked", "blocks", "busy", "cancelled", "deadline_building", "deadline_settling",
         "due_building", "due_settling", "endpoint", "fetching", "forced", "forward_after", "forward_to", "head_due",
-        "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "over_budget",
-        "queue", "quiet_until", "ready", "released", "rescan", "shard", "stored", "stored_from", "turn", "unblock",
-        "unsettled", "wanted",
+        "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "ordered_to",
+        "over_budget", "queue", "quiet_until", "ready", "released", "rescan", "shard", "stored", "stored_from",
+        "turn", "unblock", "unsettled", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -147,6 +148,7 @@ class Lane:
         self.turn = 0
         self.in_order = False
         self.ordered = False
+        self.ordered_to = 0
         self.blocks = False
         self.quiet_until = 0.0
         self.head_due = 0.0

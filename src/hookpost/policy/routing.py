@@ -5,11 +5,19 @@ Pure. The tenant's home shards are stored on the tenant, not computed, so that a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from uuid import UUID
 
 # Operational events of the platform itself; a filter must name them, `*` leaves them out.
 RESERVED_PREFIX = "hookpost."
+POOL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+POOL_NAME_RULE = "a name of at most 63 letters a-z, digits, - and _ is expected, beginning with a letter or digit"
+# Each shard costs a fence row checked in every settle and a progress row written in it.
+SHARDS_MAX = 1024
+# Home shards of one tenant. An endpoint's cap of requests in flight (64 by default) is shared out among them; one that
+# is smaller than their number cannot be, and all of its events go through a single shard.
+HOMES_MAX = 64
 # Distinct event types whose answer one matcher remembers; beyond it the memory starts anew.
 MATCHES_REMEMBERED = 10_000
 
@@ -74,14 +82,44 @@ def is_pinned(cap: int, home_shards: Sequence[int]) -> bool:
     return cap < len(home_shards)
 
 
-def cap_share(cap: int, home_shards: Sequence[int], owned: Collection[int]) -> int:
+def homes_after(home_shards: Sequence[int], pool: Sequence[int], spread: int) -> tuple[int, ...]:
+    """The home shards of a tenant that is to have ``spread`` of them in a pool, whose shards come least used first.
+
+    Those it has there stay, the first one above all, for what is pinned to it; it grows by the least used ones and
+    shrinks from its end. Fewer than asked for where the pool has no more.
+    """
+    kept = [shard for shard in home_shards if shard in pool]
+    return tuple([*kept, *(shard for shard in pool if shard not in kept)][:spread])
+
+
+def shards_to_wait_for(
+    *,
+    pinned_before: bool,
+    pinned_after: bool,
+    homes_before: Sequence[int],
+    homes_after: Sequence[int],
+    departed: Collection[int],
+) -> frozenset[int]:
+    """Where something of an endpoint may be left that must be done before its new first home shard may go on.
+
+    What was pinned lies in the former first home shard; what was not, in any of them and in those that the tenant
+    ``departed`` from before.
+    """
+    if not pinned_after:
+        return frozenset()
+    left = homes_before[:1] if pinned_before else (*homes_before, *departed)
+    return frozenset(left) - {homes_after[0]}
+
+
+def cap_share(cap: int, home_shards: Sequence[int], owned: Collection[int], *, pinned: bool = False) -> int:
     """The part of an in-flight cap that belongs to a worker which owns the given shards.
 
     The parts of all owners add up to the cap exactly. A worker that still holds work in a shard which is no longer
-    a home of the tenant gets one place for it, so that it can drain.
+    a home of the tenant gets one place for it, so that it can drain. ``pinned`` says that the endpoint lives in the
+    first home shard whatever its cap.
     """
     spread = len(home_shards)
-    if is_pinned(cap, home_shards):
+    if pinned or is_pinned(cap, home_shards):
         return cap if home_shards[0] in owned else 1
     share = sum(
         cap * (index + 1) // spread - cap * index // spread for index, shard in enumerate(home_shards) if shard in owned

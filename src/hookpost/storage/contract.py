@@ -47,6 +47,19 @@ class Conflict(Exception):
     """The change collides with what is stored; the text tells the user what to do."""
 
 
+class Unfit(Exception):
+    """A value that asks for what there is not; ``field`` names it, the text tells the user what to do."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+# The type of a control row of the journal: the configuration of its tenant was changed, and what lies behind it must
+# not be handled by an older one. It is owed to nobody.
+RECONFIGURED = "hookpost.reconfigured"
+
+
 # ---- ingest ---------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +256,10 @@ class WorkerStore(Protocol):
     async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
         """Tenants whose configuration changed after ``since`` (with an overlap) and when, and the database's time."""
 
+    async def lift_barriers(self) -> int:
+        """Lift the barriers, and forget the shards departed from, whose deliveries are done; returns how many of both.
+        The tenants concerned count as changed."""
+
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         """Tell all workers that a receiver asked to be left alone until then."""
 
@@ -307,6 +324,24 @@ class ReplayStep:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ShardLoad:
+    """The last number of a shard, and how many of its entries are not done or in the backlog yet."""
+
+    shard: int
+    last_seq: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A tenant whose number of home shards follows its load, and how many its pool has."""
+
+    tenant_id: UUID
+    home_shards: tuple[int, ...]
+    pool_shards: int
+
+
 class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
 
@@ -328,6 +363,21 @@ class MaintenanceStore(Protocol):
 
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers, as in IngestStore."""
+
+    async def is_eldest(self, node_id: UUID) -> bool:
+        """Of all living workers, has this one been here longest? One at most is told so at a time."""
+
+    async def shard_loads(self) -> list[ShardLoad]:
+        """How much each shard holds."""
+
+    async def tenant_shares(self, shards: Collection[int], *, rows_max: int) -> dict[int, dict[UUID, float]]:
+        """Whose the newest ``rows_max`` rows of each of these shards are: parts of 1."""
+
+    async def spread_tenants(self, tenant_ids: Collection[UUID]) -> list[Spread]:
+        """Of these tenants those whose spread follows their load, and all others that it has spread over several."""
+
+    async def set_spread(self, tenant_id: UUID, *, known: int, wanted: int) -> bool:
+        """Change the number of home shards, if it still follows the load and is the known one; was it changed?"""
 
 
 # ---- alerts ---------------------------------------------------------------------------------------------------------
@@ -424,8 +474,16 @@ class AdminStore(Protocol):
     async def unowned_shards(self) -> int:
         """Shards that no living worker owns."""
 
+    async def list_pools(self) -> list[dict[str, Any]]:
+        """The pools {name, shards, tenants, workers}, by name."""
+
+    async def grow_pool(self, name: str, shards: int, *, shards_max: int) -> dict[str, Any]:
+        """Have so many shards in the pool, which is made if there is none. Raises Unfit for fewer than it has, and for
+        more than ``shards_max`` in all pools."""
+
     async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A new tenant; without ``home_shards`` it gets the shard with the fewest tenants."""
+        """A new tenant; without ``home_shards`` it gets ``spread`` (1) shards of its pool, the least used ones. Raises
+        Unfit for a pool or a spread that there is not."""
 
     async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
         """Raises NotFound."""
@@ -434,7 +492,8 @@ class AdminStore(Protocol):
         """Newest first."""
 
     async def update_tenant(self, tenant_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises NotFound."""
+        """Change a tenant; with ``pool`` or ``spread`` its home shards change, too, and what must not be overtaken is
+        waited for. Raises NotFound, Unfit, and Conflict for a move to another pool while the last one is not over."""
 
     async def delete_tenant(self, tenant_id: UUID) -> None:
         """Tombstone: its keys stop working, its endpoints are deleted. Raises NotFound."""
@@ -458,7 +517,7 @@ class AdminStore(Protocol):
         """Newest first."""
 
     async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises NotFound, Conflict."""
+        """Raises NotFound, and Conflict: the uid is taken, or order is to end while the endpoint moves."""
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         """Tombstone; what was owed to it is cancelled. Raises NotFound."""

@@ -25,6 +25,7 @@ from hookpost import telemetry
 from hookpost.model import DeadReason, IdError, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
+from hookpost.policy.routing import SHARDS_MAX
 from hookpost.policy.signing import GENERATED_BYTES, SecretError, parse_secret, show_secret
 from hookpost.storage.contract import (
     AdminStore,
@@ -47,7 +48,7 @@ DEFAULT_POOL = "default"
 # Running bulk replays of one tenant: each is paced by itself, and their rates add up.
 REPLAYS_RUNNING_MAX = 20
 # Written as they are given, null for the default.
-_PLAIN_COLUMNS = ("description", "uid", "max_in_flight", "rate_limit", "on_dead")
+_PLAIN_COLUMNS = ("description", "uid", "max_in_flight", "rate_limit", "on_dead", "spread")
 _RETRY_COLUMNS = ("base_s", "cap_s", "max_attempts", "deadline_s")
 _TIMEOUT_COLUMNS = ("connect_s", "first_byte_s", "total_s")
 _KEY_ID_CHARS = 2 * KEY_ID_BYTES
@@ -197,15 +198,12 @@ async def create_tenant(api: ApiOf, _: Admin, form: schemas.TenantCreate) -> Res
     values = {
         "name": form.name,
         "pool": pool,
+        "spread": form.spread,
         "max_in_flight": form.max_in_flight,
         "ingest_rate_limit": form.ingest_rate_limit,
         "alert_email": form.alert_email,
     }
-    try:
-        row = await api.store.create_tenant(api.new_id(), values)
-    except NotFound as error:
-        raise invalid("pool", f"there is no pool {pool}") from error
-    return _json(shown.tenant(row), 201)
+    return _json(shown.tenant(await api.store.create_tenant(api.new_id(), values)), 201)
 
 
 @router.get("/v1/tenants", response_model=schemas.TenantList, tags=["tenants"])
@@ -233,11 +231,9 @@ async def update_tenant(api: ApiOf, _: Admin, tenant_id: str, form: schemas.Tena
     wanted_id = _path_id("ten", tenant_id, "tenant")
     row = await api.store.get_tenant(wanted_id)
     given = form.given()
-    if "pool" in given and (form.pool or DEFAULT_POOL) != row["pool"]:
-        raise invalid("pool", "moving a tenant to another pool is not supported yet")
-    changes: dict[str, Any] = {}
-    if "name" in given:
-        changes["name"] = form.name
+    changes: dict[str, Any] = {name: given[name] for name in ("name", "spread") if name in given}
+    if "pool" in given:
+        changes["pool"] = form.pool or DEFAULT_POOL
     if "max_in_flight" in given:
         changes["max_in_flight"] = form.max_in_flight or api.settings.tenant_max_in_flight
     if "ingest_rate_limit" in given:
@@ -254,6 +250,18 @@ async def delete_tenant(api: ApiOf, _: Admin, tenant_id: str) -> Response:
     """Delete a tenant, its keys and endpoints (admin); its history stays until it expires."""
     await api.store.delete_tenant(_path_id("ten", tenant_id, "tenant"))
     return Response(status_code=204)
+
+
+@router.post("/v1/pools", response_model=schemas.PoolAnswer, tags=["pools"])
+async def grow_pool(api: ApiOf, _: Admin, form: schemas.PoolForm) -> Response:
+    """Have so many shards in a pool, new or old (admin). Nobody moves by it; a pool needs workers of its own."""
+    return _json(shown.pool(await api.store.grow_pool(form.name, form.shards, shards_max=SHARDS_MAX)))
+
+
+@router.get("/v1/pools", response_model=schemas.PoolList, tags=["pools"])
+async def list_pools(api: ApiOf, _: Admin) -> Response:
+    """All pools with their shards, tenants and living workers (admin)."""
+    return _json({"data": [shown.pool(row) for row in await api.store.list_pools()]})
 
 
 @router.post("/v1/tenants/{tenant_id}/api_keys", status_code=201, response_model=schemas.KeyCreated, tags=["API keys"])
@@ -775,6 +783,10 @@ def _check_policy(settings: WebSettings, row: Mapping[str, Any]) -> None:
     """What single ranges cannot say, judged on the values in force."""
     retry = shown.effective_retry(row, settings.retry)
     timeouts = shown.effective_timeouts(row, settings.timeouts)
+    if row.get("spread"):
+        for name in ("ordered", "rate_limit"):
+            if row.get(name):
+                raise invalid(name, "needs one shard for the whole endpoint: set spread to null or false with it")
     if retry.cap_s < retry.base_s:
         raise invalid("retry.cap_s", f"must not be less than base_s ({retry.base_s:g})")
     if timeouts.connect_s >= timeouts.first_byte_s:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from hookpost import telemetry
 from hookpost.ingest import Overloaded, RateLimited, UnknownEndpoint, UnknownTenant
-from hookpost.storage.contract import Conflict, DataRejected, NotFound, StoreUnavailable
+from hookpost.storage.contract import Conflict, DataRejected, NotFound, StoreUnavailable, Unfit
 from hookpost.web.limits import limit_headers
 
 MEDIA_TYPE = "application/problem+json"
@@ -149,6 +149,8 @@ def problem_of(error: Exception, where: str) -> Problem:
             return refusal(404, str(error) or "there is no such thing")
         case Conflict():
             return refusal(409, str(error))
+        case Unfit():
+            return invalid(error.field, str(error))
         case DataRejected():
             telemetry.log_error(where, error)
             return refusal(422, "the store refuses a value of this request")
@@ -169,6 +171,7 @@ _EXPECTED = (
     UnknownTenant,
     UnknownEndpoint,
     Conflict,
+    Unfit,
     DataRejected,
     RequestValidationError,
     HTTPException,
@@ -188,6 +191,7 @@ def install(app: FastAPI) -> None:
         RateLimited,
         NotFound,
         Conflict,
+        Unfit,
         DataRejected,
         RequestValidationError,
         HTTPException,

@@ -15,6 +15,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
+from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.web.auth import SCOPES
 
 FILTERS_MAX = 100
@@ -73,6 +74,12 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     if len(msgspec.json.encode(metadata)) > METADATA_BYTES_MAX:
         raise ValueError(f"must not take more than {METADATA_BYTES_MAX} bytes as JSON")
     return metadata
+
+
+def _check_pool(text: str) -> str:
+    if not POOL_NAME.fullmatch(text):
+        raise ValueError(POOL_NAME_RULE)
+    return text
 
 
 def _check_scope(text: str) -> str:
@@ -144,6 +151,11 @@ MailAddress = Annotated[
     Field(max_length=MAIL_ADDRESS_CHARS_MAX, description="where alerts about the tenant's endpoints are mailed to"),
     AfterValidator(check_mail_address),
 ]
+Pool = Annotated[str, AfterValidator(_check_pool)]
+HomeCount = Annotated[
+    int,
+    Field(ge=1, le=HOMES_MAX, description="home shards: as many workers may share its traffic; null: as the load asks"),
+]
 TenantCap = Annotated[int, Field(ge=1, le=TENANT_IN_FLIGHT_MAX)]
 IngestRateLimit = Annotated[
     float,
@@ -204,6 +216,7 @@ class _EndpointForm(_Form):
     rate_limit: RateLimit | None = None
     ordered: bool | None = None
     on_dead: OnDead | None = None
+    spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
     headers: NotYetUnlessEmpty = None
 
@@ -232,7 +245,8 @@ class TenantCreate(_Form):
     """A new tenant."""
 
     name: Name
-    pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
+    pool: Pool | None = None
+    spread: HomeCount | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: IngestRateLimit | None = None
     alert_email: MailAddress | None = None
@@ -242,10 +256,18 @@ class TenantPatch(_Form):
     """Changes of a tenant: absent leaves, null resets to the default."""
 
     name: Name = ""
-    pool: Annotated[Printable, Field(min_length=1, max_length=63)] | None = None
+    pool: Pool | None = None
+    spread: HomeCount | None = None
     max_in_flight: TenantCap | None = None
     ingest_rate_limit: IngestRateLimit | None = None
     alert_email: MailAddress | None = None
+
+
+class PoolForm(_Form):
+    """How many shards a pool is to have; it is made if there is none."""
+
+    name: Pool
+    shards: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
 
 
 class KeyCreate(_Form):
@@ -327,12 +349,30 @@ class ProblemAnswer(_Answer):
     errors: list[dict[str, str]] | None = None
 
 
+class PoolAnswer(_Answer):
+    """A pool: its shards, the tenants at home in them and the workers that serve them now."""
+
+    name: str
+    shards: int
+    tenants: int
+    workers: int
+
+
+class PoolList(_Answer):
+    """All pools."""
+
+    data: list[PoolAnswer]
+
+
 class TenantAnswer(_Answer):
-    """A tenant."""
+    """A tenant. ``spread``: its home shards; ``moving``: shards that it has left hold something of it still."""
 
     tenant_id: str
     name: str
     pool: str
+    spread: int
+    spread_automatic: bool
+    moving: bool
     ingest_rate_limit: float | None
     max_in_flight: int
     alert_email: str | None
@@ -400,6 +440,7 @@ class EndpointAnswer(_Answer):
     ordered: bool
     on_dead: Literal["block", "skip"]
     ack: Literal["signed"] | None
+    spread: bool | None
     description: str | None
     uid: str | None
     metadata: dict[str, str]

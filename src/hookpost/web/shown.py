@@ -30,12 +30,20 @@ def tenant(row: Row) -> dict[str, Any]:
         "tenant_id": show_id("ten", row["tenant_id"]),
         "name": row["name"],
         "pool": row["pool"],
+        "spread": len(row["home_shards"]),
+        "spread_automatic": row["spread"] is None,
+        "moving": row["moving"],
         "ingest_rate_limit": row["ingest_rate_limit"],
         "max_in_flight": row["max_in_flight"],
         "alert_email": row["alert_email"],
         "created_at": show_time(row["created_at"]),
         "updated_at": show_time(row["updated_at"]),
     }
+
+
+def pool(row: Row) -> dict[str, Any]:
+    """A pool."""
+    return {name: row[name] for name in ("name", "shards", "tenants", "workers")}
 
 
 def api_key(row: Row) -> dict[str, Any]:
@@ -92,6 +100,7 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "ordered": row["ordered"],
         "on_dead": row["on_dead"] or OnDead.BLOCK,
         "ack": row["ack"],
+        "spread": row["spread"],
         "description": row["description"],
         "uid": row["uid"],
         "metadata": row["metadata"],

@@ -18,6 +18,7 @@ import msgspec
 from hookpost.model import EndpointStatus, WaitReason
 from hookpost.policy.egress import origin_of
 from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
+from hookpost.storage.postgres import moves
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as _after
@@ -31,18 +32,21 @@ SECRETS_VALID_MAX = 4
 # What update_endpoint writes, in the order of its parameters.
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
-    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead",
-    "ack",
+    "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead", "ack",
+    "spread",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
+# Times a replay is aimed anew because its tenant's configuration changed under it.
+_STALE_MAX = 10
 
 
 class AdminQueries:
     """Implements AdminStore."""
 
     _connections: Connections
+    _endpoint_cap: int
 
     async def ping(self) -> float:
         async with self._connections.use("ping") as connection:
@@ -58,13 +62,10 @@ class AdminQueries:
 
     async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
         pool = values.get("pool") or "default"
-        home_shards = values.get("home_shards")
+        home_shards, spread = values.get("home_shards"), values.get("spread")
         async with self._connections.use(f"create tenant {tenant_id}") as connection:
             if home_shards is None:
-                shard = await connection.fetchval(SQL["emptiest_shard"], pool)
-                if shard is None:
-                    raise NotFound(f"there is no pool {pool}")
-                home_shards = [shard]
+                home_shards = await moves.first_homes(connection, pool, spread)
             row = await connection.fetchrow(
                 SQL["create_tenant"],
                 tenant_id,
@@ -74,6 +75,7 @@ class AdminQueries:
                 values.get("max_in_flight"),
                 values.get("ingest_rate_limit"),
                 values.get("alert_email"),
+                spread,
             )
         return dict(row)
 
@@ -90,10 +92,31 @@ class AdminQueries:
         async with self._changing(tenant_id, f"update tenant {tenant_id}") as connection:
             current = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
             values = _merged(current, changes, TENANT_COLUMNS)
-            return dict(await connection.fetchrow(SQL["update_tenant"], tenant_id, *values))
+            await connection.execute(SQL["update_tenant"], tenant_id, *values)
+            await moves.move_tenant(connection, current, changes, self._endpoint_cap)
+            return dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+
+    async def set_spread(self, tenant_id: UUID, *, known: int, wanted: int) -> bool:
+        async with self._changing(tenant_id, f"spread tenant {tenant_id}") as connection:
+            current = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            if current["spread"] is not None or len(current["home_shards"]) != known:
+                return False
+            await moves.spread_tenant(connection, current, wanted, self._endpoint_cap)
+            return True
+
+    async def list_pools(self) -> list[dict[str, Any]]:
+        async with self._connections.use("list pools") as connection:
+            return [dict(row) for row in await connection.fetch(SQL["list_pools"])]
+
+    async def grow_pool(self, name: str, shards: int, *, shards_max: int) -> dict[str, Any]:
+        async with self._connections.use(f"grow pool {name}") as connection, connection.transaction():
+            await moves.grow_pool(connection, name, shards, shards_max)
+            pools = await connection.fetch(SQL["list_pools"])
+        return next(dict(row) for row in pools if row["name"] == name)
 
     async def delete_tenant(self, tenant_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete tenant {tenant_id}") as connection:
+            await connection.execute(SQL["forget_barriers_of"], tenant_id)
             await connection.execute(SQL["revoke_keys_of"], tenant_id)
             await connection.execute(SQL["delete_endpoints_of"], tenant_id)
             await connection.execute(SQL["delete_tenant"], tenant_id)
@@ -168,11 +191,13 @@ class AdminQueries:
             wanted = _with_status_reason(current, changes)
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
+            await moves.change_endpoint(connection, current, row, self._endpoint_cap)
             return (await _with_breakers(connection, [_endpoint(row)]))[0]
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
             _found(await connection.fetchrow(SQL["delete_endpoint"], endpoint_id, tenant_id), "endpoint")
+            await connection.execute(SQL["forget_barriers"], endpoint_id)
 
     async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
         async with self._connections.use(f"get secrets of endpoint {endpoint_id}") as connection:

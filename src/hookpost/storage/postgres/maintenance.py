@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
+from uuid import UUID
 
+from hookpost.storage.contract import ShardLoad, Spread
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 
@@ -36,6 +39,28 @@ class MaintenanceQueries:
                 return await _prune(connection)
         finally:
             connection.terminate()
+
+    async def is_eldest(self, node_id: UUID) -> bool:
+        async with self._connections.use("look for the eldest worker") as connection:
+            eldest: bool = await connection.fetchval(SQL["is_eldest"], node_id)
+            return eldest
+
+    async def shard_loads(self) -> list[ShardLoad]:
+        async with self._connections.use("look how much shards hold") as connection:
+            rows = await connection.fetch(SQL["shard_loads"])
+        return [ShardLoad(row["shard"], row["last_seq"], row["depth"]) for row in rows]
+
+    async def tenant_shares(self, shards: Collection[int], *, rows_max: int) -> dict[int, dict[UUID, float]]:
+        found: dict[int, dict[UUID, float]] = {}
+        async with self._connections.use("look whose rows shards hold") as connection:
+            for row in await connection.fetch(SQL["tenant_shares"], sorted(shards), rows_max):
+                found.setdefault(row["shard"], {})[row["tenant_id"]] = row["share"]
+        return found
+
+    async def spread_tenants(self, tenant_ids: Collection[UUID]) -> list[Spread]:
+        async with self._connections.use("look for spread tenants") as connection:
+            rows = await connection.fetch(SQL["spread_tenants"], list(tenant_ids))
+        return [Spread(row["tenant_id"], tuple(row["home_shards"]), row["pool_shards"]) for row in rows]
 
 
 async def _prune(connection: Any) -> int:

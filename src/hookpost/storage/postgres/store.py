@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 
 from hookpost.model import RetryPolicy, Timeouts
+from hookpost.policy.routing import HOMES_MAX
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
@@ -20,9 +21,6 @@ from hookpost.storage.postgres.worker import WorkerQueries
 
 # The oldest PostgreSQL with multiranges, `merge`-free SQL and generic-plan pruning as used here.
 VERSION_MIN = 15
-# Home shards of the tenant `default`. An endpoint's cap of requests in flight (64 by default) is shared out among them;
-# one that is smaller than their number cannot be, and all of its events would go through a single shard.
-HOMES_MAX = 64
 # With these an acknowledged commit may be lost: local and remote flushes are left out.
 _UNSAFE_SYNCHRONOUS_COMMIT = ("off",)
 
@@ -151,10 +149,11 @@ async def bootstrap(dsn: str, *, shards: int, tenant_id: Any, pool: str) -> Any 
             )
             homes = min(shards, HOMES_MAX)
             await connection.execute(
-                "insert into tenants (tenant_id, name, pool, home_shards) values ($1, 'default', $2, $3)",
+                "insert into tenants (tenant_id, name, pool, home_shards, spread) values ($1, 'default', $2, $3, $4)",
                 tenant_id,
                 pool,
                 [shards * home // homes for home in range(homes)],
+                homes,
             )
             await connection.execute("insert into platform values ('default_tenant', $1)", str(tenant_id))
             return tenant_id

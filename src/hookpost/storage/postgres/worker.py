@@ -220,6 +220,9 @@ class WorkerQueries:
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
             signed_ack=row["ack"] is not None,
             health=_health(row),
+            pinned=row["pinned"],
+            barred=row["barred"],
+            ordered_to=None if row["ordered_seq"] is None else (row["ordered_shard"], row["ordered_seq"]),
         )
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
@@ -232,6 +235,11 @@ class WorkerQueries:
             now: float = await connection.fetchval(SQL["now"])
             rows = await connection.fetch(SQL["changed_tenants"], since - CHANGES_OVERLAP_S)
         return {row["tenant_id"]: row["changed_at"] for row in rows}, now
+
+    async def lift_barriers(self) -> int:
+        async with self._connections.use("lift barriers") as connection:
+            lifted: int = await connection.fetchval(SQL["lift_barriers"])
+            return lifted
 
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         async with self._connections.use("hold an endpoint") as connection:

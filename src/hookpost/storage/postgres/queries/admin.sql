@@ -13,26 +13,27 @@ update tenants set config_version = config_version + 1, changed_at = clock_times
 where tenant_id = $1 and deleted_at is null
 returning tenant_id
 
--- name: emptiest_shard
--- The shard of a pool that is home to the fewest tenants.
-select s.shard
-from shards s
-left join (select unnest(home_shards) as shard, count(*) as tenants from tenants where deleted_at is null group by 1) h
-    on h.shard = s.shard
-where s.pool = $1
-order by coalesce(h.tenants, 0), s.shard limit 1
+-- name: list_pools
+select s.pool as name, count(*) as shards,
+       (select count(*) from tenants t where t.pool = s.pool and t.deleted_at is null) as tenants,
+       (select count(*) from nodes n where n.pool = s.pool and n.expires_at > clock_timestamp()) as workers
+from shards s group by s.pool order by s.pool
 
 -- name: create_tenant
-insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, ingest_rate_limit, alert_email)
-values ($1, $2, $3, $4, coalesce($5, 512), $6, $7)
-returning *
+insert into tenants (tenant_id, name, pool, home_shards, max_in_flight, ingest_rate_limit, alert_email, spread)
+values ($1, $2, $3, $4, coalesce($5, 512), $6, $7, $8)
+returning *, false as moving
 
 -- name: get_tenant
-select * from tenants where tenant_id = $1 and deleted_at is null
+select t.*, exists (select from barriers b where b.tenant_id = t.tenant_id)
+         or exists (select from departures d where d.tenant_id = t.tenant_id) as moving
+from tenants t where t.tenant_id = $1 and t.deleted_at is null
 
 -- name: list_tenants
 -- Newest first, behind (created_at, tenant_id).
-select * from tenants
+select t.*, exists (select from barriers b where b.tenant_id = t.tenant_id offset 0)
+         or exists (select from departures d where d.tenant_id = t.tenant_id offset 0) as moving
+from tenants t
 where deleted_at is null
   and (created_at, tenant_id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
 order by created_at desc, tenant_id desc limit $3
@@ -41,7 +42,6 @@ order by created_at desc, tenant_id desc limit $3
 update tenants
 set name = $2, max_in_flight = coalesce($3, 512), ingest_rate_limit = $4, alert_email = $5, updated_at = clock_timestamp()
 where tenant_id = $1
-returning *
 
 -- name: delete_tenant
 update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp() where tenant_id = $1
@@ -49,6 +49,13 @@ update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp(
 -- name: delete_endpoints_of
 update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestamp()
 where tenant_id = $1 and deleted_at is null
+
+-- name: forget_barriers
+-- What is cancelled need not be waited for.
+delete from barriers where endpoint_id = $1
+
+-- name: forget_barriers_of
+delete from barriers where tenant_id = $1
 
 -- name: revoke_keys_of
 update api_keys set revoked_at = clock_timestamp() where tenant_id = $1 and revoked_at is null
@@ -76,8 +83,8 @@ select count(*) from endpoints where tenant_id = $1 and deleted_at is null
 -- name: create_endpoint
 insert into endpoints (endpoint_id, tenant_id, url, events, status, status_reason, description, uid, metadata,
                        base_s, cap_s, max_attempts, deadline_s, connect_s, first_byte_s, total_s, max_in_flight,
-                       rate_limit, ordered, on_dead, ack)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+                       rate_limit, ordered, on_dead, ack, spread)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
 returning *
 
 -- name: get_endpoint
@@ -104,7 +111,8 @@ set consecutive_failures = case when ($5 = 'enabled' and status <> 'enabled') or
     failing_since = case when ($5 = 'enabled' and status <> 'enabled') or url <> $3 then null else failing_since end,
     url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
     cap_s = $11, max_attempts = $12, deadline_s = $13, connect_s = $14, first_byte_s = $15, total_s = $16,
-    max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, ack = $21, updated_at = clock_timestamp()
+    max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, ack = $21, spread = $22,
+    updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2
 returning *
 

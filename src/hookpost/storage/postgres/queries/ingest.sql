@@ -6,7 +6,7 @@ select * from hookpost_append($1, make_interval(secs => $2), $3, $4, $5, $6, $7,
 -- A tenant as ingest needs it, in one snapshot: version and filters belong together.
 select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight, t.ingest_rate_limit,
        coalesce(array_agg(e.endpoint_id order by e.created_at, e.endpoint_id) filter (where e.endpoint_id is not null), '{}') as ids,
-       coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight, e.ordered or e.rate_limit is not null) order by e.created_at, e.endpoint_id)
+       coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight, e.pinned) order by e.created_at, e.endpoint_id)
                 filter (where e.endpoint_id is not null), '[]')::text as filters
 from tenants t left join endpoints e on e.tenant_id = t.tenant_id and e.deleted_at is null
 where t.tenant_id = $1 and t.deleted_at is null

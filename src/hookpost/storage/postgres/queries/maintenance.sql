@@ -30,3 +30,37 @@ select exists (
     where (select max(p.settle_no) from progress p where p.shard = s.shard and p.day = $1)
         = (select max(p.settle_no) from progress p where p.shard = s.shard)
 )
+
+-- name: is_eldest
+-- Node ids are UUIDv7: the least of the living was entered first.
+select coalesce((select node_id = $1 from nodes where expires_at > clock_timestamp() order by node_id limit 1), false)
+
+-- name: shard_loads
+-- The last number of each shard, and how many entries are not read or open. What lies in the backlog is not meant: it
+-- waits for its endpoints, and spreading the tenant would not help.
+select s.shard, l.last_seq,
+       l.last_seq - coalesce(p.read_to, s.floor_seq)
+       + coalesce((select sum(upper(r) - lower(r)) from unnest(p.open) r), 0)::bigint as depth
+from shards s
+cross join lateral hookpost_last(s.shard) l
+left join lateral (
+    select q.read_to, q.open from progress q where q.shard = s.shard order by q.settle_no desc limit 1
+) p on true
+order by s.shard
+
+-- name: tenant_shares
+-- Whose the newest $2 rows of each shard are: a sample, bounded, not a count.
+select u.shard, r.tenant_id, count(*)::float8 / sum(count(*)) over (partition by u.shard) as share
+from unnest($1::int[]) u (shard)
+cross join lateral (
+    select e.tenant_id from events e
+    where e.shard = u.shard and e.day >= (select hookpost_today() - 1) order by e.seq desc limit $2
+) r
+group by u.shard, r.tenant_id
+
+-- name: spread_tenants
+-- Tenants whose spread follows their load: those asked for, and all that have several home shards.
+select t.tenant_id, t.home_shards, (select count(*) from shards s where s.pool = t.pool) as pool_shards
+from tenants t
+where t.spread is null and t.deleted_at is null
+  and (t.tenant_id = any ($1) or cardinality(t.home_shards) > 1)

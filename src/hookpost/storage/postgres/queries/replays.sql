@@ -15,7 +15,7 @@ where e.event_id = $1 and e.tenant_id = $2 and e.kind = 0
 
 -- name: pins
 -- What may pin an event to the first home shard: a cap that is too small to share, an order or a limit.
-select endpoint_id, max_in_flight as cap, ordered or rate_limit is not null as pinned
+select endpoint_id, max_in_flight as cap, pinned
 from endpoints where endpoint_id = any ($1)
 
 -- name: append_replays

@@ -242,6 +242,8 @@ select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as 
        e.max_attempts, e.deadline_s, e.connect_s, e.first_byte_s, e.total_s, e.max_in_flight, e.hold_until,
        e.rate_limit, e.ordered, e.on_dead, e.ack, e.consecutive_failures, e.failing_since,
        coalesce((select a.failing_told from alert_states a where a.endpoint_id = e.endpoint_id), false) as failing_told,
+       e.pinned, e.ordered_shard, e.ordered_seq,
+       exists (select from barriers b where b.endpoint_id = e.endpoint_id offset 0) as barred,
        coalesce(s.keys, '{}') as keys, coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires
 from endpoints e
 left join lateral (
@@ -253,11 +255,17 @@ left join lateral (
 where e.endpoint_id = any ($1)
 
 -- name: load_tenants
-select tenant_id, home_shards, max_in_flight from tenants where tenant_id = any ($1)
+-- Behind the home shards come those it has departed from and that hold something of it still.
+select t.tenant_id, t.max_in_flight,
+       t.home_shards || array(select d.shard from departures d where d.tenant_id = t.tenant_id order by d.shard) as home_shards
+from tenants t where t.tenant_id = any ($1)
 
 -- name: changed_tenants
 -- Which tenants to look at again. The overlap catches transactions that were slow to commit.
 select tenant_id, changed_at from tenants where changed_at > $1
+
+-- name: lift_barriers
+select hookpost_lift()
 
 -- name: now
 select clock_timestamp()
