@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from uuid import UUID
 
@@ -102,31 +103,35 @@ class IngestLimits:
 Answer = Appended | UnknownEndpoint | Refused
 
 
+Tell = Callable[[list[Answer] | Exception], None]
+
+
 class _Ticket:
-    """One request: answered when the last of its events is."""
+    """One request: ``tell`` hears its end, once, when the last of its events is answered or it fails.
 
-    __slots__ = ("answers", "deadline", "done", "future", "open")
+    Once it has ended nobody waits any more: what has not been appended need not be.
+    """
 
-    def __init__(self, future: asyncio.Future[list[Answer]], size: int, deadline: float) -> None:
-        self.future = future
+    __slots__ = ("answers", "deadline", "ended", "open", "tell")
+
+    def __init__(self, size: int, deadline: float, tell: Tell) -> None:
         self.answers: list[Answer | None] = [None] * size
         self.open = size
         self.deadline = deadline
+        self.ended = False
+        self.tell = tell
 
     def answer(self, index: int, answer: Answer) -> None:
         self.answers[index] = answer
         self.open -= 1
-        if self.open == 0 and not self.future.done():
-            self.future.set_result(self.answers)  # type: ignore[arg-type] # every place is filled now
+        if self.open == 0 and not self.ended:
+            self.ended = True
+            self.tell(self.answers)  # type: ignore[arg-type] # every place is filled now
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def abandon(self) -> None:
-        """Nobody waits any more: what has not been appended need not be, and an error need not be heard."""
-        if not self.future.cancel() and not self.future.cancelled():
-            self.future.exception()
+        if not self.ended:
+            self.ended = True
+            self.tell(error)
 
 
 class _Pending:
@@ -214,6 +219,7 @@ class Ingest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickets: deque[_Ticket] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._all_ended: asyncio.Future[None] | None = None
         self._events = 0
         self._bytes = 0
         self._ring_due = 0.0
@@ -229,11 +235,9 @@ class Ingest:
     async def close(self) -> None:
         """Take no more, and end what is under way with an answer; a store that hangs is left alone after that."""
         self._closed = True
-        waiting = [ticket.future for ticket in self._tickets if not ticket.future.done()]
-        if waiting:
-            await asyncio.wait(waiting)  # the sweep ends each of them in time
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._tickets:
+            self._all_ended = asyncio.get_running_loop().create_future()
+            await self._all_ended  # the sweep ends each of them in time
         if self._tasks:
             _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in hanging:
@@ -250,15 +254,8 @@ class Ingest:
         """
         if not submissions:
             return []
-        events = len(submissions)
-        size = sum([len(submission.payload) for submission in submissions])
-        limits = self._limits
-        if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
-            raise Overloaded("the queue in front of the store is full")
-        loop = asyncio.get_running_loop()
-        ticket = _Ticket(loop.create_future(), events, loop.time() + limits.timeout_s - spent_s)
-        self._watch(ticket, loop)
-        self._count(events, size)
+        future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        ticket, left, size = self._admit(submissions, partial(_resolve, future), spent_s)
         try:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             for index, submission in enumerate(submissions):
@@ -268,13 +265,43 @@ class Ingest:
                 elif not await self._aim(pending, routes, submission.targets):
                     continue
                 # It stays counted until its append has ended.
-                events -= 1
+                left -= 1
                 size -= len(submission.payload)
-            return await ticket.future
+            return await future
         finally:
-            if events:
-                self._count(-events, -size)
-            ticket.abandon()
+            if left:
+                self._count(-left, -size)
+            ticket.ended = True
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # another one is being raised, and this one need not be heard
+
+    def post(self, tenant_id: UUID, submissions: Sequence[Submission], tell: Tell) -> bool:
+        """Like ``submit``, without a task that waits: ``tell`` hears what ``submit`` would return or raise.
+
+        False, and nothing was done, unless the tenant's routes are known and no event names its targets. ``tell`` must
+        not raise. Raises Overloaded.
+        """
+        routes = self._routes.get(tenant_id)
+        if routes is None or any([submission.targets is not None for submission in submissions]):
+            return False
+        ticket, _, _ = self._admit(submissions, tell, 0.0)
+        match = routes.matcher.match
+        for index, submission in enumerate(submissions):
+            self._enqueue(_Pending(ticket, index, submission), routes, match(submission.type))
+        return True
+
+    def _admit(self, submissions: Sequence[Submission], tell: Tell, spent_s: float) -> tuple[_Ticket, int, int]:
+        """A ticket for events that are counted from now on, with their number and size; raises Overloaded."""
+        events = len(submissions)
+        size = sum([len(submission.payload) for submission in submissions])
+        limits = self._limits
+        if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
+            raise Overloaded("the queue in front of the store is full")
+        loop = asyncio.get_running_loop()
+        ticket = _Ticket(events, loop.time() + limits.timeout_s - spent_s, tell)
+        self._watch(ticket, loop)
+        self._count(events, size)
+        return ticket, events, size
 
     def _count(self, events: int, size: int) -> None:
         self._events += events
@@ -286,9 +313,10 @@ class Ingest:
 
     async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
         """Await shared work no longer than the request may wait."""
-        await asyncio.wait((work, ticket.future), return_when=asyncio.FIRST_COMPLETED)
+        left_s = ticket.deadline - asyncio.get_running_loop().time()
+        await asyncio.wait((work,), timeout=max(0.0, left_s))
         if not work.done():
-            ticket.future.result()
+            raise _too_late()
         routes = work.result()
         if routes is None:
             raise UnknownTenant("the tenant does not exist")
@@ -425,7 +453,7 @@ class Ingest:
         events = queue.events
         while events and len(group) < GROUP_EVENTS_MAX and size < GROUP_BYTES_MAX:
             pending = events.popleft()
-            if pending.ticket.future.done():
+            if pending.ticket.ended:
                 self._count(-1, -len(pending.submission.payload))
             else:
                 group.append(pending)
@@ -438,7 +466,7 @@ class Ingest:
         outdated: list[_Pending] = []
         fresh: _Routes | None = None
         for pending in group:
-            if pending.ticket.future.done():
+            if pending.ticket.ended:
                 continue
             routes = pending.routes
             if routes is not fresh:
@@ -494,6 +522,8 @@ class Ingest:
 
     async def _rematch(self, group: Iterable[_Pending]) -> None:
         for pending in group:
+            if pending.ticket.ended:
+                continue
             pending.stale += 1
             if pending.stale > STALE_MAX:
                 pending.ticket.fail(Overloaded("the tenant's configuration changes too often"))
@@ -509,9 +539,6 @@ class Ingest:
                 self._count_again(pending)
             except (StoreUnavailable, UnknownTenant, Overloaded) as error:
                 pending.ticket.fail(error)
-            except asyncio.CancelledError:
-                if not pending.ticket.future.cancelled():
-                    raise
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
@@ -524,18 +551,18 @@ class Ingest:
         """Requests are in the order of their deadlines: the first that may still wait ends the look."""
         now = loop.time()
         tickets = self._tickets
-        while tickets and (tickets[0].future.done() or tickets[0].deadline <= now):
-            ticket = tickets.popleft()
-            if not ticket.future.done():
-                ticket.fail(Overloaded("the store did not answer in time"))
+        while tickets and (tickets[0].ended or tickets[0].deadline <= now):
+            tickets.popleft().fail(_too_late())
         self._drop_ended()
+        if not tickets and self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
         self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop) if tickets else None
 
     def _drop_ended(self) -> None:
         """While the store hangs, requests end and their events would stay in memory."""
         for queue in self._queues.values():
             events = queue.events
-            while events and events[0].ticket.future.done():
+            while events and events[0].ticket.ended:
                 self._count(-1, -len(events.popleft().submission.payload))
 
     def _ring(self, shard: int) -> None:
@@ -567,6 +594,19 @@ class Ingest:
 
 def _unknown(routes: _Routes, targets: tuple[UUID, ...]) -> UUID | None:
     return next((target for target in targets if target not in routes.pinned), None)
+
+
+def _too_late() -> Overloaded:
+    return Overloaded("the store did not answer in time")
+
+
+def _resolve(future: asyncio.Future[list[Answer]], end: list[Answer] | Exception) -> None:
+    if future.done():
+        return  # the caller was cancelled
+    if isinstance(end, Exception):
+        future.set_exception(end)
+    else:
+        future.set_result(end)
 
 
 def _fail(group: Iterable[_Pending], error: Exception) -> None:
