@@ -282,7 +282,7 @@ class Ingest:
         not raise. Raises Overloaded.
         """
         routes = self._routes.get(tenant_id)
-        if routes is None or any([submission.targets is not None for submission in submissions]):
+        if routes is None or not all(submission.targets is None for submission in submissions):
             return False
         ticket, _, _ = self._admit(submissions, tell, 0.0)
         match = routes.matcher.match

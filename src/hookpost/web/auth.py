@@ -117,8 +117,7 @@ class Authenticator:
         """Who sends these headers; raises Problem 401 or 404, or StoreUnavailable."""
         if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
             raise _unauthorized()
-        text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
-        digest = sha256(text.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(authorization, tenant_header)
         known = self._known.get(digest)
         if known is not None and not self._good(known) and known.key_id is not None:
             await self._look_for_revocations()
@@ -127,6 +126,17 @@ class Authenticator:
             known = await self._ask_once(digest, lambda: self._look_up(authorization, tenant_header))
         if known.expires_at is not None and known.expires_at <= self._now():
             raise _unauthorized()
+        return known.principal
+
+    def known(self, authorization: str | None, tenant_header: str | None) -> Principal | None:
+        """Who sends these headers, if the store need not be asked for it now; None also for a key that is no good."""
+        if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
+            return None
+        known = self._known.get(_digest(authorization, tenant_header))
+        if known is None or not self._good(known):
+            return None
+        if known.expires_at is not None and known.expires_at <= self._now():
+            return None
         return known.principal
 
     def _good(self, known: _Known) -> bool:
@@ -222,6 +232,11 @@ class Authenticator:
         except (IdError, NotFound) as error:
             raise not_found("tenant") from error
         return tenant_id
+
+
+def _digest(authorization: str, tenant_header: str | None) -> bytes:
+    text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 async def _in_time(task: asyncio.Task[_T]) -> _T:
