@@ -77,7 +77,9 @@ class Posting:
         if self.in_place and method == "POST" and isinstance(body, bytes) and not disconnect:
             replied: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
             if self.routes.in_place[path.encode()](
-                [*sent, *headers], body, lambda *parts: replied.set_result(Answer(parts[0], dict(parts[1]), parts[2]))
+                dict([*sent, *headers]),
+                body,
+                lambda *parts: replied.set_result(Answer(parts[0], dict(parts[1]), parts[2])),
             ):
                 self.taken += 1
                 return await replied

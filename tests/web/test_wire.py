@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from hookpost.web.wire import Headers, JoiningTransport, Reply, protocol
+from hookpost.web.wire import Fields, JoiningTransport, Protocol, Reply, protocol
 
 HEAD, BODY = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n", b"{}"
 
@@ -76,7 +76,7 @@ class Wire:
         self.able = True
         self.connections: list[asyncio.StreamWriter] = []
 
-    def handle(self, headers: Headers, body: bytes, reply: Reply) -> bool:
+    def handle(self, fields: Fields, body: bytes, reply: Reply) -> bool:
         if not self.able:
             return False
         if self.at_once:
@@ -265,6 +265,26 @@ async def test_a_shutdown_waits_for_the_answer_under_way_and_closes_idle_connect
     assert (headers[b"connection"], body) == (b"close", b"done")
     assert await asyncio.wait_for(reader.read(), 10) == b""
     await asyncio.wait_for(wire.serving, 10)
+
+
+async def test_an_idle_connection_is_closed_and_one_with_a_request_under_way_is_not(wire: Wire) -> None:
+    reader, writer = await wire.connect()
+    writer.write(post(b"1"))
+    await answer(reader)
+    (connection,) = wire.server.server_state.connections
+    assert isinstance(connection, Protocol)
+    connection._close_if_idle()
+    assert not connection.transport.is_closing(), "it was used a moment ago"
+    wire.at_once = False
+    writer.write(post(b"2"))
+    reply = await asyncio.wait_for(wire.replies.get(), 10)
+    connection.timeout_keep_alive = 0
+    connection._close_if_idle()
+    assert not connection.transport.is_closing(), "its answer is owed"
+    reply(202, [], b"2")
+    assert (await answer(reader))[2] == b"2"
+    connection._close_if_idle()
+    assert await asyncio.wait_for(reader.read(), 10) == b""
 
 
 async def test_rubbish_behind_a_request_gets_a_400_and_no_second_answer(wire: Wire) -> None:

@@ -23,12 +23,11 @@ from hookpost.policy.routing import RESERVED_PREFIX
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
 from hookpost.web.problems import Problem
-from hookpost.web.wire import Headers, InPlace, Reply
+from hookpost.web.wire import Fields, Headers, InPlace, Reply
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Fields = dict[bytes, bytes]
 Render = Callable[[list[Answer]], bytes]
 Read = Callable[[Fields, bytes], tuple[list[Submission], Render]]
 
@@ -119,13 +118,12 @@ class EventRoutes:
             b"/v1/events/batch": partial(self._post, "/v1/events/batch", self._read_batch),
         }
 
-    def _post(self, path: str, read: Read, headers: Headers, body: bytes, reply: Reply) -> bool:
+    def _post(self, path: str, read: Read, fields: Fields, body: bytes, reply: Reply) -> bool:
         """Answer a request that is here as a whole, now or when it is stored.
 
         False, and nothing was done, when something has to be looked up first: `__call__` can.
         """
         try:
-            fields = dict(headers)
             principal = self._authenticator.known(*_credentials(fields))
             if principal is None or len(body) > self._limits.body_max_bytes:
                 return False

@@ -22,11 +22,14 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 Headers = list[tuple[bytes, bytes]]
+Fields = dict[bytes, bytes]
 Reply = Callable[[int, Headers, bytes], None]
 """Takes status, headers (all but content-length) and body of the answer, once."""
-InPlace = Callable[[Headers, bytes, Reply], bool]
-"""Takes headers and body of a request; False, when it has done nothing and uvicorn shall go its way."""
+InPlace = Callable[[Fields, bytes, Reply], bool]
+"""Takes headers (of each name the last one) and body of a request; False, having done nothing, leaves it to uvicorn."""
 
+# A connection with a request under way is looked at again so much later, at the soonest.
+KEEP_ALIVE_LOOK_S = 1.0
 _HEAD = b"HTTP/1.1 "
 _INTERIM = b"HTTP/1.1 1"
 
@@ -50,9 +53,13 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_place = in_place
         self._in_place_cycle = _InPlaceCycle()
-        # The handler of the request that is being received, and its body.
+        # The handler of the request that is being received, its headers and its body.
         self._handler: InPlace | None = None
+        self._fields: Fields = {}
         self._body = b""
+        # When the last answer was given in place, and what looks for connections that are not used any more.
+        self._answered_at = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
         # The last head that was written, and what it was made of.
         self._head = b""
         self._head_of: tuple[int, Headers, Headers] | None = None
@@ -60,6 +67,12 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client connected."""
         super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Some of a request, one, or several."""
@@ -81,15 +94,16 @@ class Protocol(HttpToolsProtocol):
         cycle, parser = self.cycle, self.parser
         self._body = b""
         self._handler = self._in_place.get(self.url)
+        self._fields = dict(self.headers)
         if (
             self._handler is None
+            or b"content-length" not in self._fields
             or parser.get_method() != b"POST"
             or parser.get_http_version() != "1.1"
             or parser.should_upgrade()
             or self.expect_100_continue
             or self.flow.write_paused
             or not (cycle is None or cycle.response_complete)
-            or not _has_length(self.headers)
         ):
             self._go_uvicorns_way()
 
@@ -109,7 +123,7 @@ class Protocol(HttpToolsProtocol):
         cycle.response_complete = False
         cycle.keep_alive = self.parser.should_keep_alive()
         before, self.cycle = self.cycle, cycle  # type: ignore[assignment] # what uvicorn asks it for is there
-        if handler(self.headers, self._body, self._reply):
+        if handler(self._fields, self._body, self._reply):
             self._handler = None
         else:
             cycle.response_complete = True
@@ -140,7 +154,28 @@ class Protocol(HttpToolsProtocol):
         self.transport.write_whole(b"%b%d%b%b" % (self._head_for(status, headers), len(body), end, body))
         if not cycle.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+        else:
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        """uvicorn's end of an answer without its timer, which is made and cancelled for each request."""
+        self.server_state.total_requests += 1
+        self._answered_at = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        idle_s = self.loop.time() - self._answered_at
+        self._idle_timer = None
+        if self.cycle is not self._in_place_cycle:  # type: ignore[comparison-overlap] # see on_message_complete
+            return  # uvicorn has a timer of its own since its last answer
+        if self.cycle.response_complete and idle_s >= self.timeout_keep_alive:
+            self.transport.close()
+        else:
+            wait_s = max(self.timeout_keep_alive - idle_s, KEEP_ALIVE_LOOK_S)
+            self._idle_timer = self.loop.call_later(wait_s, self._close_if_idle)
 
     def _head_for(self, status: int, headers: Headers) -> bytes:
         """The head up to the length of the body; mostly the last one, as uvicorn's own headers change with the date."""
@@ -155,10 +190,6 @@ class Protocol(HttpToolsProtocol):
 def protocol(in_place: Mapping[bytes, InPlace]) -> type[asyncio.Protocol]:
     """What uvicorn calls for each connection."""
     return partial(Protocol, in_place=in_place)  # type: ignore[return-value] # it is a class but for its arguments
-
-
-def _has_length(headers: Headers) -> bool:
-    return any(name == b"content-length" for name, _ in headers)
 
 
 class JoiningTransport:

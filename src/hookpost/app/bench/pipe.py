@@ -23,7 +23,7 @@ import uvicorn
 
 from hookpost.app.bench.curl import frame
 from hookpost.app.bench.machine import processes
-from hookpost.web.wire import Headers, Reply
+from hookpost.web.wire import Fields, Reply
 
 STOP_S_MAX = 15.0
 _JSON = (b"content-type", b"application/json")
@@ -66,7 +66,7 @@ class BareApp:
         await send({"type": "http.response.start", "status": 202, "headers": head})
         await send({"type": "http.response.body", "body": answer})
 
-    def in_place(self, _headers: Headers, body: bytes, reply: Reply) -> bool:
+    def in_place(self, _fields: Fields, body: bytes, reply: Reply) -> bool:
         """The same by the short cut that the product takes."""
         reply(202, _PLAIN, self._take(body))
         return True
