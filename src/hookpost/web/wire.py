@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 Headers = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]
 Reply = Callable[[int, Headers, bytes], None]
-"""Takes status, headers (all but content-length) and body of the answer, once."""
+"""Takes status, headers (all but content-length and connection) and body of the answer, once."""
 InPlace = Callable[[Fields, bytes, Reply], bool]
 """Takes headers (of each name the last one) and body of a request; False, having done nothing, leaves it to uvicorn."""
 
