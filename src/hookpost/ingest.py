@@ -19,6 +19,7 @@ from functools import partial
 from hashlib import sha256
 from uuid import UUID
 
+import msgspec
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
@@ -80,8 +81,7 @@ class Refused(Exception):
     """The store refuses this event's data."""
 
 
-@dataclass(slots=True)
-class Submission:
+class Submission(msgspec.Struct, gc=False):
     """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters."""
 
     type: str
@@ -134,18 +134,15 @@ class _Ticket:
             self.tell(error)
 
 
-class _Pending:
-    """One event on its way to the store."""
+class _Pending(msgspec.Struct, gc=False):
+    """One event on its way to the store, the ``index``-th of its request; it was matched anew ``stale`` times."""
 
-    __slots__ = ("event", "index", "routes", "stale", "submission", "ticket")
-
-    def __init__(self, ticket: _Ticket, index: int, submission: Submission) -> None:
-        self.ticket = ticket
-        self.index = index
-        self.submission = submission
-        self.stale = 0
-        self.event: NewEvent
-        self.routes: _Routes
+    ticket: _Ticket
+    index: int
+    submission: Submission
+    stale: int
+    routes: _Routes
+    event: NewEvent
 
 
 class _Queue:
@@ -259,10 +256,9 @@ class Ingest:
         try:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             for index, submission in enumerate(submissions):
-                pending = _Pending(ticket, index, submission)
                 if submission.targets is None:
-                    self._enqueue(pending, routes, routes.matcher.match(submission.type))
-                elif not await self._aim(pending, routes, submission.targets):
+                    self._enqueue(ticket, index, submission, routes, routes.matcher.match(submission.type))
+                elif not await self._aim(ticket, index, submission, routes, submission.targets):
                     continue
                 # It stays counted until its append has ended.
                 left -= 1
@@ -287,7 +283,7 @@ class Ingest:
         ticket, _, _ = self._admit(submissions, tell, 0.0)
         match = routes.matcher.match
         for index, submission in enumerate(submissions):
-            self._enqueue(_Pending(ticket, index, submission), routes, match(submission.type))
+            self._enqueue(ticket, index, submission, routes, match(submission.type))
         return True
 
     def _admit(self, submissions: Sequence[Submission], tell: Tell, spent_s: float) -> tuple[_Ticket, int, int]:
@@ -322,14 +318,22 @@ class Ingest:
             raise UnknownTenant("the tenant does not exist")
         return routes
 
-    async def _aim(self, pending: _Pending, routes: _Routes, targets: tuple[UUID, ...]) -> bool:
+    async def _aim(
+        self,
+        ticket: _Ticket,
+        index: int,
+        submission: Submission,
+        routes: _Routes,
+        targets: tuple[UUID, ...],
+        stale: int = 0,
+    ) -> bool:
         """The producer says whom the event is owed to; False when that was refused, and answered."""
-        routes = await self._knowing(pending.ticket, routes, targets)
+        routes = await self._knowing(ticket, routes, targets)
         missing = _unknown(routes, targets)
         if missing is not None:
-            pending.ticket.answer(pending.index, UnknownEndpoint(missing))
+            ticket.answer(index, UnknownEndpoint(missing))
             return False
-        self._enqueue(pending, routes, tuple(dict.fromkeys(targets)))
+        self._enqueue(ticket, index, submission, routes, tuple(dict.fromkeys(targets)), stale)
         return True
 
     async def _knowing(self, ticket: _Ticket, routes: _Routes, targets: tuple[UUID, ...]) -> _Routes:
@@ -369,10 +373,16 @@ class Ingest:
 
     # ---- group commit ---------------------------------------------------------------------------------------------
 
-    def _enqueue(self, pending: _Pending, routes: _Routes, owed: tuple[UUID, ...]) -> None:
-        submission = pending.submission
-        pending.routes = routes
-        pending.event = NewEvent(
+    def _enqueue(
+        self,
+        ticket: _Ticket,
+        index: int,
+        submission: Submission,
+        routes: _Routes,
+        owed: tuple[UUID, ...],
+        stale: int = 0,
+    ) -> None:
+        event = NewEvent(
             uuid7(nanoseconds=int(self._now() * 1e9)),
             routes.routes.tenant_id,
             submission.type,
@@ -382,7 +392,7 @@ class Ingest:
             None if submission.key is None else request_hash(submission),
             submission.trace_id,
         )
-        self._wait(pending)
+        self._wait(_Pending(ticket, index, submission, stale, routes, event))
 
     def _wait(self, pending: _Pending) -> None:
         """Its turn comes with the next append of its queue."""
@@ -524,21 +534,21 @@ class Ingest:
         for pending in group:
             if pending.ticket.ended:
                 continue
-            pending.stale += 1
-            if pending.stale > STALE_MAX:
-                pending.ticket.fail(Overloaded("the tenant's configuration changes too often"))
+            ticket, submission, stale = pending.ticket, pending.submission, pending.stale + 1
+            if stale > STALE_MAX:
+                ticket.fail(Overloaded("the tenant's configuration changes too often"))
                 continue
             tenant_id = pending.event.tenant_id
             try:
-                routes = self._routes.get(tenant_id) or await self._within(pending.ticket, self._load(tenant_id))
-                targets = pending.submission.targets
-                if targets is None:
-                    self._enqueue(pending, routes, routes.matcher.match(pending.submission.type))
-                elif not await self._aim(pending, routes, targets):
+                routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
+                if submission.targets is None:
+                    owed = routes.matcher.match(submission.type)
+                    self._enqueue(ticket, pending.index, submission, routes, owed, stale)
+                elif not await self._aim(ticket, pending.index, submission, routes, submission.targets, stale):
                     continue
                 self._count_again(pending)
             except (StoreUnavailable, UnknownTenant, Overloaded) as error:
-                pending.ticket.fail(error)
+                ticket.fail(error)
 
     # ---- time -----------------------------------------------------------------------------------------------------
 

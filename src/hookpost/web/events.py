@@ -7,7 +7,7 @@ body as the bytes it was posted as; it is checked to be JSON and never decoded.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -60,6 +60,11 @@ class _Batch(msgspec.Struct, forbid_unknown_fields=True):
     events: list[msgspec.Raw]
 
 
+class _Events(msgspec.Struct, forbid_unknown_fields=True):
+    events: list[_Event]
+
+
+_decode_events = msgspec.json.Decoder(_Events).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 
@@ -157,8 +162,7 @@ class EventRoutes:
 
     def _read_batch(self, fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
         trace_id = _trace_id(fields.get(b"traceparent"))
-        batch, disguise = _decode(_decode_batch, body)
-        items = [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
+        items: Sequence[bytes | _Event] = _all_at_once(body) or _one_by_one(body)
         limit = self._limits.batch_max_events
         if not 1 <= len(items) <= limit:
             raise _bad("events", f"a batch holds 1 to {limit} events, this one {len(items)}")
@@ -166,7 +170,8 @@ class EventRoutes:
         results: list[bytes | None] = []
         for item in items:
             try:
-                submissions.append(_submission(item, trace_id))
+                submission = _checked(item, None, trace_id) if isinstance(item, _Event) else _submission(item, trace_id)
+                submissions.append(submission)
                 results.append(None)
             except Problem as problem:
                 results.append(_error(problem))
@@ -229,6 +234,22 @@ def _decode(decoder: Callable[[bytes], Any], body: bytes) -> tuple[Any, _Disguis
         raise Problem(400, "Bad request", f"The body is not JSON: {error}.") from None
 
 
+def _all_at_once(body: bytes) -> Sequence[_Event]:
+    """The events of a batch, if each of them has the right form."""
+    try:
+        body.decode()
+        events: list[_Event] = _decode_events(body).events
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return ()
+    return events
+
+
+def _one_by_one(body: bytes) -> Sequence[bytes]:
+    """The events of a batch, to be decoded each on its own."""
+    batch, disguise = _decode(_decode_batch, body)
+    return [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
+
+
 class _Disguise:
     """Hides the escapes of surrogates from a decoder that refuses unpaired ones, and shows them again.
 
@@ -280,8 +301,11 @@ def _read_single(fields: Fields, body: bytes) -> tuple[list[Submission], Render]
 
 
 def _submission(body: bytes, trace_id: UUID | None) -> Submission:
-    event: _Event
     event, disguise = _decode(_decode_event, body)
+    return _checked(event, disguise, trace_id)
+
+
+def _checked(event: _Event, disguise: _Disguise | None, trace_id: UUID | None) -> Submission:
     payload, key = bytes(event.payload), event.idempotency_key
     if disguise is not None:
         payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
@@ -367,8 +391,8 @@ def _batch_answer(results: list[bytes | None], answers: list[Answer]) -> bytes:
 
 
 def _accepted(answer: Appended) -> bytes:
-    return b'{"event_id":"evt_%b","delivery_count":%d,"duplicate":%b}' % (
-        answer.event_id.hex.encode(),
+    return b'{"event_id":"evt_%032x","delivery_count":%d,"duplicate":%b}' % (
+        answer.event_id.int,
         answer.delivery_count,
         b"true" if answer.verdict is Verdict.DUPLICATE else b"false",
     )
