@@ -501,8 +501,8 @@ class Ingest:
             if isinstance(result, Stale):
                 await self._refresh(current, result)
             else:
-                self._answer(current, result)
                 self._ring(shard)
+                self._answer(current, result)
 
     def _answer(self, group: list[_Pending], result: list[Appended]) -> None:
         for pending, appended in zip(group, result, strict=True):
