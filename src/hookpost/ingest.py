@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from uuid import UUID
 
+import msgspec
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
@@ -96,8 +98,7 @@ class Refused(Exception):
     """The store refuses this event's data."""
 
 
-@dataclass(slots=True)
-class Submission:
+class Submission(msgspec.Struct, gc=False):
     """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters; to the endpoint
     ``without`` it is not owed, whatever its filter says."""
 
@@ -121,51 +122,46 @@ class IngestLimits:
 Answer = Appended | UnknownEndpoint | Refused
 
 
+Tell = Callable[[list[Answer] | Exception], None]
+
+
 class _Ticket:
-    """One request: answered when the last of its events is."""
+    """One request: ``tell`` hears its end, once, when the last of its events is answered or it fails.
 
-    __slots__ = ("answers", "deadline", "done", "future", "open")
+    Once it has ended nobody waits any more: what has not been appended need not be.
+    """
 
-    def __init__(self, future: asyncio.Future[list[Answer]], size: int, deadline: float) -> None:
-        self.future = future
+    __slots__ = ("answers", "deadline", "ended", "open", "tell")
+
+    def __init__(self, size: int, deadline: float, tell: Tell) -> None:
         self.answers: list[Answer | None] = [None] * size
         self.open = size
         self.deadline = deadline
+        self.ended = False
+        self.tell = tell
 
     def answer(self, index: int, answer: Answer) -> None:
         self.answers[index] = answer
         self.open -= 1
-        if self.open == 0 and not self.future.done():
-            self.future.set_result(self.answers)  # type: ignore[arg-type] # every place is filled now
+        if self.open == 0 and not self.ended:
+            self.ended = True
+            self.tell(self.answers)  # type: ignore[arg-type] # every place is filled now
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def not_accepted(self) -> int:
-        """Events that cost nothing of a limit: all, unless the request has its answers."""
-        if not self.future.done() or self.future.cancelled() or self.future.exception() is not None:
-            return len(self.answers)
-        return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in self.answers)
-
-    def abandon(self) -> None:
-        """Nobody waits any more: what has not been appended need not be, and an error need not be heard."""
-        if not self.future.cancel() and not self.future.cancelled():
-            self.future.exception()
+        if not self.ended:
+            self.ended = True
+            self.tell(error)
 
 
-class _Pending:
-    """One event on its way to the store."""
+class _Pending(msgspec.Struct, gc=False):
+    """One event on its way to the store, the ``index``-th of its request; it was matched anew ``stale`` times."""
 
-    __slots__ = ("event", "index", "routes", "stale", "submission", "ticket")
-
-    def __init__(self, ticket: _Ticket, index: int, submission: Submission) -> None:
-        self.ticket = ticket
-        self.index = index
-        self.submission = submission
-        self.stale = 0
-        self.event: NewEvent
-        self.routes: _Routes
+    ticket: _Ticket
+    index: int
+    submission: Submission
+    stale: int
+    routes: _Routes
+    event: NewEvent
 
 
 class _Queue:
@@ -253,6 +249,7 @@ class Ingest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickets: deque[_Ticket] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._all_ended: asyncio.Future[None] | None = None
         self._events = 0
         self._bytes = 0
         self._ring_due = 0.0
@@ -271,11 +268,9 @@ class Ingest:
     async def close(self) -> None:
         """Take no more, and end what is under way with an answer; a store that hangs is left alone after that."""
         self._closed = True
-        waiting = [ticket.future for ticket in self._tickets if not ticket.future.done()]
-        if waiting:
-            await asyncio.wait(waiting)  # the sweep ends each of them in time
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._tickets:
+            self._all_ended = asyncio.get_running_loop().create_future()
+            await self._all_ended  # the sweep ends each of them in time
         if self._tasks:
             _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in hanging:
@@ -295,36 +290,62 @@ class Ingest:
         """
         if not submissions:
             return []
+        future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        ticket, left, size = self._admit(submissions, partial(_resolve, future), spent_s)
+        charged: Allowance | None = None
+        try:
+            routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
+            if routes.allowance is not None:
+                charged = self._charge(routes.allowance, len(submissions))
+            for index, submission in enumerate(submissions):
+                if submission.targets is None:
+                    self._enqueue(ticket, index, submission, routes, routes.match(submission))
+                elif not await self._aim(ticket, index, submission, routes, submission.targets):
+                    continue
+                # It stays counted until its append has ended.
+                left -= 1
+                size -= len(submission.payload)
+            return await future
+        finally:
+            if left:
+                self._count(-left, -size)
+            if charged is not None:
+                charged.give_back(_not_accepted(future, len(submissions)))
+            ticket.ended = True
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # another one is being raised, and this one need not be heard
+
+    def post(self, tenant_id: UUID, submissions: Sequence[Submission], tell: Tell) -> bool:
+        """Like ``submit``, without a task that waits: ``tell`` hears what ``submit`` would return or raise.
+
+        False, and nothing was done, unless the tenant's routes are known, it has no limit, and no event names its
+        targets. ``tell`` must not raise. Raises Overloaded.
+        """
+        routes = self._routes.get(tenant_id)
+        if (
+            routes is None
+            or routes.allowance is not None
+            or not all(submission.targets is None for submission in submissions)
+        ):
+            return False
+        ticket, _, _ = self._admit(submissions, tell, 0.0)
+        match = routes.matcher.match
+        for index, submission in enumerate(submissions):
+            self._enqueue(ticket, index, submission, routes, match(submission.type))
+        return True
+
+    def _admit(self, submissions: Sequence[Submission], tell: Tell, spent_s: float) -> tuple[_Ticket, int, int]:
+        """A ticket for events that are counted from now on, with their number and size; raises Overloaded."""
         events = len(submissions)
         size = sum([len(submission.payload) for submission in submissions])
         limits = self._limits
         if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
             raise Overloaded("the queue in front of the store is full")
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(loop.create_future(), events, loop.time() + limits.timeout_s - spent_s)
+        ticket = _Ticket(events, loop.time() + limits.timeout_s - spent_s, tell)
         self._watch(ticket, loop)
         self._count(events, size)
-        charged: Allowance | None = None
-        try:
-            routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
-            if routes.allowance is not None:
-                charged = self._charge(routes.allowance, events)
-            for index, submission in enumerate(submissions):
-                pending = _Pending(ticket, index, submission)
-                if submission.targets is None:
-                    self._enqueue(pending, routes, routes.match(submission))
-                elif not await self._aim(pending, routes, submission.targets):
-                    continue
-                # It stays counted until its append has ended.
-                events -= 1
-                size -= len(submission.payload)
-            return await ticket.future
-        finally:
-            if events:
-                self._count(-events, -size)
-            if charged is not None:
-                charged.give_back(ticket.not_accepted())
-            ticket.abandon()
+        return ticket, events, size
 
     def _count(self, events: int, size: int) -> None:
         self._events += events
@@ -336,22 +357,31 @@ class Ingest:
 
     async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
         """Await shared work no longer than the request may wait."""
-        await asyncio.wait((work, ticket.future), return_when=asyncio.FIRST_COMPLETED)
+        left_s = ticket.deadline - asyncio.get_running_loop().time()
+        await asyncio.wait((work,), timeout=max(0.0, left_s))
         if not work.done():
-            ticket.future.result()
+            raise _too_late()
         routes = work.result()
         if routes is None:
             raise UnknownTenant("the tenant does not exist")
         return routes
 
-    async def _aim(self, pending: _Pending, routes: _Routes, targets: tuple[UUID, ...]) -> bool:
+    async def _aim(
+        self,
+        ticket: _Ticket,
+        index: int,
+        submission: Submission,
+        routes: _Routes,
+        targets: tuple[UUID, ...],
+        stale: int = 0,
+    ) -> bool:
         """The producer says whom the event is owed to; False when that was refused, and answered."""
-        routes = await self._knowing(pending.ticket, routes, targets)
+        routes = await self._knowing(ticket, routes, targets)
         missing = _unknown(routes, targets)
         if missing is not None:
-            pending.ticket.answer(pending.index, UnknownEndpoint(missing))
+            ticket.answer(index, UnknownEndpoint(missing))
             return False
-        self._enqueue(pending, routes, tuple(dict.fromkeys(targets)))
+        self._enqueue(ticket, index, submission, routes, tuple(dict.fromkeys(targets)), stale)
         return True
 
     async def _knowing(self, ticket: _Ticket, routes: _Routes, targets: tuple[UUID, ...]) -> _Routes:
@@ -434,10 +464,16 @@ class Ingest:
 
     # ---- group commit ---------------------------------------------------------------------------------------------
 
-    def _enqueue(self, pending: _Pending, routes: _Routes, owed: tuple[UUID, ...]) -> None:
-        submission = pending.submission
-        pending.routes = routes
-        pending.event = NewEvent(
+    def _enqueue(
+        self,
+        ticket: _Ticket,
+        index: int,
+        submission: Submission,
+        routes: _Routes,
+        owed: tuple[UUID, ...],
+        stale: int = 0,
+    ) -> None:
+        event = NewEvent(
             uuid7(nanoseconds=int(self._now() * 1e9)),
             routes.routes.tenant_id,
             submission.type,
@@ -447,7 +483,7 @@ class Ingest:
             None if submission.key is None else request_hash(submission),
             submission.trace_id,
         )
-        self._wait(pending)
+        self._wait(_Pending(ticket, index, submission, stale, routes, event))
 
     def _wait(self, pending: _Pending) -> None:
         """Its turn comes with the next append of its queue."""
@@ -518,7 +554,7 @@ class Ingest:
         events = queue.events
         while events and len(group) < GROUP_EVENTS_MAX and size < GROUP_BYTES_MAX:
             pending = events.popleft()
-            if pending.ticket.future.done():
+            if pending.ticket.ended:
                 self._count(-1, -len(pending.submission.payload))
             else:
                 group.append(pending)
@@ -531,7 +567,7 @@ class Ingest:
         outdated: list[_Pending] = []
         fresh: _Routes | None = None
         for pending in group:
-            if pending.ticket.future.done():
+            if pending.ticket.ended:
                 continue
             routes = pending.routes
             if routes is not fresh:
@@ -556,8 +592,8 @@ class Ingest:
             if isinstance(result, Stale):
                 await self._refresh(current, result)
             else:
-                self._answer(current, result)
                 self._ring(shard)
+                self._answer(current, result)
 
     def _answer(self, group: list[_Pending], result: list[Appended]) -> None:
         for pending, appended in zip(group, result, strict=True):
@@ -587,24 +623,22 @@ class Ingest:
 
     async def _rematch(self, group: Iterable[_Pending]) -> None:
         for pending in group:
-            pending.stale += 1
-            if pending.stale > STALE_MAX:
-                pending.ticket.fail(Overloaded("the tenant's configuration changes too often"))
+            if pending.ticket.ended:
+                continue
+            ticket, submission, stale = pending.ticket, pending.submission, pending.stale + 1
+            if stale > STALE_MAX:
+                ticket.fail(Overloaded("the tenant's configuration changes too often"))
                 continue
             tenant_id = pending.event.tenant_id
             try:
-                routes = self._routes.get(tenant_id) or await self._within(pending.ticket, self._load(tenant_id))
-                targets = pending.submission.targets
-                if targets is None:
-                    self._enqueue(pending, routes, routes.match(pending.submission))
-                elif not await self._aim(pending, routes, targets):
+                routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
+                if submission.targets is None:
+                    self._enqueue(ticket, pending.index, submission, routes, routes.match(submission), stale)
+                elif not await self._aim(ticket, pending.index, submission, routes, submission.targets, stale):
                     continue
                 self._count_again(pending)
             except (StoreUnavailable, UnknownTenant, Overloaded) as error:
-                pending.ticket.fail(error)
-            except asyncio.CancelledError:
-                if not pending.ticket.future.cancelled():
-                    raise
+                ticket.fail(error)
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
@@ -617,18 +651,18 @@ class Ingest:
         """Requests are in the order of their deadlines: the first that may still wait ends the look."""
         now = loop.time()
         tickets = self._tickets
-        while tickets and (tickets[0].future.done() or tickets[0].deadline <= now):
-            ticket = tickets.popleft()
-            if not ticket.future.done():
-                ticket.fail(Overloaded("the store did not answer in time"))
+        while tickets and (tickets[0].ended or tickets[0].deadline <= now):
+            tickets.popleft().fail(_too_late())
         self._drop_ended()
+        if not tickets and self._all_ended is not None and not self._all_ended.done():
+            self._all_ended.set_result(None)
         self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop) if tickets else None
 
     def _drop_ended(self) -> None:
         """While the store hangs, requests end and their events would stay in memory."""
         for queue in self._queues.values():
             events = queue.events
-            while events and events[0].ticket.future.done():
+            while events and events[0].ticket.ended:
                 self._count(-1, -len(events.popleft().submission.payload))
 
     def _ring(self, shard: int) -> None:
@@ -658,8 +692,28 @@ class Ingest:
             return  # workers look by themselves
 
 
+def _not_accepted(future: asyncio.Future[list[Answer]], events: int) -> int:
+    """Of a request's events those that cost nothing of a limit: all, unless it has its answers."""
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return events
+    return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in future.result())
+
+
 def _unknown(routes: _Routes, targets: tuple[UUID, ...]) -> UUID | None:
     return next((target for target in targets if target not in routes.pinned), None)
+
+
+def _too_late() -> Overloaded:
+    return Overloaded("the store did not answer in time")
+
+
+def _resolve(future: asyncio.Future[list[Answer]], end: list[Answer] | Exception) -> None:
+    if future.done():
+        return  # the caller was cancelled
+    if isinstance(end, Exception):
+        future.set_exception(end)
+    else:
+        future.set_result(end)
 
 
 def _fail(group: Iterable[_Pending], error: Exception) -> None:

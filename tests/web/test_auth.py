@@ -130,6 +130,43 @@ async def test_keys_in_use_cost_one_question_a_second_however_many_they_are(cloc
     assert (store.asked, store.looked) == (100, 4)
 
 
+async def test_a_key_in_steady_use_never_has_to_wait_for_the_store(clock: Any) -> None:
+    store = Keys()
+    authenticator = made(store, clock)
+    assert authenticator.known(f"Bearer {KEY}", None) is None
+    await authenticator.principal(f"Bearer {KEY}", None)
+    for _ in range(10):
+        assert authenticator.known(f"Bearer {KEY}", None) == Principal(TENANT, False, auth.SCOPES)
+        clock.advance(auth.LOOK_AHEAD_S)
+        authenticator.known(f"Bearer {KEY}", None)
+        authenticator.known(f"Bearer {KEY}", None)
+        await asyncio.sleep(0)
+    assert (store.asked, store.looked) == (1, 10)
+
+
+async def test_a_key_that_was_revoked_or_expired_or_cannot_be_asked_about_is_not_known(clock: Any) -> None:
+    store = Keys(expires_at=clock.now() + 100.0)
+    authenticator = made(store, clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    store.answering.clear()
+    clock.advance(auth.KEY_CACHE_S)
+    assert authenticator.known(f"Bearer {KEY}", None) is None, "nobody can say whether it was revoked"
+    store.answering.set()
+    await authenticator.principal(f"Bearer {KEY}", None)
+    assert authenticator.known(f"Bearer {KEY}", None) is not None
+    store.revoke()
+    clock.advance(auth.LOOK_AHEAD_S)
+    assert authenticator.known(f"Bearer {KEY}", None) is not None
+    await asyncio.sleep(0)
+    assert authenticator.known(f"Bearer {KEY}", None) is None
+
+    store = Keys(expires_at=clock.now() + 0.1)
+    authenticator = made(store, clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    clock.advance(0.2)
+    assert authenticator.known(f"Bearer {KEY}", None) is None
+
+
 async def test_a_look_up_slower_than_a_look_for_revocations_is_not_trusted_for_long(clock: Any) -> None:
     store = Keys()
     authenticator = made(store, clock)

@@ -39,7 +39,7 @@ from hookpost.transport import Transport
 from hookpost.web.app import WebSettings, make_app
 from hookpost.web.auth import Authenticator
 from hookpost.web.events import EventLimits, EventRoutes
-from hookpost.web.wire import Protocol
+from hookpost.web.wire import protocol
 from hookpost.worker import Worker, WorkerSettings
 
 # Objects made between two looks of the garbage collector: nearly all of ours die young and without cycles. A look takes
@@ -154,15 +154,16 @@ async def run_api(
             raise StoreUnavailable("the endpoint was deleted a moment ago")
         return answer.event_id
 
+    events = EventRoutes(
+        ingest,
+        authenticator,
+        limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes),
+    )
     app = make_app(
         store=store,
         authenticator=authenticator,
         submit=submit,
-        raw_events=EventRoutes(
-            ingest,
-            authenticator,
-            limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes),
-        ),
+        raw_events=events,
         settings=WebSettings(
             version=__version__,
             now=clock.now,
@@ -179,7 +180,7 @@ async def run_api(
     server = _Server(
         uvicorn.Config(
             app,
-            http=Protocol,
+            http=protocol(events.in_place),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -2,8 +2,8 @@
 
 Relies on the store for keys and tenants. Promises: whatever is wrong with a key, the answer is the same 401; a revoked
 key stops working within ``KEY_CACHE_S``; a request with a known key costs one hash and one dict look-up; a store that
-hangs is found out within ``LOOK_UP_S_MAX``. Keys in use are not looked up again each second: one question a second asks
-for those that were revoked, however many tenants post.
+hangs is found out within ``LOOK_UP_S_MAX``. Keys in use are not looked up again each second: one question, twice a
+second, asks for those that were revoked, however many tenants post.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from hookpost.web.problems import Problem, not_found, refusal
 
 # A revocation works after that long at the latest: "at once", for a person.
 KEY_CACHE_S = 1.0
+# Keys in use are looked after so long after the last look: before they are too old, and nobody waits.
+LOOK_AHEAD_S = KEY_CACHE_S / 2
 # A request for a store that hangs is to be refused within a second, and its key is the first thing that is looked up.
 LOOK_UP_S_MAX = 0.7
 # Look-ups under way at once: those that a hanging store never answers go on until its own timeouts.
@@ -117,8 +119,7 @@ class Authenticator:
         """Who sends these headers; raises Problem 401 or 404, or StoreUnavailable."""
         if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
             raise _unauthorized()
-        text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
-        digest = sha256(text.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(authorization, tenant_header)
         known = self._known.get(digest)
         if known is not None and not self._good(known) and known.key_id is not None:
             await self._look_for_revocations()
@@ -129,6 +130,19 @@ class Authenticator:
             raise _unauthorized()
         return known.principal
 
+    def known(self, authorization: str | None, tenant_header: str | None) -> Principal | None:
+        """Who sends these headers, if the store need not be asked for it now; None also for a key that is no good."""
+        if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
+            return None
+        known = self._known.get(_digest(authorization, tenant_header))
+        if known is None or not self._good(known):
+            return None
+        if known.expires_at is not None and known.expires_at <= self._now():
+            return None
+        if known.key_id is not None:
+            self._look_ahead()
+        return known.principal
+
     def _good(self, known: _Known) -> bool:
         now = self._monotonic()
         return now < known.good_until or (known.key_id is not None and now < self._looked_at + KEY_CACHE_S)
@@ -136,11 +150,24 @@ class Authenticator:
     async def _look_for_revocations(self) -> None:
         """Join the look under way, if it began recently enough, or begin one; whose key was revoked is forgotten."""
         now = self._monotonic()
-        if self._look is None or self._look[1].done() or self._look[0] + KEY_CACHE_S <= now:
-            task = asyncio.ensure_future(self._forget_revoked(now))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._look = now, task
-        await _in_time(self._look[1])
+        look = self._look
+        if look is None or look[1].done() or look[0] + KEY_CACHE_S <= now:
+            await _in_time(self._begin_look())
+        else:
+            await _in_time(look[1])
+
+    def _look_ahead(self) -> None:
+        """Begin the next look before the last one is too old, so that nobody waits for it; once for each look."""
+        due = self._looked_at + LOOK_AHEAD_S
+        if self._monotonic() >= due and (self._look is None or self._look[0] < due):
+            self._begin_look()
+
+    def _begin_look(self) -> asyncio.Task[None]:
+        now = self._monotonic()
+        task = asyncio.ensure_future(self._forget_revoked(now))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._look = now, task
+        return task
 
     async def _forget_revoked(self, began_at: float) -> None:
         revoked = await self._store.revoked_keys(began_at - self._looked_at + REVOKED_OVERLAP_S)
@@ -222,6 +249,11 @@ class Authenticator:
         except (IdError, NotFound) as error:
             raise not_found("tenant") from error
         return tenant_id
+
+
+def _digest(authorization: str, tenant_header: str | None) -> bytes:
+    text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 async def _in_time(task: asyncio.Task[_T]) -> _T:

@@ -7,8 +7,9 @@ body as the bytes it was posted as; it is checked to be JSON and never decoded.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -23,10 +24,13 @@ from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
 from hookpost.web.limits import limit_headers
 from hookpost.web.problems import Problem, rate_limited
+from hookpost.web.wire import Fields, Headers, InPlace, Reply
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Render = Callable[[list[Answer]], bytes]
+Read = Callable[[Fields, bytes], tuple[list[Submission], Render]]
 
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -39,7 +43,11 @@ TARGETS_MAX = 10_000
 _ESCAPE = re.compile(rb"\\u([0-9a-fA-F])[89a-fA-F]")
 _SURROGATE = re.compile(rb"(\\u)([dD])(?=[89a-fA-F])")
 _JSON = b"application/json"
-_ANSWER_HEADERS = (b"content-type", _JSON), (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")
+_ANSWER_HEADERS: Headers = [
+    (b"content-type", _JSON),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+]
 
 
 class _Event(msgspec.Struct, forbid_unknown_fields=True):
@@ -53,6 +61,11 @@ class _Batch(msgspec.Struct, forbid_unknown_fields=True):
     events: list[msgspec.Raw]
 
 
+class _Events(msgspec.Struct, forbid_unknown_fields=True):
+    events: list[_Event]
+
+
+_decode_events = msgspec.json.Decoder(_Events).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 
@@ -78,10 +91,9 @@ class EventRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            status, body, headers = await self._serve(scope, receive)
+            status, headers, body = await self._serve(scope, receive)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the producer gets a problem
-            problem = _problem_of(error, scope["path"])
-            status, body, headers = problem.status, problem.body(), problem.raw_headers()
+            status, headers, body = _refusal(error, scope["path"])
         await send({
             "type": "http.response.start",
             "status": status,
@@ -89,42 +101,57 @@ class EventRoutes:
         })  # fmt: skip
         await send({"type": "http.response.body", "body": body})
 
-    async def _serve(self, scope: Scope, receive: Receive) -> tuple[int, bytes, Iterable[tuple[bytes, bytes]]]:
+    async def _serve(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
         if scope["method"] != "POST":
             raise Problem(405, "Method not allowed", "Post events here.", headers={"Allow": "POST"})
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        fields: Fields = dict(scope["headers"])
         began = monotonic()
-        tenant_id = await self._tenant(headers)
+        principal = await self._authenticator.principal(*_credentials(fields))
+        tenant_id = principal.writer("events:write")
         # Looking a key up and appending share the time that a producer waits for a store that is slow.
         spent_s = monotonic() - began
-        _check_content(headers)
-        body = await self._body(headers, receive)
-        trace_id = _trace_id(headers.get(b"traceparent"))
-        if scope["path"].endswith("/batch"):
-            answer = await self._batch(tenant_id, body, trace_id, spent_s)
-        else:
-            answer = await self._single(tenant_id, body, headers.get(b"idempotency-key"), trace_id, spent_s)
-        return 202, answer, self._headers(tenant_id)
+        _check_content(fields)
+        body = await self._body(fields, receive)
+        read = self._read_batch if scope["path"].endswith("/batch") else _read_single
+        submissions, render = read(fields, body)
+        answer = render(await self._ingest.submit(tenant_id, submissions, spent_s=spent_s))
+        return 202, self._headers(tenant_id), answer
 
-    def _headers(self, tenant_id: UUID) -> Iterable[tuple[bytes, bytes]]:
+    def _headers(self, tenant_id: UUID) -> Headers:
         standing = self._ingest.standing(tenant_id)
         if standing is None:
             return _ANSWER_HEADERS
         told = [(name.lower().encode(), value.encode()) for name, value in limit_headers(standing).items()]
         return [*_ANSWER_HEADERS, *told]
 
-    async def _tenant(self, headers: dict[bytes, bytes]) -> UUID:
-        authorization = headers.get(b"authorization")
-        acting_for = headers.get(b"x-tenant-id")
-        principal = await self._authenticator.principal(
-            None if authorization is None else authorization.decode("latin-1"),
-            None if acting_for is None else acting_for.decode("latin-1"),
-        )
-        return principal.writer("events:write")
+    @property
+    def in_place(self) -> dict[bytes, InPlace]:
+        """How to answer requests for these targets without a task, see `wire.Protocol`."""
+        return {
+            b"/v1/events": partial(self._post, "/v1/events", _read_single),
+            b"/v1/events/batch": partial(self._post, "/v1/events/batch", self._read_batch),
+        }
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    def _post(self, path: str, read: Read, fields: Fields, body: bytes, reply: Reply) -> bool:
+        """Answer a request that is here as a whole, now or when it is stored.
+
+        False, and nothing was done, when something has to be looked up first: `__call__` can.
+        """
+        try:
+            principal = self._authenticator.known(*_credentials(fields))
+            if principal is None or len(body) > self._limits.body_max_bytes:
+                return False
+            tenant_id = principal.writer("events:write")
+            _check_content(fields)
+            submissions, render = read(fields, body)
+            return bool(submissions) and self._ingest.post(tenant_id, submissions, partial(_told, path, render, reply))
+        except Exception as error:  # noqa: BLE001 - see __call__
+            reply(*_refusal(error, path))
+            return True
+
+    async def _body(self, fields: Fields, receive: Receive) -> bytes:
         limit = self._limits.body_max_bytes
-        declared = headers.get(b"content-length")
+        declared = fields.get(b"content-length")
         if declared is not None and (not declared.isdigit() or len(declared) > DIGITS_MAX or int(declared) > limit):
             raise _too_large(limit)
         reserved = limit if declared is None else int(declared)
@@ -142,20 +169,9 @@ class EventRoutes:
         finally:
             self._receiving -= reserved
 
-    async def _single(
-        self, tenant_id: UUID, body: bytes, key: bytes | None, trace_id: UUID | None, spent_s: float
-    ) -> bytes:
-        submission = _submission(body, trace_id)
-        if key is not None:
-            submission.key = _header_key(key, submission.key)
-        answer = (await self._submit(tenant_id, [submission], spent_s))[0]
-        if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
-            return _accepted(answer)
-        raise _problem(answer)
-
-    async def _batch(self, tenant_id: UUID, body: bytes, trace_id: UUID | None, spent_s: float) -> bytes:
-        batch, disguise = _decode(_decode_batch, body)
-        items = [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
+    def _read_batch(self, fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
+        trace_id = _trace_id(fields.get(b"traceparent"))
+        items: Sequence[bytes | _Event] = _all_at_once(body) or _one_by_one(body)
         limit = self._limits.batch_max_events
         if not 1 <= len(items) <= limit:
             raise _bad("events", f"a batch holds 1 to {limit} events, this one {len(items)}")
@@ -163,31 +179,32 @@ class EventRoutes:
         results: list[bytes | None] = []
         for item in items:
             try:
-                submissions.append(_submission(item, trace_id))
+                submission = _checked(item, None, trace_id) if isinstance(item, _Event) else _submission(item, trace_id)
+                submissions.append(submission)
                 results.append(None)
             except Problem as problem:
                 results.append(_error(problem))
-        answers = iter(await self._submit(tenant_id, submissions, spent_s)) if submissions else iter(())
-        done = [_result(next(answers)) if result is None else result for result in results]
-        return b'{"results":[' + b",".join(done) + b"]}"
-
-    async def _submit(self, tenant_id: UUID, submissions: list[Submission], spent_s: float) -> list[Answer]:
-        try:
-            return await self._ingest.submit(tenant_id, submissions, spent_s=spent_s)
-        except UnknownTenant:
-            raise Problem(404, "Not found", "The tenant does not exist.") from None
+        return submissions, partial(_batch_answer, results)
 
 
 # ---- form ---------------------------------------------------------------------------------------------------------
 
 
-def _check_content(headers: dict[bytes, bytes]) -> None:
-    content_type = headers.get(b"content-type", _JSON)
+def _credentials(fields: Fields) -> tuple[str | None, str | None]:
+    authorization, acting_for = fields.get(b"authorization"), fields.get(b"x-tenant-id")
+    return (
+        None if authorization is None else authorization.decode("latin-1"),
+        None if acting_for is None else acting_for.decode("latin-1"),
+    )
+
+
+def _check_content(fields: Fields) -> None:
+    content_type = fields.get(b"content-type", _JSON)
     if content_type != _JSON:
         media, _, parameters = content_type.lower().partition(b";")
         if media.strip() != _JSON or (b"charset" in parameters and b"utf-8" not in parameters):
             raise Problem(415, "Unsupported media type", "Send the event as application/json in UTF-8.")
-    if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
+    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Problem(415, "Unsupported media type", "Send the body without a content encoding.")
 
 
@@ -224,6 +241,22 @@ def _decode(decoder: Callable[[bytes], Any], body: bytes) -> tuple[Any, _Disguis
         raise _bad(field, message) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise Problem(400, "Bad request", f"The body is not JSON: {error}.") from None
+
+
+def _all_at_once(body: bytes) -> Sequence[_Event]:
+    """The events of a batch, if each of them has the right form."""
+    try:
+        body.decode()
+        events: list[_Event] = _decode_events(body).events
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return ()
+    return events
+
+
+def _one_by_one(body: bytes) -> Sequence[bytes]:
+    """The events of a batch, to be decoded each on its own."""
+    batch, disguise = _decode(_decode_batch, body)
+    return [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
 
 
 class _Disguise:
@@ -268,9 +301,20 @@ def _where(text: str) -> tuple[str, str]:
     return field, message
 
 
+def _read_single(fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
+    submission = _submission(body, _trace_id(fields.get(b"traceparent")))
+    key = fields.get(b"idempotency-key")
+    if key is not None:
+        submission.key = _header_key(key, submission.key)
+    return [submission], _single_answer
+
+
 def _submission(body: bytes, trace_id: UUID | None) -> Submission:
-    event: _Event
     event, disguise = _decode(_decode_event, body)
+    return _checked(event, disguise, trace_id)
+
+
+def _checked(event: _Event, disguise: _Disguise | None, trace_id: UUID | None) -> Submission:
     payload, key = bytes(event.payload), event.idempotency_key
     if disguise is not None:
         payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
@@ -330,9 +374,34 @@ def _trace_id(traceparent: bytes | None) -> UUID | None:
 # ---- answers ------------------------------------------------------------------------------------------------------
 
 
+def _told(path: str, render: Render, reply: Reply, end: list[Answer] | Exception) -> None:
+    """Ingest's last word on a request that was answered in place."""
+    try:
+        if isinstance(end, Exception):
+            raise end
+        status, headers, body = 202, _ANSWER_HEADERS, render(end)
+    except Exception as error:  # noqa: BLE001 - see EventRoutes.__call__
+        status, headers, body = _refusal(error, path)
+    reply(status, headers, body)
+
+
+def _single_answer(answers: list[Answer]) -> bytes:
+    answer = answers[0]
+    if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
+        return _accepted(answer)
+    raise _problem(answer)
+
+
+def _batch_answer(results: list[bytes | None], answers: list[Answer]) -> bytes:
+    """``results`` has None where ingest's answer belongs."""
+    left = iter(answers)
+    done = [_result(next(left)) if result is None else result for result in results]
+    return b'{"results":[' + b",".join(done) + b"]}"
+
+
 def _accepted(answer: Appended) -> bytes:
-    return b'{"event_id":"evt_%b","delivery_count":%d,"duplicate":%b}' % (
-        answer.event_id.hex.encode(),
+    return b'{"event_id":"evt_%032x","delivery_count":%d,"duplicate":%b}' % (
+        answer.event_id.int,
         answer.delivery_count,
         b"true" if answer.verdict is Verdict.DUPLICATE else b"false",
     )
@@ -364,6 +433,11 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, "Body too large", f"A request body may have {limit} bytes.", headers={"Connection": "close"})
 
 
+def _refusal(error: Exception, path: str) -> tuple[int, Headers, bytes]:
+    problem = _problem_of(error, path)
+    return problem.status, problem.raw_headers(), problem.body()
+
+
 def _problem_of(error: Exception, path: str) -> Problem:
     if isinstance(error, Problem):
         return error
@@ -371,6 +445,8 @@ def _problem_of(error: Exception, path: str) -> Problem:
         return rate_limited(error)
     if isinstance(error, Overloaded | StoreUnavailable):
         return _unavailable(error)
+    if isinstance(error, UnknownTenant):
+        return Problem(404, "Not found", "The tenant does not exist.")
     telemetry.log_error("POST " + path, error)
     return Problem(500, "Internal error", "The event was not acknowledged; post it again.")
 

@@ -23,10 +23,11 @@ import uvicorn
 
 from hookpost.app.bench.curl import frame
 from hookpost.app.bench.machine import processes
+from hookpost.web.wire import Fields, Reply
 
 STOP_S_MAX = 15.0
 _JSON = (b"content-type", b"application/json")
-_PLAIN = (_JSON, (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_PLAIN = [_JSON, (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
 Scope = MutableMapping[str, Any]
 
@@ -60,16 +61,24 @@ class BareApp:
         while message.get("more_body"):
             message = await receive()
             body += message.get("body", b"")
+        answer = self._take(body)
+        head = [*_PLAIN, (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 202, "headers": head})
+        await send({"type": "http.response.body", "body": answer})
+
+    def in_place(self, _fields: Fields, body: bytes, reply: Reply) -> bool:
+        """The same by the short cut that the product takes."""
+        reply(202, _PLAIN, self._take(body))
+        return True
+
+    def _take(self, body: bytes) -> bytes:
         event_id = uuid_utils.uuid7()
         event = self._decode(body)
         if self._pipe is not None:
             if not self._frames:
                 self._loop.call_soon(self._hand_over)
             self._frames.append(frame(event_id.bytes, event.type.encode(), bytes(event.payload)))
-        answer = b'{"event_id":"evt_%b","delivery_count":1,"duplicate":false}' % event_id.hex.encode()
-        head = [*_PLAIN, (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 202, "headers": head})
-        await send({"type": "http.response.body", "body": answer})
+        return b'{"event_id":"evt_%b","delivery_count":1,"duplicate":false}' % event_id.hex.encode()
 
     def _hand_over(self) -> None:
         assert self._pipe is not None
@@ -96,17 +105,19 @@ def serve(listener_fd: int, pipe_fd: int) -> None:
 
 async def _serve(listener_fd: int, pipe_fd: int) -> None:
     from hookpost.app.compose import KEEP_ALIVE_S, tune_gc
-    from hookpost.web.wire import Protocol
+    from hookpost.web.wire import protocol
 
     loop = asyncio.get_running_loop()
     pipe = None
     if pipe_fd >= 0:
         pipe, _ = await loop.create_connection(asyncio.Protocol, sock=socket.socket(fileno=pipe_fd))
     # The options of compose.run_api.
+    app = BareApp(pipe)
     server = _Server(
         uvicorn.Config(
-            BareApp(pipe), http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=1,
+            app, http=protocol({b"/v1/events": app.in_place}), ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=1,
         )
     )  # fmt: skip
     tune_gc()
