@@ -1,4 +1,4 @@
-"""Where a tenant's events go, and what must be waited for when that changes (docs/adr/0009).
+"""Where a tenant's events go, and what must be waited for when that changes (docs/adr/0010).
 
 Every function here works inside the transaction of a configuration change, behind the tenant's row lock and its raised
 version. It seals the shards that are left, notes what is waited for, and tells the owner of the first home shard by a
