@@ -43,6 +43,16 @@ async def test_a_probe_that_was_never_answered_goes_to_the_next(driver: Driver) 
     assert (await store.take_probes(uuid7(), asked, probe_s=40.0))[0].granted
 
 
+async def test_a_worker_whose_failed_probe_is_not_stored_yet_may_probe_again(driver: Driver) -> None:
+    store = await driver.open()
+    tenant, worker = await new_tenant(store), uuid7()
+    await opened(store, tenant)
+    asked = [(tenant, ORIGIN)]
+    assert (await store.take_probes(worker, asked, probe_s=40.0))[0].granted
+    assert (await store.take_probes(worker, asked, probe_s=40.0))[0].granted
+    assert not (await store.take_probes(uuid7(), asked, probe_s=40.0))[0].granted
+
+
 async def test_nobody_probes_before_the_pause_is_over_or_when_it_is_closed(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
