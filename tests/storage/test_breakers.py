@@ -43,6 +43,16 @@ async def test_a_probe_that_was_never_answered_goes_to_the_next(driver: Driver) 
     assert (await store.take_probes(uuid7(), asked, probe_s=40.0))[0].granted
 
 
+async def test_a_worker_whose_failed_probe_is_not_stored_yet_may_probe_again(driver: Driver) -> None:
+    store = await driver.open()
+    tenant, worker = await new_tenant(store), uuid7()
+    await opened(store, tenant)
+    asked = [(tenant, ORIGIN)]
+    assert (await store.take_probes(worker, asked, probe_s=40.0))[0].granted
+    assert (await store.take_probes(worker, asked, probe_s=40.0))[0].granted
+    assert not (await store.take_probes(uuid7(), asked, probe_s=40.0))[0].granted
+
+
 async def test_nobody_probes_before_the_pause_is_over_or_when_it_is_closed(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
@@ -76,3 +86,37 @@ async def test_older_news_changes_nothing_and_a_change_is_found_by_others(driver
     await store.save_breakers([closed])
     assert await store.load_breakers([tenant], since=None) == []
     assert [r.state for r in await store.load_breakers([tenant], since=now - 1)] == [BreakerState.CLOSED]
+
+
+async def test_enabling_an_endpoint_closes_the_breaker_of_its_receiver_and_tells_the_workers(driver: Driver) -> None:
+    store = await driver.open()
+    tenant, other = await new_tenant(store), await new_tenant(store)
+    record = await opened(store, tenant)
+    await opened(store, other)
+    await store.save_breakers([replace(record, origin="https://b.example")])
+    endpoint_id = uuid7()
+    values = {"endpoint_id": endpoint_id, "tenant_id": tenant, "url": f"{ORIGIN}/hook"}
+    await store.create_endpoint(values, b"k" * 24, endpoints_max=100)
+    assert (await store.take_probes(uuid7(), [(tenant, ORIGIN)], probe_s=40.0))[0].granted
+    _, before = await store.changed_tenants(0.0)
+    enabled = await store.update_endpoint(tenant, endpoint_id, {"status": "enabled"})
+    assert (enabled["breaker_state"], enabled["breaker_reopen_at"]) == ("closed", None)
+    changed, _ = await store.changed_tenants(before)
+    assert changed[tenant] > before
+    [closed] = [r for r in await store.load_breakers([tenant], since=before) if r.origin == ORIGIN]
+    assert (closed.state, closed.failures, closed.openings) == (BreakerState.CLOSED, 0, 0)
+    assert closed.since > before
+    # Neither another receiver of the tenant nor another tenant at the same one.
+    left = await store.load_breakers([tenant, other], since=None)
+    assert {(r.tenant_id, r.origin) for r in left} == {(tenant, "https://b.example"), (other, ORIGIN)}
+
+
+async def test_pausing_an_endpoint_leaves_the_breaker_as_it_is(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    await opened(store, tenant)
+    endpoint_id = uuid7()
+    values = {"endpoint_id": endpoint_id, "tenant_id": tenant, "url": f"{ORIGIN}/hook"}
+    await store.create_endpoint(values, b"k" * 24, endpoints_max=100)
+    paused = await store.update_endpoint(tenant, endpoint_id, {"status": "paused"})
+    assert paused["breaker_state"] == "open"

@@ -520,7 +520,9 @@ class AdminStore(Protocol):
         """Newest first."""
 
     async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises NotFound, and Conflict: the uid is taken, or order is to end while the endpoint moves."""
+        """Setting the status to enabled, be it so already, closes the breaker of the endpoint's receiver.
+
+        Raises NotFound, and Conflict: the uid is taken, or order is to end while the endpoint moves."""
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         """Tombstone; what was owed to it is cancelled. Raises NotFound."""

@@ -373,7 +373,7 @@ async def pause_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Respon
     "/v1/webhook_endpoints/{endpoint_id}/resume", response_model=schemas.EndpointAnswer, tags=["webhook endpoints"]
 )
 async def resume_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Response:
-    """Deliver again to a paused or disabled endpoint."""
+    """Deliver again to a paused or disabled endpoint, or to one whose breaker is open: it closes at once."""
     return await _set_status(api, asking, endpoint_id, "enabled")
 
 

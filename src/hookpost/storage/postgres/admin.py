@@ -192,6 +192,9 @@ class AdminQueries:
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
             await moves.change_endpoint(connection, current, row, self._endpoint_cap)
+            if changes.get("status") == EndpointStatus.ENABLED:
+                # Workers find it with the tenant's change.
+                await connection.execute(SQL["close_breaker"], tenant_id, origin_of(row["url"]))
             return (await _with_breakers(connection, [_endpoint(row)]))[0]
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:

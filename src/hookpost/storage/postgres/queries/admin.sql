@@ -122,6 +122,12 @@ select b.tenant_id, b.origin, b.state, b.since, b.reopen_at
 from unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
 join breakers b on b.tenant_id = u.tenant_id and b.origin = u.origin
 
+-- name: close_breaker
+-- The tenant says that the receiver is well: nothing is held against it. A probe that is under way tells how it is later.
+update breakers
+set state = 'closed', since = clock_timestamp(), reopen_at = null, openings = 0, failures = 0, probe_by = null, probe_until = null
+where tenant_id = $1 and origin = $2 and state <> 'closed'
+
 -- name: delete_endpoint
 update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2 and deleted_at is null
