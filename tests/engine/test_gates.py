@@ -357,6 +357,36 @@ def test_what_another_worker_has_learnt_holds_here_and_lets_go_here() -> None:
     assert [fetch.wanted for fetch in bench.fetches()] == [Wanted.DUE]
 
 
+def test_a_probe_whose_endpoint_moves_to_another_url_leaves_no_breaker_waiting_for_it() -> None:
+    """Its outcome was taken for one of the new receiver; the old one's breaker waited for its probe for ever."""
+    bench = Bench(endpoint(E1), endpoint(E2))
+    shelf = Shelf(bench)
+    break_it(bench, E1)
+    bench.post(E2, count=3)
+    shelf.go_on()
+    bench.wait(31)
+    answer_probes(bench)
+    shelf.fetch()
+    [probe] = bench.sends()
+    mover, stays = (E1, E2) if probe.lane.endpoint.endpoint_id == E1 else (E2, E1)
+    bench.configure(replace(endpoint(mover), url=ELSEWHERE))
+    bench.end(probe, OK)
+    shelf.settle()
+    shelf.fetch()
+    assert stays in {work.lane.endpoint.endpoint_id for work in bench.sends()}
+
+
+def test_what_was_under_way_to_an_old_url_says_nothing_of_the_new_one() -> None:
+    bench = Bench()
+    bench.post(count=6)
+    works = bench.sends()
+    bench.configure(replace(endpoint(), url=ELSEWHERE))
+    for work in works:
+        bench.end(work, BROKEN)
+    bench.post()
+    assert len(bench.sends()) == 1
+
+
 # ---- retry budget ---------------------------------------------------------------------------------------------------
 
 

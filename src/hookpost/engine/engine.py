@@ -727,7 +727,7 @@ class Engine:
             for each in endpoint.lanes:
                 self._consider(each, now)
         if changed is not None:
-            self._breaker_changed(endpoint.tenant, endpoint.origin, changed.state, now)
+            self._breaker_changed(endpoint.tenant, work.origin, changed.state, now)
         if not lane.open:
             return
         shard = self._shards[lane.shard]
