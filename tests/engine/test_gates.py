@@ -452,6 +452,46 @@ def test_retries_that_succeed_take_nothing_from_the_budget() -> None:
     assert sorted(sent) == list(range(1, 31))
 
 
+def test_what_a_breaker_held_is_not_limited_by_the_budget_when_it_comes_forward() -> None:
+    """Those whose retry fell due behind the open breaker came back as ordinary retries."""
+    bench = Bench(policies=budget_of(2))
+    shelf = Shelf(bench)
+    break_it(bench)
+    shelf.go_on()
+    bench.wait(31)
+    answer_probes(bench)
+    sent = shelf.go_on()
+    assert sorted(sent) == [1, 2, 3, 4, 5]
+
+
+def test_a_lane_over_the_budget_comes_forward_with_its_receiver() -> None:
+    """It went on waiting for the budget though the breaker had held what it had."""
+    bench = Bench(policies=budget_of(2))
+    shelf = retrying(bench, 3)
+    assert len(shelf.go_on(FAILED)) == 1
+    opened = BreakerRecord(TENANT, ORIGIN, BreakerState.OPEN, bench.now, bench.now + 30, 1, 5)
+    bench.engine.adopt_breakers([opened], now=bench.now)
+    shelf.go_on()
+    bench.wait(5)
+    closed = replace(opened, state=BreakerState.CLOSED, since=bench.now, reopen_at=None)
+    bench.engine.adopt_breakers([closed], now=bench.now)
+    assert sorted(shelf.go_on()) == [1, 2, 3]
+
+
+def test_a_probe_needs_no_part_of_the_budget() -> None:
+    bench = Bench(policies=budget_of(2))
+    shelf = retrying(bench, 3)
+    assert len(shelf.go_on(FAILED)) == 1
+    opened = BreakerRecord(TENANT, ORIGIN, BreakerState.OPEN, bench.now, bench.now + 1, 1, 5)
+    bench.engine.adopt_breakers([opened], now=bench.now)
+    shelf.go_on()
+    bench.wait(1.1)
+    shelf.go_on()
+    assert answer_probes(bench) == 1
+    shelf.fetch()
+    assert len(bench.sends()) == 1
+
+
 # ---- scarce places --------------------------------------------------------------------------------------------------
 
 

@@ -221,7 +221,7 @@ class Engine:
         self._limits = limits
         self._rng = rng
         self._gates = Gates(breaker=policies.breaker, budget=policies.budget)
-        self._over_budget: deque[Lane] = deque()
+        self._over_budget: dict[Lane, None] = {}
         self._budget_look = NEVER
         self._shards: dict[int, _Shard] = {}
         self._tenants: dict[UUID, TenantState] = {}
@@ -675,7 +675,7 @@ class Engine:
     def _wait_for_budget(self, lane: Lane, now: float) -> None:
         if not lane.over_budget:
             lane.over_budget = True
-            self._over_budget.append(lane)
+            self._over_budget[lane] = None
             self._budget_look = min(self._budget_look, now + BUDGET_LOOK_S)
 
     def _start(self, work: Work) -> None:
@@ -1044,9 +1044,15 @@ class Engine:
         if self._look_at <= now:
             self._forget_lanes(now)
 
+    def _leave_budget(self, lane: Lane) -> None:
+        """What it holds waits for another gate, or has: that is exempt."""
+        if lane.over_budget:
+            lane.over_budget = False
+            self._over_budget.pop(lane, None)
+
     def _share_budget(self, now: float) -> None:
         """Some of the lanes that wait for the retry budget may go on, those that waited longest first."""
-        waiting, self._over_budget = self._over_budget, deque()
+        waiting, self._over_budget = self._over_budget, {}
         free = self._gates.budget.free(now=now)
         for lane in waiting:
             if lane.open and free > 0 and self._gates.budget.admits(lane.endpoint.tenant.tenant_id, now=now):
@@ -1056,7 +1062,7 @@ class Engine:
                     self._turns.enter(lane)
                 self._consider(lane, now)
             elif lane.open:
-                self._over_budget.append(lane)
+                self._over_budget[lane] = None
         self._budget_look = now + BUDGET_LOOK_S if self._over_budget else NEVER
 
     def _forget_lanes(self, now: float) -> None:
@@ -1224,7 +1230,10 @@ class Engine:
                     lane.after = (rows[-1].due_at, rows[-1].position)
                 lane.next_due = min(lane.next_due, rows[-1].due_at if more else behind)
                 for row in free:
-                    self._load(lane, row)
+                    if row.stored_at <= lane.forward_to:
+                        self._load_early(lane, row, now)
+                    else:
+                        self._load(lane, row)
             case Wanted.EXPIRED:
                 self._on_expired(lane, free, more, behind, now)
             case Wanted.FORWARD:
@@ -1498,6 +1507,9 @@ class Engine:
     def _bring_forward(self, lane: Lane, now: float) -> None:
         """The receiver is back: what waits does not sit out its schedule."""
         lane.head_due = 0.0
+        self._leave_budget(lane)
+        for work in lane.later:
+            work.marks |= HELD
         if lane.stored:
             lane.forward_to = now
             lane.forward_after = FROM_START
@@ -1508,6 +1520,8 @@ class Engine:
             for lane in endpoint.lanes:
                 if state is BreakerState.CLOSED:
                     self._bring_forward(lane, now)
+                else:
+                    self._leave_budget(lane)
                 if lane.has_work():
                     self._turns.enter(lane)
                 self._consider(lane, now)

@@ -80,7 +80,8 @@ class Gates:
         cap = 1 if lane.ordered else endpoint.cap
         if endpoint.in_flight >= cap or (breaker is not None and breaker.closed_to(endpoint.in_flight)):
             return _FULL
-        retry = work.retry_count > 0 and not work.marks & HELD
+        probe = breaker is not None and breaker.state is BreakerState.HALF_OPEN
+        retry = work.retry_count > 0 and not (probe or work.marks & HELD)
         if retry and not self.budget.admits(endpoint.tenant.tenant_id, now=now):
             return _OVER_BUDGET
         if endpoint.bucket is not None and (wait := self._rate_gate(endpoint, endpoint.bucket, now)) is not None:
