@@ -669,6 +669,23 @@ def test_retry_now_of_one_behind_the_head_overtakes_nothing() -> None:
     assert shelf.go_on() == []
 
 
+def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
+    """It sat out its schedule, though another endpoint's probe had shown that the receiver is back."""
+    bench = Bench(ordered(retry=RetryPolicy(base_s=10_000)))
+    shelf = Shelf(bench)
+    bench.post(count=3)
+    [head] = bench.sends()
+    bench.end(head, BROKEN)
+    shelf.go_on()
+    opened = BreakerRecord(TENANT, ORIGIN, BreakerState.OPEN, bench.now + 1, bench.now + 31, 1, 5)
+    bench.wait(1)
+    bench.engine.adopt_breakers([opened], now=bench.now)
+    bench.wait(31)
+    closed = replace(opened, state=BreakerState.CLOSED, since=bench.now, reopen_at=None)
+    bench.engine.adopt_breakers([closed], now=bench.now)
+    assert shelf.go_on() == [1, 2, 3]
+
+
 def test_an_ordered_lane_is_quiet_while_the_last_owners_request_may_be_on_its_way() -> None:
     takeover = Takeover(0, 2, read_to=2, read_day=9000, rows=(row(1), row(2)), quiet_until=NOW + 5)
     bench = Bench(ordered(), takeovers=(takeover,))

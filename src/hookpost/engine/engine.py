@@ -1284,7 +1284,8 @@ class Engine:
         forced, lane.forced = lane.forced, None
         lane.head_due = 0.0
         for place, row in enumerate(rows):
-            hurry = place == 0 and (row.event_id == forced or self._gates.probing(lane.endpoint))
+            early = row.event_id == forced or row.stored_at <= lane.forward_to or self._gates.probing(lane.endpoint)
+            hurry = place == 0 and early
             if row.due_at == NEVER and not lane.blocks:
                 self._drop(lane, row)
             elif row.due_at <= now or (hurry and row.due_at != NEVER):
