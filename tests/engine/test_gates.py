@@ -792,6 +792,17 @@ def test_retry_now_of_what_does_not_wait_changes_nothing(where: str) -> None:
     assert shelf.rows == {}
 
 
+@pytest.mark.parametrize("where", ["fetched", "stored"])
+def test_retry_now_does_not_wait_for_the_budget(where: str) -> None:
+    """What was fetched already was overlooked; what was not lined up behind others that the budget held."""
+    bench = Bench(policies=budget_of(2))
+    shelf = retrying(bench, 3)
+    [sent] = shelf.go_on(FAILED)
+    asked = max({1, 2, 3} - {sent}) if where == "fetched" else sent
+    ask(bench, RETRY_NOW, asked)
+    assert shelf.go_on() == [asked]
+
+
 def test_replays_are_second_to_fresh_ones() -> None:
     bench = Bench(endpoint(cap=1))
     bench.post()

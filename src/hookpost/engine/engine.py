@@ -1325,7 +1325,19 @@ class Engine:
         if lane.ordered:
             lane.forced = row.event_id
         else:
-            self._load_early(lane, row, now)
+            self._put_first(lane, self._load_early(lane, row, now))
+
+    def _hurry_fetched(self, lane: Lane, asked: Entry) -> None:
+        """Of what was fetched and waits for a gate or its turn."""
+        for work in [w for w in lane.later if w.entry.event_id == asked.event_id and w.entry.seq < asked.seq]:
+            self._put_first(lane, work)
+            self._turns.enter(lane)
+
+    def _put_first(self, lane: Lane, work: Work) -> None:
+        """Before what waits for the retry budget, and exempt from it."""
+        lane.later.remove(work)
+        lane.later.appendleft(work)
+        work.marks |= HELD
 
     def _replay_in_order(
         self, lane: Lane, work: Work, config: Endpoint, rows: Sequence[BacklogRow], now: float
@@ -1383,11 +1395,12 @@ class Engine:
         self._buffer(work)
         return work
 
-    def _load_early(self, lane: Lane, row: BacklogRow, now: float) -> None:
+    def _load_early(self, lane: Lane, row: BacklogRow, now: float) -> Work:
         """Before it is due, and no matter what the retry budget says."""
         work = self._load(lane, row)
         work.due_at = min(work.due_at, now)
         work.marks = HELD
+        return work
 
     def _expire(self, lane: Lane, row: BacklogRow, now: float) -> None:
         """Kept back by its tenant or its receiver until its deadline: dead, without an attempt."""
@@ -1469,6 +1482,8 @@ class Engine:
         """Do something with what the lane holds of an event: at once with what is in memory, then with its backlog."""
         if named.type == CANCEL:
             self._cancel(lane, named.entry)
+        elif named.type == RETRY_NOW and not lane.ordered:
+            self._hurry_fetched(lane, named.entry)
         self._add_name(lane, named)
         self._consider(lane, now)
         if lane.stored <= 0 and not lane.fetching and not lane.unsettled and len(lane.named) == 1:
