@@ -686,6 +686,25 @@ def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
     assert shelf.go_on() == [1, 2, 3]
 
 
+def test_what_was_queued_in_order_goes_out_in_order_when_order_has_ended() -> None:
+    bench = Bench(ordered(status=EndpointStatus.PAUSED))
+    shelf = Shelf(bench)
+    bench.post(count=3)
+    shelf.go_on()
+    bench.configure(endpoint(ordered_to=(0, 3)))
+    bench.post(count=2)
+    sent = []
+    for _ in range(3):
+        shelf.fetch()
+        [work] = bench.sends()
+        sent.append(work.entry.seq)
+        bench.end(work, OK)
+        shelf.settle()
+    assert sent == [1, 2, 3]
+    shelf.fetch()
+    assert sorted(seqs(bench.sends())) == [4, 5]
+
+
 def test_an_ordered_lane_is_quiet_while_the_last_owners_request_may_be_on_its_way() -> None:
     takeover = Takeover(0, 2, read_to=2, read_day=9000, rows=(row(1), row(2)), quiet_until=NOW + 5)
     bench = Bench(ordered(), takeovers=(takeover,))

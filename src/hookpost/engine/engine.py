@@ -595,6 +595,8 @@ class Engine:
             if work is not None:
                 self._start(work)
                 sends.append(work)
+                if lane.next_due <= now or (lane.forward_to and not lane.later):
+                    self._consider(lane, now)
         return sends
 
     def _next_of(self, lane: Lane, now: float) -> Work | None:
@@ -623,8 +625,6 @@ class Engine:
         self._take(lane, work)
         if lane.has_work():
             self._turns.enter(lane)
-        if lane.next_due <= now or (lane.forward_to and not lane.later):
-            self._consider(lane, now)
         if work.entry.payload is None:
             self._without_payload(lane, work, now)
             return None
@@ -653,6 +653,7 @@ class Engine:
         self._gates.withdraw(lane.endpoint, work, now=now)
         self._bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
         self._wake_waiting(lane.endpoint)
+        self._consider(lane, now)
 
     def _hold_back(self, lane: Lane, wait: Wait, now: float) -> None:
         endpoint = lane.endpoint
