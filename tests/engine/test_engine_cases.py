@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from hookpost.engine import engine as engine_module
-from hookpost.engine.engine import FETCH_GRID_S, FETCH_MAX, IDLE_LOOK_S, IDLE_S, Engine, Limits
+from hookpost.engine.engine import FETCH_GRID_S, FETCH_MAX, IDLE_LOOK_S, IDLE_S, Engine, Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Settle, ShardSettle, Takeover, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
@@ -38,9 +38,10 @@ class Bench:
         limits: Limits | None = None,
         takeovers: tuple[Takeover, ...] = (),
         tenant_cap: int = 512,
+        policies: Policies | None = None,
     ) -> None:
         self.now = NOW
-        self.engine = Engine(worker="w", limits=limits or Limits(), rng=Random(1))
+        self.engine = Engine(worker="w", limits=limits or Limits(), rng=Random(1), policies=policies)
         self.seqs = dict.fromkeys(shards, 0)
         self.endpoints = {endpoint.endpoint_id: endpoint for endpoint in endpoints or (endpoint(),)}
         self.tenants = [Tenant(tenant_id, (0,), tenant_cap) for tenant_id in (TENANT, OTHER_TENANT)]

@@ -221,7 +221,7 @@ class Engine:
         self._limits = limits
         self._rng = rng
         self._gates = Gates(breaker=policies.breaker, budget=policies.budget)
-        self._over_budget: deque[Lane] = deque()
+        self._over_budget: dict[Lane, None] = {}
         self._budget_look = NEVER
         self._shards: dict[int, _Shard] = {}
         self._tenants: dict[UUID, TenantState] = {}
@@ -595,6 +595,8 @@ class Engine:
             if work is not None:
                 self._start(work)
                 sends.append(work)
+                if lane.next_due <= now or (lane.forward_to and not lane.later):
+                    self._consider(lane, now)
         return sends
 
     def _next_of(self, lane: Lane, now: float) -> Work | None:
@@ -623,8 +625,6 @@ class Engine:
         self._take(lane, work)
         if lane.has_work():
             self._turns.enter(lane)
-        if lane.next_due <= now or (lane.forward_to and not lane.later):
-            self._consider(lane, now)
         if work.entry.payload is None:
             self._without_payload(lane, work, now)
             return None
@@ -653,6 +653,7 @@ class Engine:
         self._gates.withdraw(lane.endpoint, work, now=now)
         self._bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
         self._wake_waiting(lane.endpoint)
+        self._consider(lane, now)
 
     def _hold_back(self, lane: Lane, wait: Wait, now: float) -> None:
         endpoint = lane.endpoint
@@ -675,7 +676,7 @@ class Engine:
     def _wait_for_budget(self, lane: Lane, now: float) -> None:
         if not lane.over_budget:
             lane.over_budget = True
-            self._over_budget.append(lane)
+            self._over_budget[lane] = None
             self._budget_look = min(self._budget_look, now + BUDGET_LOOK_S)
 
     def _start(self, work: Work) -> None:
@@ -727,7 +728,7 @@ class Engine:
             for each in endpoint.lanes:
                 self._consider(each, now)
         if changed is not None:
-            self._breaker_changed(endpoint.tenant, endpoint.origin, changed.state, now)
+            self._breaker_changed(endpoint.tenant, work.origin, changed.state, now)
         if not lane.open:
             return
         shard = self._shards[lane.shard]
@@ -1044,9 +1045,15 @@ class Engine:
         if self._look_at <= now:
             self._forget_lanes(now)
 
+    def _leave_budget(self, lane: Lane) -> None:
+        """What it holds waits for another gate, or has: that is exempt."""
+        if lane.over_budget:
+            lane.over_budget = False
+            self._over_budget.pop(lane, None)
+
     def _share_budget(self, now: float) -> None:
         """Some of the lanes that wait for the retry budget may go on, those that waited longest first."""
-        waiting, self._over_budget = self._over_budget, deque()
+        waiting, self._over_budget = self._over_budget, {}
         free = self._gates.budget.free(now=now)
         for lane in waiting:
             if lane.open and free > 0 and self._gates.budget.admits(lane.endpoint.tenant.tenant_id, now=now):
@@ -1056,7 +1063,7 @@ class Engine:
                     self._turns.enter(lane)
                 self._consider(lane, now)
             elif lane.open:
-                self._over_budget.append(lane)
+                self._over_budget[lane] = None
         self._budget_look = now + BUDGET_LOOK_S if self._over_budget else NEVER
 
     def _forget_lanes(self, now: float) -> None:
@@ -1224,7 +1231,10 @@ class Engine:
                     lane.after = (rows[-1].due_at, rows[-1].position)
                 lane.next_due = min(lane.next_due, rows[-1].due_at if more else behind)
                 for row in free:
-                    self._load(lane, row)
+                    if row.stored_at <= lane.forward_to:
+                        self._load_early(lane, row, now)
+                    else:
+                        self._load(lane, row)
             case Wanted.EXPIRED:
                 self._on_expired(lane, free, more, behind, now)
             case Wanted.FORWARD:
@@ -1275,7 +1285,8 @@ class Engine:
         forced, lane.forced = lane.forced, None
         lane.head_due = 0.0
         for place, row in enumerate(rows):
-            hurry = place == 0 and (row.event_id == forced or self._gates.probing(lane.endpoint))
+            early = row.event_id == forced or row.stored_at <= lane.forward_to or self._gates.probing(lane.endpoint)
+            hurry = place == 0 and early
             if row.due_at == NEVER and not lane.blocks:
                 self._drop(lane, row)
             elif row.due_at <= now or (hurry and row.due_at != NEVER):
@@ -1315,7 +1326,19 @@ class Engine:
         if lane.ordered:
             lane.forced = row.event_id
         else:
-            self._load_early(lane, row, now)
+            self._put_first(lane, self._load_early(lane, row, now))
+
+    def _hurry_fetched(self, lane: Lane, asked: Entry) -> None:
+        """Of what was fetched and waits for a gate or its turn."""
+        for work in [w for w in lane.later if w.entry.event_id == asked.event_id and w.entry.seq < asked.seq]:
+            self._put_first(lane, work)
+            self._turns.enter(lane)
+
+    def _put_first(self, lane: Lane, work: Work) -> None:
+        """Before what waits for the retry budget, and exempt from it."""
+        lane.later.remove(work)
+        lane.later.appendleft(work)
+        work.marks |= HELD
 
     def _replay_in_order(
         self, lane: Lane, work: Work, config: Endpoint, rows: Sequence[BacklogRow], now: float
@@ -1373,11 +1396,12 @@ class Engine:
         self._buffer(work)
         return work
 
-    def _load_early(self, lane: Lane, row: BacklogRow, now: float) -> None:
+    def _load_early(self, lane: Lane, row: BacklogRow, now: float) -> Work:
         """Before it is due, and no matter what the retry budget says."""
         work = self._load(lane, row)
         work.due_at = min(work.due_at, now)
         work.marks = HELD
+        return work
 
     def _expire(self, lane: Lane, row: BacklogRow, now: float) -> None:
         """Kept back by its tenant or its receiver until its deadline: dead, without an attempt."""
@@ -1459,6 +1483,8 @@ class Engine:
         """Do something with what the lane holds of an event: at once with what is in memory, then with its backlog."""
         if named.type == CANCEL:
             self._cancel(lane, named.entry)
+        elif named.type == RETRY_NOW and not lane.ordered:
+            self._hurry_fetched(lane, named.entry)
         self._add_name(lane, named)
         self._consider(lane, now)
         if lane.stored <= 0 and not lane.fetching and not lane.unsettled and len(lane.named) == 1:
@@ -1498,6 +1524,9 @@ class Engine:
     def _bring_forward(self, lane: Lane, now: float) -> None:
         """The receiver is back: what waits does not sit out its schedule."""
         lane.head_due = 0.0
+        self._leave_budget(lane)
+        for work in lane.later:
+            work.marks |= HELD
         if lane.stored:
             lane.forward_to = now
             lane.forward_after = FROM_START
@@ -1508,6 +1537,8 @@ class Engine:
             for lane in endpoint.lanes:
                 if state is BreakerState.CLOSED:
                     self._bring_forward(lane, now)
+                else:
+                    self._leave_budget(lane)
                 if lane.has_work():
                     self._turns.enter(lane)
                 self._consider(lane, now)

@@ -80,7 +80,8 @@ class Gates:
         cap = 1 if lane.ordered else endpoint.cap
         if endpoint.in_flight >= cap or (breaker is not None and breaker.closed_to(endpoint.in_flight)):
             return _FULL
-        retry = work.retry_count > 0 and not work.marks & HELD
+        probe = breaker is not None and breaker.state is BreakerState.HALF_OPEN
+        retry = work.retry_count > 0 and not (probe or work.marks & HELD)
         if retry and not self.budget.admits(endpoint.tenant.tenant_id, now=now):
             return _OVER_BUDGET
         if endpoint.bucket is not None and (wait := self._rate_gate(endpoint, endpoint.bucket, now)) is not None:
@@ -90,6 +91,7 @@ class Gates:
             work.marks |= RETRY
         if breaker is not None and breaker.start():
             work.marks |= PROBE
+        work.origin = endpoint.origin
         return None
 
     def _rate_gate(self, endpoint: EndpointState, bucket: TokenBucket, now: float) -> Wait | None:
@@ -128,20 +130,19 @@ class Gates:
         work.marks = 0
         if not (failed or tenant.breakers):
             return None
-        return self._observe(endpoint, verdict(outcome), probe, now)
+        return self._observe(tenant, work.origin, verdict(outcome), probe, now)
 
-    def _observe(self, endpoint: EndpointState, seen: Verdict, probe: bool, now: float) -> Breaker | None:
-        tenant = endpoint.tenant
-        breaker = tenant.breakers.get(endpoint.origin)
+    def _observe(self, tenant: TenantState, origin: str, seen: Verdict, probe: bool, now: float) -> Breaker | None:
+        breaker = tenant.breakers.get(origin)
         if breaker is None:
             if seen is not Verdict.SICK:
                 return None
-            breaker = tenant.breakers[endpoint.origin] = Breaker(self._breaker_policy, now=now)
+            breaker = tenant.breakers[origin] = Breaker(self._breaker_policy, now=now)
         changed = breaker.observe(seen, probe=probe, now=now)
         if changed:
-            self._changed[tenant.tenant_id, endpoint.origin] = breaker.record(tenant.tenant_id, endpoint.origin)
+            self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
         elif breaker.at_rest:
-            del tenant.breakers[endpoint.origin]
+            del tenant.breakers[origin]
         return breaker if changed else None
 
     def tick(self, *, now: float) -> None:

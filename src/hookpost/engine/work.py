@@ -149,10 +149,12 @@ class Work:
     """One delivery in memory: an entry and the lane it waits in.
 
     ``stored`` says that a backlog row exists for it. ``attempt_id`` is set by the worker before the request is sent.
+    ``origin``: the receiver it was let go to; its endpoint may have another one by the time it ends.
     """
 
     __slots__ = (
-        "attempt_id", "deadline", "due_at", "entry", "lane", "marks", "possible_duplicate", "retry_count", "stored",
+        "attempt_id", "deadline", "due_at", "entry", "lane", "marks", "origin", "possible_duplicate", "retry_count",
+        "stored",
     )  # fmt: skip
 
     def __init__(
@@ -175,6 +177,7 @@ class Work:
         self.possible_duplicate = possible_duplicate
         self.attempt_id: UUID | None = None
         self.marks = 0
+        self.origin = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ class RetryBudget:
     def __init__(self, policy: BudgetPolicy) -> None:
         self._policy = policy
         self.workers = 1
-        # Of each second of the window: its number, attempts, and failed retries by tenant.
+        # Of each second of the window: its number, attempts, and failed retries by tenant. The window begins within the
+        # first of them: failures still count there, attempts no more, so that no minute holds too many.
         self._window: deque[tuple[int, list[int], dict[UUID, int]]] = deque()
         self._attempts = 0
         # Retries that failed within the window or are under way, in all and by tenant.
@@ -42,18 +43,23 @@ class RetryBudget:
         """How many retries may fail within the window that ends now."""
         self._roll(now)
         floor = -(-self._policy.floor // max(1, self.workers))
-        return max(floor, int(self._attempts * self._policy.part))
+        second, (attempts,), _ = self._window[0]
+        whole = self._attempts - (attempts if second == int(now) - WINDOW_S else 0)
+        return max(floor, int(whole * self._policy.part))
 
     def free(self, *, now: float) -> int:
         """How many more retries may start now, whoever asks."""
         return max(0, self.size(now=now) - self._used)
 
     def admits(self, tenant_id: UUID, *, now: float) -> bool:
-        """May this tenant start a retry? One share of the budget is always left for a tenant that comes next."""
+        """May this tenant start a retry? There is one share more than there are tenants. It is left for the tenant that
+        comes next, whatever the others had taken while they were fewer."""
         size = self.size(now=now)
         used = self._used_by.get(tenant_id, 0)
-        shares = len(self._used_by) + (2 if used == 0 else 1)
-        return self._used < size and used < max(1, size // shares)
+        if used == 0:
+            return self._used < size
+        share = size // (len(self._used_by) + 1)
+        return used < share and self._used < size - share
 
     def start(self, tenant_id: UUID) -> None:
         """A retry that was admitted is under way: its part of the budget is taken until it is known how it ends."""
@@ -78,7 +84,7 @@ class RetryBudget:
         window = self._window
         if not window or second > window[-1][0]:
             window.append((second, [0], {}))
-        while window[0][0] <= second - WINDOW_S:
+        while window[0][0] < second - WINDOW_S:
             _, (attempts,), failed = window.popleft()
             self._attempts -= attempts
             for tenant_id, count in failed.items():
