@@ -93,6 +93,8 @@ class Worker:
 class World:
     """Everything around the engines. Every choice comes from one Random."""
 
+    heal_s = HEAL_S
+
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
         self.now = START
@@ -208,7 +210,10 @@ class World:
             journal = self.store.journal[shard]
             if rng.random() < 0.1 and journal:
                 old = rng.choice(journal)
-                kind, generation, event_id, payload = 1, old.generation + 1, old.event_id, old.payload
+                same = [
+                    r.generation for rows in self.store.journal.values() for r in rows if r.event_id == old.event_id
+                ]
+                kind, generation, event_id, payload = 1, max(same) + 1, old.event_id, old.payload
                 tenant = self.tenants[old.tenant_id]
                 owed = [e for e in old.owed if rng.random() < 0.8]
             elif rng.random() < 0.03:
@@ -790,10 +795,8 @@ class World:
         self.chaos = False
         for endpoint_id, endpoint in list(self.endpoints.items()):
             self.receivers[endpoint_id] = "ok"
-            self.endpoints[endpoint_id] = replace(
-                endpoint, status=EndpointStatus.ENABLED, on_dead=OnDead.SKIP, rate_limit=None
-            )
-        until = self.now + HEAL_S
+            self.endpoints[endpoint_id] = self.healed(endpoint)
+        until = self.now + self.heal_s
         turns = 0
         while not self._healed():
             turns += 1
@@ -810,6 +813,10 @@ class World:
             self.check_counters()
             if not busy:
                 self._next_moment(until)
+
+    def healed(self, endpoint: Endpoint) -> Endpoint:
+        """With nothing left that keeps its deliveries back for longer."""
+        return replace(endpoint, status=EndpointStatus.ENABLED, on_dead=OnDead.SKIP, rate_limit=None)
 
     def _next_moment(self, until: float) -> None:
         wakeups = [w.engine.next_wakeup() for w in self.workers if self.now >= w.frozen_until]

@@ -434,6 +434,7 @@ class Engine:
             lane.stored_from if lane.stored else NO_POSITION,
         )
         if first > lane.ordered_to and not lane.endpoint.in_flight and not lane.named:
+            lane.unblock |= lane.blocks and lane.stored > 0
             lane.ordered_to = 0
             lane.ordered = lane.blocks = False
 
@@ -1119,6 +1120,8 @@ class Engine:
             return self._wants_closed(lane, wait, now)
         if lane.ordered_to:
             self._leave_order(lane)
+            if not lane.ordered and lane.has_work():
+                self._turns.enter(lane)
         return self._wants_ordered(lane, now) if lane.ordered else self._wants_open(lane, now)
 
     def _wants_open(self, lane: Lane, now: float) -> Wanted | None:
@@ -1344,8 +1347,8 @@ class Engine:
         self, lane: Lane, work: Work, config: Endpoint, rows: Sequence[BacklogRow], now: float
     ) -> None:
         """A replay of a dead delivery that blocks the lane takes its place in the order; any other is one more."""
-        blocking = next((row for row in rows if row.due_at == NEVER), None)
-        if blocking is None:
+        blocking = [row for row in rows if row.due_at == NEVER]
+        if not blocking:
             if lane.queue and lane.queue[-1].entry.seq > work.entry.seq:
                 # Others have lined up while it was looked for.
                 self._put_away(work, WaitReason.ORDERED, now)
@@ -1353,9 +1356,12 @@ class Engine:
                 self._line_up(lane, work)
             return
         self._unbuffer(work)
-        revived = self._work_of(lane, blocking)
+        # Of one event there is one dead letter, whichever of its replays died, too.
+        for row in blocking[1:]:
+            self._drop(lane, row)
+        revived = self._work_of(lane, blocking[0])
         revived.entry.generation = work.entry.generation
-        lane.occupy(blocking.position)
+        lane.occupy(blocking[0].position)
         deadline = work.entry.created_at + config.retry.deadline_s
         self._store(revived, WaitReason.ORDERED, now, 0, None, now, deadline=deadline)
         self._finish(work)
