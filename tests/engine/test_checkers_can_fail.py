@@ -17,7 +17,8 @@ from hookpost.engine.progress import ShardProgress
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.rate import TokenBucket
 from tests.engine.model import Violation
-from tests.sim.world import simulate
+from tests.sim.ordered import OrderedWorld
+from tests.sim.world import simulate, small_fetches
 
 SEEDS = range(30)
 Fault = Callable[[pytest.MonkeyPatch], None]
@@ -267,12 +268,24 @@ def a_new_owner_of_ordered_lanes_sends_at_once(patch: pytest.MonkeyPatch) -> Non
     wrap(patch, Engine, "open_shard", lambda f, e, takeover, *, now: f(e, replace(takeover, quiet_until=0.0), now=now))
 
 
+# What only a change of owner at a bad moment shows: worlds of ordered endpoints whose owners die all the time.
+IN_ORDERED_WORLDS = {a_new_owner_of_ordered_lanes_sends_at_once.__name__}
+
+
+def simulate_ordered(seed: int) -> None:
+    world = OrderedWorld(seed)
+    with small_fetches(world.rng.choice((2, 4, 8))):
+        world.run()
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[name](monkeypatch)
-    for seed in SEEDS:
+    live = simulate_ordered if name in IN_ORDERED_WORLDS else simulate
+    # The worlds 0 and 15 of ordered endpoints do not heal in time without any fault.
+    for seed in (seed for seed in SEEDS if live is simulate or seed not in (0, 15)):
         try:
-            simulate(seed)
+            live(seed)
         except Violation:
             return
     pytest.fail(f"{name} was not found in {len(SEEDS)} seeds")
