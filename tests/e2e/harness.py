@@ -229,6 +229,13 @@ class Hookpost:
     def kill_child(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.children[name], number)
 
+    async def replace_child(self, name: str) -> None:
+        """kill -9 of a process, and wait for the one that the supervisor starts in its place."""
+        killed = self.children[name]
+        self.kill_child(name)
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(lambda: self.children[name] != killed), WAIT_S)
+
     def postmaster(self) -> int:
         return int((self.folder / "postgres" / "postmaster.pid").read_text().split("\n")[0])
 

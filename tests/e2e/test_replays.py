@@ -84,8 +84,7 @@ async def test_workers_and_servers_killed_during_a_replay_repeat_and_skip_nothin
         replay_id = (await server.call("POST", "/v1/replays", body, expect=202))["replay_id"]
         for wanted in (5, 15):
             await server.polled(f"/v1/replays/{replay_id}", lambda job, wanted=wanted: job["replayed"] >= wanted)
-            server.kill_child("worker-1")
-            await server.until_line("child_restarted")
+            await server.replace_child("worker-1")
         await server.kill()
         await server.start()
         replay = await ended(server, replay_id)

@@ -525,7 +525,8 @@ async def test_lifting_barriers_probes_what_they_wait_for_and_reads_no_backlog(d
     touched = await Touched(db).by((WORKER["lift_barriers"],))
     read_whole = {name for name, count in touched.items() if name.startswith(HOT) and count[1]}
     assert read_whole == set(), touched
-    assert touched["backlog"][2] <= 2 * 50, touched
+    # A look into an index alone, where a vacuum has just been, counts as no row read.
+    assert touched.get("backlog", (0, 0, 0))[2] <= 2 * 50, touched
     assert touched["barriers"][2] + touched["barriers"][1] <= 4 * 50, touched
 
 
