@@ -17,7 +17,7 @@ from uuid import UUID
 
 import pytest
 
-from hookpost.engine.engine import Limits
+from hookpost.engine.limits import Limits
 from hookpost.engine.work import Work
 from hookpost.model import Endpoint, ErrorCode, Outcome, Tenant
 from tests.engine.driver import OK, START, Driver
