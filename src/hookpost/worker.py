@@ -445,7 +445,8 @@ class Worker:
         began = self._clock.monotonic()
         if not rows or not shards or not self._may_send():
             return 0, False
-        rows_max = max(1, min(READ_ROWS_MAX, rows // len(shards)))
+        # Shared by those that are likely to bring some: a flood in one of many would be read in crumbs.
+        rows_max = max(1, min(READ_ROWS_MAX, rows // max(1, len(self._behind.intersection(shards)))))
         fences = dict(self._fences)
         positions = {shard: self._engine.read_to(shard) for shard in shards}
         found = await self._store.read(

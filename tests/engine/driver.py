@@ -279,9 +279,10 @@ class Driver:
         wakeup = self.engine.next_wakeup()
         moment = min(
             self._events[0][0] if self._events else NEVER,
-            max(self._producers[0][0], self._read_at) if self._producers else NEVER,
+            # What is appended matters when it can be read.
+            max(self._producers[0][0], self._read_at) if self._producers and self._may_read() else NEVER,
             NEVER if wakeup is None else wakeup,
-            self._read_at if self._unread() else NEVER,
+            self._read_at if self._may_read() and self._behind() else NEVER,
             self._settle_at if self.engine.unsettled and self._settling is None else NEVER,
         )
         return max(self.now, moment)
@@ -314,26 +315,26 @@ class Driver:
         self._appended += 1
         return row
 
-    def _unread(self) -> bool:
-        """Is there something to read, and room for it?"""
-        if self._reading or self.engine.room()[0] == 0:
-            return False
-        return any(self.engine.read_to(shard)[0] < len(self.store.journal[shard]) for shard in self.store.shards)
+    def _behind(self) -> list[int]:
+        """The shards that have something to read."""
+        return [s for s in self.store.shards if self.engine.read_to(s)[0] < len(self.store.journal[s])]
+
+    def _may_read(self) -> bool:
+        return not self._reading and self.engine.room()[0] > 0
 
     def _read(self) -> None:
-        """As the worker does: all shards at once, bounded, and what there is room for."""
-        if self.now < self._read_at or not self._unread():
+        """As the worker does: one read of all shards, bounded, and what there is room for."""
+        if self.now < self._read_at or not self._may_read() or not (behind := self._behind()):
             return
-        rows_max = max(1, min(READ_ROWS, self.engine.room()[0] // len(self.store.shards)))
-        found = {s: self.store.read(s, self.engine.read_to(s)[0], rows_max) for s in self.store.shards}
+        rows_max = max(1, min(READ_ROWS, self.engine.room()[0] // len(behind)))
+        found = {s: self.store.read(s, self.engine.read_to(s)[0], rows_max) for s in behind}
         self._reading = True
         self._later(READ_S + READ_ROW_S * sum(map(len, found.values())), lambda: self._take(found, rows_max))
 
     def _take(self, found: dict[int, list[JournalRow]], rows_max: int) -> None:
         self._reading = False
         for shard, rows in found.items():
-            if rows:
-                self.engine.on_rows(shard, rows, now=self.now)
+            self.engine.on_rows(shard, rows, now=self.now)
         full = any(len(rows) == rows_max for rows in found.values())
         self._read_at = self.now + (0.0 if full else self.read_pace_s)
         if self.engine.missing:

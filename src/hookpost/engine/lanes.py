@@ -35,16 +35,20 @@ LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``origins``:
-    all of its endpoints by origin, made when a breaker asks for it and forgotten with the next change."""
+    """One tenant's share of this worker. ``buffered``: its deliveries that wait in memory; ``breakers``: of its
+    receivers that are not at rest, by origin; ``origins``: all of its endpoints by origin, made when a breaker asks for
+    it and forgotten with the next change."""
 
-    __slots__ = ("breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "tenant_id", "turning")
+    __slots__ = (
+        "breakers", "buffered", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "tenant_id", "turning",
+    )  # fmt: skip
 
     def __init__(self, tenant_id: UUID) -> None:
         self.tenant_id = tenant_id
         self.config: Tenant | None = None
         self.endpoints: dict[UUID, EndpointState] = {}
         self.in_flight = 0
+        self.buffered = 0
         self.cap = 0
         self.lanes: Ready = deque()
         self.turning = False

@@ -87,9 +87,9 @@ def _phase(load: Load, seconds: float, neighbours: Neighbours | None) -> tuple[f
     began = load.now()
     load.open_loop(seconds, RATE, done=neighbours.is_over if neighbours is not None else lambda: False)
     ended = load.now()
+    load.drain(quiet_s=QUIET_S)
     if neighbours is not None:
         neighbours.rest()
-    load.drain(quiet_s=QUIET_S)
     return began, ended
 
 
