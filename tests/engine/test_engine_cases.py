@@ -272,6 +272,19 @@ def test_full_memory_spills_the_longest_lane_and_no_other() -> None:
     assert bench.engine.room()[0] == 9
 
 
+def test_a_tenant_that_fills_the_memory_gives_way_though_its_deliveries_could_start() -> None:
+    """Whose rows come next in the journal is not known: reading must go on."""
+    e3 = UUID(int=0x21)
+    bench = Bench(endpoint(E1), endpoint(E2), endpoint(e3, tenant=OTHER_TENANT), limits=Limits(buffer=20))
+    bench.post(e3, count=8, tenant=OTHER_TENANT)
+    for each in (E1, E2):
+        bench.post(each, count=7)
+    assert bench.engine.room() == (0, 0)
+    upserts = bench.settle().upserts
+    assert {endpoint_id for endpoint_id, _ in upserts} == {E1, E2}, "not of the longest lane, but of who holds most"
+    assert bench.engine.room()[0] >= 5
+
+
 def test_a_new_owner_takes_exactly_what_is_open() -> None:
     rows = (row(3, (E1, E2)), row(5))
     takeover = Takeover(0, 9, settle_no=4, read_to=6, read_day=9000, rows=rows, done={3: (E1,)}, clean=True)

@@ -19,9 +19,9 @@ from hookpost.model import WaitReason
 
 # When memory is full it is emptied down to this part, so that one spill serves many reads.
 ROOM_LEFT = 0.75
-# So many deliveries go from memory to the backlog with one settle: writing twenty thousand rows in one go would hold up
-# everybody else for a tenth of a second.
-SPILL_AT_ONCE = 1000
+# So many deliveries go from memory to the backlog with one settle, as many as a read brings: writing twenty thousand
+# rows in one go would hold up everybody else for a tenth of a second.
+SPILL_AT_ONCE = 500
 
 
 class Spill:

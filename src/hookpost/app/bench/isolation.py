@@ -11,6 +11,7 @@ flood against a second server, which shares nothing with the first but the cores
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -44,6 +45,27 @@ ROUNDS = 2
 PHASE_S_MAX = 300.0
 NEVER = float("inf")
 
+# From acceptance to the request, of one endpoint's events accepted in these windows: what is left of the latency is the
+# way to acceptance and the receiver's.
+_SENT = """
+select coalesce(percentile_cont(array[0.5, 0.99]::float8[])
+                within group (order by date_part('epoch', a.started_at - e.created_at)), '{0,0}') as after_s
+from attempts a join events e using (event_id)
+where a.endpoint_id = $1 and exists (
+    select from unnest($2::float8[], $3::float8[]) w (began, ended)
+    where e.created_at between to_timestamp(w.began) and to_timestamp(w.ended)
+)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """From when to when, monotonic; ``clock`` is what the time of day is ahead of that."""
+
+    began: float
+    ended: float
+    clock: float
+
 
 def isolation(run: Run) -> Figures:
     """A tenant's latency alone, beside the neighbours in its only shard, and with them on another server."""
@@ -54,16 +76,18 @@ def isolation(run: Run) -> Figures:
         Neighbours(run, elsewhere) as away,
         run.load() as load,
     ):
-        server.subscribe(load.listen())
+        [endpoint_id] = server.subscribe(load.listen())
         load.target(server.url, server.key)
         load.open_loop(run.warm_up_s, RATE)
-        phases: dict[str, list[tuple[float, float]]] = {"alone": [], "beside": [], "elsewhere": []}
+        phases: dict[str, list[Phase]] = {"alone": [], "beside": [], "elsewhere": []}
         for _ in range(ROUNDS):
             phases["alone"].append(_phase(load, run.seconds, None))
             phases["beside"].append(_phase(load, PHASE_S_MAX, beside))
             phases["elsewhere"].append(_phase(load, PHASE_S_MAX, away))
         found = {name: _latencies(load.ledger, windows) for name, windows in phases.items()}
         books = _books(server, load, [load.ledger, beside.end()])
+        for name, windows in phases.items():
+            found[name] |= _sent(server, endpoint_id, windows)
         _books(elsewhere, load, [away.end()])
     alone, p99 = found["alone"], {name: each["p99_ms"] for name, each in found.items()}
     return {
@@ -73,15 +97,15 @@ def isolation(run: Run) -> Figures:
         **found,
         "p99_ratio": round(p99["beside"] / alone["p99_ms"], 2),
         "p99_ratio_elsewhere": round(p99["elsewhere"] / alone["p99_ms"], 2),
-        "p99_ratio_to_elsewhere": round(p99["beside"] / p99["elsewhere"], 2),
+        "p99_beside_to_elsewhere": round(p99["beside"] / p99["elsewhere"], 2),
         "flooded": beside.flooded,
         "waiting_before": beside.waiting,
         **books,
     }
 
 
-def _phase(load: Load, seconds: float, neighbours: Neighbours | None) -> tuple[float, float]:
-    """The rate for so long, or while the neighbours flood; when it began and ended. All has arrived behind it."""
+def _phase(load: Load, seconds: float, neighbours: Neighbours | None) -> Phase:
+    """The rate for so long, or while the neighbours flood. All has arrived behind it."""
     if neighbours is not None:
         neighbours.flood()
     began = load.now()
@@ -90,18 +114,25 @@ def _phase(load: Load, seconds: float, neighbours: Neighbours | None) -> tuple[f
     load.drain(quiet_s=QUIET_S)
     if neighbours is not None:
         neighbours.rest()
-    return began, ended
+    return Phase(began, ended, time.time() - load.now())
 
 
-def _latencies(ledger: Ledger, windows: Sequence[tuple[float, float]]) -> dict[str, float]:
-    found = sorted(latency for window in windows for latency in ledger.latencies_ms(*window))
+def _latencies(ledger: Ledger, phases: Sequence[Phase]) -> dict[str, float]:
+    found = sorted(latency for phase in phases for latency in ledger.latencies_ms(phase.began, phase.ended))
     return {
         "events": len(found),
-        "seconds": round(sum(ended - began for began, ended in windows), 1),
+        "seconds": round(sum(phase.ended - phase.began for phase in phases), 1),
         "p50_ms": round(percentile(found, 0.5), 2),
         "p99_ms": round(percentile(found, 0.99), 2),
         "max_ms": round(found[-1], 1) if found else 0.0,
     }
+
+
+def _sent(server: Server, endpoint_id: str, phases: Sequence[Phase]) -> dict[str, float]:
+    began, ended = zip(*((p.began + p.clock, p.ended + p.clock) for p in phases), strict=True)
+    [row] = server.sql(_SENT, parse_id("ep", endpoint_id), list(began), list(ended))
+    p50_s, p99_s = row["after_s"]
+    return {"accepted_to_sent_p50_ms": round(p50_s * 1000, 2), "accepted_to_sent_p99_ms": round(p99_s * 1000, 2)}
 
 
 def _books(server: Server, load: Load, ledgers: Sequence[Ledger]) -> Figures:
