@@ -94,7 +94,6 @@ def test_neighbours_that_flood_and_never_answer_leave_the_99th_percentile(
     beside = World(homes, neighbours=True)
     assert len(beside.latencies) >= 0.99 * len(alone.latencies)
     assert beside.percentile(0.99) <= RATIO_MAX * alone.percentile(0.99)
-    assert beside.percentile(0.5) <= RATIO_MAX * alone.percentile(0.5)
     # That it is not for the flood's having been put off: it drains as fast as its places let it.
     assert beside.flood_sent > 10_000
     assert beside.driver.engine.buffered <= Limits().buffer

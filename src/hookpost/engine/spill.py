@@ -1,4 +1,4 @@
-"""Memory is full, or a settle would have too much to write down: whose deliveries go to the backlog.
+"""Memory fills, or a settle would have too much to write down: whose deliveries go to the backlog.
 
 Relies on: a look with every settle. Promises: reading never stops for one tenant, and of what is spilled a settle has
 a bounded part to write.
@@ -17,8 +17,8 @@ from hookpost.engine.limits import Limits
 from hookpost.engine.shard import Shard
 from hookpost.model import WaitReason
 
-# When memory is full it is emptied down to this part, so that one spill serves many reads.
-ROOM_LEFT = 0.75
+# From here on memory is emptied: what is left of it is for what the reader brings until settles have made room.
+SPILL_FROM = 0.75
 # So many deliveries go from memory to the backlog with one settle, as many as a read brings: writing twenty thousand
 # rows in one go would hold up everybody else for a tenth of a second.
 SPILL_AT_ONCE = 500
@@ -37,21 +37,22 @@ class Spill:
         self._limits = limits
 
     def make_room(self, now: float) -> None:
-        """Memory is full, and the reader stands before rows that may be another tenant's: of the tenant that holds most
-        of it, the newest of its longest lanes go to the backlog."""
-        if not self._is_full(1.0) or self._books.put_away_now >= SPILL_AT_ONCE:
+        """Memory fills, and the rows that come next may be another tenant's: of the tenant that holds most of it, the
+        newest of its longest lanes go to the backlog."""
+        if not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         holders = [tenant for tenant in self._tenants.values() if tenant.buffered]
         for tenant in sorted(holders, key=lambda tenant: tenant.buffered, reverse=True):
             for lane in _longest_first(tenant):
                 left = SPILL_AT_ONCE - self._books.put_away_now
-                if left <= 0 or not self._is_full(ROOM_LEFT):
+                if left <= 0 or not self._is_filling():
                     return
                 self._spill(lane, now, left)
 
-    def _is_full(self, part: float) -> bool:
+    def _is_filling(self) -> bool:
         books, limits = self._books, self._limits
-        return books.buffered >= limits.buffer * part or books.buffered_bytes >= limits.buffer_bytes * part
+        rows, size = limits.buffer * SPILL_FROM, limits.buffer_bytes * SPILL_FROM
+        return books.buffered >= rows or books.buffered_bytes >= size
 
     def mend(self, shard: Shard, now: float) -> None:
         """Too much to write down in each settle: of the lanes that lag behind most, the oldest go to the backlog."""
