@@ -15,8 +15,9 @@ from dataclasses import replace
 from random import Random
 from uuid import UUID
 
-from hookpost.engine.engine import Engine, Limits
+from hookpost.engine.engine import Engine
 from hookpost.engine.lanes import FROM_START, NO_POSITION
+from hookpost.engine.limits import Limits
 from hookpost.engine.work import BacklogChange, BacklogRow, Fetch, JournalRow, Settle, ShardSettle, Wanted, Work
 from hookpost.model import Endpoint, ErrorCode, Outcome, Tenant
 from tests.engine.model import NEVER, Store, check, column, us
