@@ -33,7 +33,7 @@ from hookpost.storage.contract import RECONFIGURED, DataRejected, FenceLost, Sto
 
 # Deliveries started in one go before the loop turns to sockets again. A read of the journal takes a few such turns, and
 # what a tenant has just posted waits for it, however many deliveries of others are ready.
-SENDS_AT_ONCE = 32
+SENDS_AT_ONCE = 16
 # Rows of one shard in one read, and their bytes: a read must not hold the loop or the memory for long.
 READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024

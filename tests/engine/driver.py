@@ -43,7 +43,7 @@ READ_ROW_S = 0.000_005
 READ_ROWS = 500
 READ_PACE_S = 0.003
 SETTLE_PACE_S = 0.01
-SENDS_AT_ONCE = 32
+SENDS_AT_ONCE = 16
 # A sorted list is made anew when so many more keys are gone than left.
 GONE_MAX = 4096
 OK = Outcome(None, 200)

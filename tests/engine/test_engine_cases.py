@@ -257,19 +257,19 @@ def test_a_delivery_that_waits_for_a_paused_endpoint_dies_at_its_deadline() -> N
 
 
 def test_full_memory_spills_the_longest_lane_and_no_other() -> None:
-    bench = Bench(endpoint(E1, cap=1), endpoint(E2, cap=1), limits=Limits(buffer=10))
+    bench = Bench(endpoint(E1, cap=1), endpoint(E2, cap=1), limits=Limits(buffer=13))
     bench.post(E1, count=9)
     bench.post(E2, count=2)
     assert len(bench.sends()) == 2
     assert bench.engine.buffered == 9
-    bench.post(E1)
+    bench.post(E1, count=4)
     assert bench.engine.room() == (0, 0)
     assert bench.sends() == []
     upserts = bench.settle().upserts
     assert {endpoint_id for endpoint_id, _ in upserts} == {E1}
-    assert len(upserts) == 9
+    assert len(upserts) == 12
     assert {change.reason for change in upserts.values()} == {"in_flight_cap"}
-    assert bench.engine.room()[0] == 9
+    assert bench.engine.room()[0] == 12
 
 
 def test_a_tenant_that_fills_the_memory_gives_way_though_its_deliveries_could_start() -> None:

@@ -41,6 +41,8 @@ FLOOD_RATE = 1_000_000.0
 RATE = 100.0
 # Alone and beside, alternating, so that a machine that gets slower does not look like a neighbour.
 ROUNDS = 2
+# Between the mute endpoints' beginning and the flood: by then they hold all the places they get.
+MUTE_S = 3.0
 # No flood takes so long.
 PHASE_S_MAX = 300.0
 NEVER = float("inf")
@@ -107,6 +109,8 @@ def isolation(run: Run) -> Figures:
 def _phase(load: Load, seconds: float, neighbours: Neighbours | None) -> Phase:
     """The rate for so long, or while the neighbours flood. All has arrived behind it."""
     if neighbours is not None:
+        neighbours.wake()
+        load.open_loop(MUTE_S, RATE)
         neighbours.flood()
     began = load.now()
     load.open_loop(seconds, RATE, done=neighbours.is_over if neighbours is not None else lambda: False)
@@ -228,9 +232,12 @@ class Neighbours(AbstractContextManager["Neighbours"]):
         for endpoint_id in self._mute:
             client.call("POST", f"/v1/webhook_endpoints/{endpoint_id}/{action}")
 
-    def flood(self) -> None:
-        """The mute endpoints get what they are owed, and the other tenant floods."""
+    def wake(self) -> None:
+        """The mute endpoints get what they are owed."""
         self._every_mute("resume")
+
+    def flood(self) -> None:
+        """The other tenant floods."""
         self._pipe.send(Flood(self._server.url, self._flood_key, self._flooded, self.flooded))
 
     def is_over(self) -> bool:
