@@ -43,7 +43,7 @@ class Spill:
     def make_room(self, now: float) -> None:
         """Memory fills, and the rows that come next may be another tenant's: the newest deliveries of the tenant that
         holds most of it go to the backlog."""
-        if not self._is_filling():
+        if not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         holders = [tenant for tenant in self._tenants.values() if tenant.buffered]
         for tenant in sorted(holders, key=lambda tenant: tenant.buffered, reverse=True):
