@@ -50,8 +50,19 @@ class Spill:
             left = SPILL_AT_ONCE - self._books.put_away_now
             if left <= 0 or not self._is_filling():
                 return
-            lanes = [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
-            self._put_away(lanes, _newest, left, self._is_filling, now)
+            self._put_away(_lanes_of(tenant), _newest, left, self._is_filling, now)
+        if self._books.room() == (0, 0):
+            self._put_back(holders, now)
+
+    def _put_back(self, holders: Iterable[TenantState], now: float) -> None:
+        """Memory is full of retries and replays alone: the lanes with most of them give them back. Not sooner, for what
+        was fetched would be fetched again."""
+        lanes = [lane for tenant in holders for lane in _lanes_of(tenant) if lane.later]
+        for lane in sorted(lanes, key=lambda lane: len(lane.later), reverse=True):
+            if not self._is_filling():
+                return
+            if lane.endpoint.config is not None:
+                self._backlog.park(lane, self._reason(lane, now), now)
 
     def _is_filling(self) -> bool:
         books, limits = self._books, self._limits
@@ -94,12 +105,16 @@ class Spill:
         return WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason
 
 
+def _lanes_of(tenant: TenantState) -> list[Lane]:
+    return [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
+
+
 def _newest(lane: Lane) -> tuple[float, int] | None:
-    """Where its newest delivery in memory comes, the newest of all lanes first; what was fetched comes last."""
-    if lane.queue:
-        entry = lane.queue[-1].entry
-        return -entry.created_at, -entry.seq
-    return (0.0, -len(lane.later)) if lane.later else None
+    """Where its newest fresh delivery comes, the newest of all lanes first."""
+    if not lane.queue:
+        return None
+    entry = lane.queue[-1].entry
+    return -entry.created_at, -entry.seq
 
 
 def _oldest(lane: Lane) -> tuple[float, int] | None:
