@@ -41,8 +41,8 @@ class Spill:
         self._limits = limits
 
     def make_room(self, now: float) -> None:
-        """Memory fills, and the rows that come next may be another tenant's: of who holds more than its fair share of it
-        the newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too."""
+        """Memory fills, and the rows that come next may be another tenant's: of who holds more than its fair share the
+        newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too."""
         if not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         full = self._books.room() == (0, 0)
