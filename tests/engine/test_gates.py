@@ -90,6 +90,12 @@ class Shelf:
         raise AssertionError("it goes on for ever")
 
 
+def shelved(*endpoints: Endpoint, **settings: Any) -> tuple[Bench, Shelf]:
+    """A bench (its endpoints, its settings) and the backlog of its shard."""
+    bench = Bench(*endpoints, **settings)
+    return bench, Shelf(bench)
+
+
 def seqs(works: Sequence[Work]) -> list[int]:
     return [work.entry.seq for work in works]
 
@@ -147,8 +153,7 @@ def run_for(bench: Bench, shelf: Shelf, seconds: float, *, step_s: float = 0.01)
 
 
 def test_what_is_over_the_rate_waits_without_an_attempt_and_goes_out_smoothly_in_order() -> None:
-    bench = Bench(endpoint(rate_limit=10.0))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=10.0))
     bench.post(count=30)
     assert bench.sends() == []
     sent = run_for(bench, shelf, 3.0)
@@ -159,8 +164,7 @@ def test_what_is_over_the_rate_waits_without_an_attempt_and_goes_out_smoothly_in
 
 
 def test_what_is_over_the_rate_keeps_its_order_through_the_backlog_and_back() -> None:
-    bench = Bench(endpoint(rate_limit=10.0), limits=Limits(buffer=20))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=10.0), limits=Limits(buffer=20))
     for _ in range(6):
         bench.post(count=10)
         bench.sends()
@@ -172,8 +176,7 @@ def test_what_is_over_the_rate_keeps_its_order_through_the_backlog_and_back() ->
 
 
 def test_what_spills_for_its_rate_says_so() -> None:
-    bench = Bench(endpoint(rate_limit=0.01), limits=Limits(buffer=5))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=0.01), limits=Limits(buffer=5))
     bench.post(count=5)
     bench.sends()
     shelf.settle()
@@ -181,8 +184,7 @@ def test_what_spills_for_its_rate_says_so() -> None:
 
 
 def test_another_rate_holds_from_the_moment_it_is_known() -> None:
-    bench = Bench(endpoint(rate_limit=0.01))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=0.01))
     bench.post(count=100)
     bench.sends()
     bench.wait(1)
@@ -235,8 +237,7 @@ def test_the_fifth_failure_holds_everything_behind_it() -> None:
 
 
 def test_what_an_open_breaker_holds_is_written_once_and_not_again_however_long_it_waits() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     break_it(bench)
     bench.post(count=20)
     shelf.go_on()
@@ -263,8 +264,7 @@ def test_one_probe_is_asked_for_when_the_pause_is_over() -> None:
 
 
 def test_a_granted_probe_is_one_delivery_and_its_answer_brings_everything_forward_on_a_ramp() -> None:
-    bench = Bench(endpoint(retry=RetryPolicy(base_s=10_000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(retry=RetryPolicy(base_s=10_000)))
     break_it(bench)
     bench.post(count=40)
     shelf.go_on()
@@ -291,8 +291,7 @@ def test_a_granted_probe_is_one_delivery_and_its_answer_brings_everything_forwar
 
 
 def test_a_refused_probe_is_asked_for_again_when_the_other_workers_right_ends() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     break_it(bench)
     shelf.go_on()
     bench.wait(31)
@@ -305,8 +304,7 @@ def test_a_refused_probe_is_asked_for_again_when_the_other_workers_right_ends() 
 
 
 def test_a_failed_probe_doubles_the_pause_and_lets_nothing_else_out() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     break_it(bench)
     bench.post(count=3)
     shelf.go_on()
@@ -361,8 +359,7 @@ def test_what_another_worker_has_learnt_holds_here_and_lets_go_here() -> None:
 
 def test_a_probe_whose_endpoint_moves_to_another_url_leaves_no_breaker_waiting_for_it() -> None:
     """Its outcome was taken for one of the new receiver; the old one's breaker waited for its probe for ever."""
-    bench = Bench(endpoint(E1), endpoint(E2))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(E1), endpoint(E2))
     break_it(bench, E1)
     bench.post(E2, count=3)
     shelf.go_on()
@@ -456,8 +453,7 @@ def test_retries_that_succeed_take_nothing_from_the_budget() -> None:
 
 def test_what_a_breaker_held_is_not_limited_by_the_budget_when_it_comes_forward() -> None:
     """Those whose retry fell due behind the open breaker came back as ordinary retries."""
-    bench = Bench(policies=budget_of(2))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(policies=budget_of(2))
     break_it(bench)
     shelf.go_on()
     bench.wait(31)
@@ -547,8 +543,7 @@ def test_an_ordered_endpoint_has_one_under_way_whatever_its_cap() -> None:
 
 
 def test_a_retried_head_blocks_its_lane_until_it_is_delivered() -> None:
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     bench.post(count=5)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -560,8 +555,7 @@ def test_a_retried_head_blocks_its_lane_until_it_is_delivered() -> None:
 
 
 def test_an_ordered_backlog_is_read_from_its_head_and_what_is_fresh_waits_behind_it() -> None:
-    bench = Bench(ordered(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(status=EndpointStatus.PAUSED))
     bench.post(count=5)
     shelf.go_on()
     bench.configure(ordered())
@@ -571,8 +565,7 @@ def test_an_ordered_backlog_is_read_from_its_head_and_what_is_fresh_waits_behind
 
 
 def test_an_ordered_lane_drains_in_order_through_pauses() -> None:
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     sent = []
     for pause in range(4):
         bench.configure(ordered(status=EndpointStatus.PAUSED))
@@ -587,8 +580,7 @@ def test_an_ordered_lane_drains_in_order_through_pauses() -> None:
 
 def blocked() -> tuple[Bench, Shelf]:
     """The first of three is dead and blocks the others."""
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, REFUSED)
@@ -627,8 +619,7 @@ def test_a_replay_of_what_blocks_takes_its_place_before_those_behind_it() -> Non
 
 
 def test_a_replay_of_something_else_waits_its_turn_in_the_order() -> None:
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     bench.post(count=2)
     assert shelf.go_on() == [1, 2]
     bench.post(count=2)
@@ -650,8 +641,7 @@ def test_switching_to_skip_drops_what_blocks() -> None:
 
 
 def test_retry_now_of_an_ordered_head_does_not_wait_for_its_schedule() -> None:
-    bench = Bench(ordered(retry=RetryPolicy(base_s=1000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(retry=RetryPolicy(base_s=1000)))
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -661,8 +651,7 @@ def test_retry_now_of_an_ordered_head_does_not_wait_for_its_schedule() -> None:
 
 
 def test_retry_now_of_one_behind_the_head_overtakes_nothing() -> None:
-    bench = Bench(ordered(retry=RetryPolicy(base_s=1000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(retry=RetryPolicy(base_s=1000)))
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -673,8 +662,7 @@ def test_retry_now_of_one_behind_the_head_overtakes_nothing() -> None:
 
 def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
     """It sat out its schedule, though another endpoint's probe had shown that the receiver is back."""
-    bench = Bench(ordered(retry=RetryPolicy(base_s=10_000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(retry=RetryPolicy(base_s=10_000)))
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -689,8 +677,7 @@ def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
 
 
 def test_what_was_queued_in_order_goes_out_in_order_when_order_has_ended() -> None:
-    bench = Bench(ordered(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(status=EndpointStatus.PAUSED))
     bench.post(count=3)
     shelf.go_on()
     bench.configure(endpoint(ordered_to=(0, 3)))
@@ -723,8 +710,7 @@ def test_an_unordered_lane_need_not_be_quiet() -> None:
 
 
 def test_a_barred_endpoint_sends_nothing_at_home_until_the_bar_is_lifted() -> None:
-    bench = Bench(ordered(barred=True))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(barred=True))
     bench.post(count=2)
     assert shelf.go_on() == []
     assert {held.reason for held in shelf.rows.values()} == {WaitReason.ORDERED}
@@ -757,8 +743,7 @@ def test_cancel_drops_what_is_queued_and_finishes_it() -> None:
 
 
 def test_cancel_of_what_is_under_way_lets_it_end_and_never_tries_again() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     bench.post()
     [work] = bench.sends()
     ask(bench, CANCEL, 1)
@@ -768,8 +753,7 @@ def test_cancel_of_what_is_under_way_lets_it_end_and_never_tries_again() -> None
 
 
 def test_cancel_takes_what_waits_out_of_the_backlog_even_behind_a_closed_gate() -> None:
-    bench = Bench(endpoint(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(status=EndpointStatus.PAUSED))
     bench.post(count=2)
     shelf.go_on()
     ask(bench, CANCEL, 1)
@@ -778,8 +762,7 @@ def test_cancel_takes_what_waits_out_of_the_backlog_even_behind_a_closed_gate() 
 
 
 def test_a_replay_asked_for_after_a_cancel_is_not_cancelled() -> None:
-    bench = Bench(endpoint(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(status=EndpointStatus.PAUSED))
     bench.post()
     shelf.go_on()
     ask(bench, CANCEL, 1)
@@ -790,8 +773,7 @@ def test_a_replay_asked_for_after_a_cancel_is_not_cancelled() -> None:
 
 
 def test_retry_now_sends_what_waits_for_its_schedule() -> None:
-    bench = Bench(endpoint(retry=RetryPolicy(base_s=10_000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(retry=RetryPolicy(base_s=10_000)))
     bench.post(count=2)
     for work in bench.sends():
         bench.end(work, BROKEN)
@@ -802,8 +784,7 @@ def test_retry_now_sends_what_waits_for_its_schedule() -> None:
 
 @pytest.mark.parametrize("where", ["queued", "under way"])
 def test_retry_now_of_what_does_not_wait_changes_nothing(where: str) -> None:
-    bench = Bench(endpoint(cap=1))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(cap=1))
     bench.post(count=2)
     [first] = bench.sends()
     ask(bench, RETRY_NOW, 2 if where == "queued" else 1)
