@@ -115,7 +115,7 @@ create index replays_running on replays (next_at) where state = 'running';
 -- How many replays of a tenant wait bounds what its bulk replays add.
 create index backlog_replays on backlog (tenant_id) where generation > 0;
 
--- Owe events of one tenant once more, each in its shard; an event stands once in a call. The caller has locked the
+-- Owe events of one tenant once more, each in its shard; an event may stand in several, for different endpoints. The caller has locked the
 -- tenant's row, so no two replays of an event count the same generation, and no endpoint changes meanwhile. None of the
 -- events is older than p_first_day.
 -- (hookpost_append_replay stays for processes of the release before.)
