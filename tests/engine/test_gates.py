@@ -18,7 +18,20 @@ from hookpost.model import Endpoint, EndpointStatus, OnDead, Outcome, RetryPolic
 from hookpost.policy.breaker import RAMP_START, BreakerRecord, BreakerState, Probe
 from hookpost.policy.budget import BudgetPolicy
 from tests.engine.model import NEVER
-from tests.engine.test_engine_cases import BROKEN, E1, E2, NOW, OK, OTHER_TENANT, REFUSED, TENANT, Bench, endpoint, row
+from tests.engine.test_engine_cases import (
+    BROKEN,
+    E1,
+    E2,
+    NOW,
+    OK,
+    OTHER_TENANT,
+    REFUSED,
+    TENANT,
+    Bench,
+    backlog,
+    endpoint,
+    row,
+)
 
 ORIGIN = "https://receiver.example"
 ELSEWHERE = "https://elsewhere.example/"
@@ -727,12 +740,39 @@ def test_a_barred_endpoint_drains_in_the_shards_it_comes_from() -> None:
     assert [work.entry.shard for work in bench.sends()] == [1]
 
 
+def test_a_lane_in_order_goes_on_when_the_last_request_of_its_endpoint_ends_in_a_lane_without_order() -> None:
+    """An endpoint that is ordered no more drains in order in one shard, while others carry what is fresh."""
+    bench = Bench(endpoint(ordered_to=(0, 5)), shards=(1,))
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.configure()
+    bench.post(shard=1, count=2)
+    works = bench.sends()
+    bench.engine.open_shard(backlog(2), now=bench.now)
+    assert not bench.fetches()
+    bench.end(works[0], OK)
+    assert not bench.fetches()
+    bench.end(works[1], OK)
+    assert [(fetch.shard, fetch.wanted) for fetch in bench.fetches()] == [(0, Wanted.HEAD)]
+
+
+def test_a_lane_in_order_goes_on_when_a_request_ends_that_began_before_its_shard_was_lost_and_found_again() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.engine.close_shard(0)
+    bench.configure(ordered())
+    bench.engine.open_shard(backlog(2), now=bench.now)
+    bench.configure()
+    assert not bench.fetches()
+    bench.end(work, OK)
+    assert [fetch.wanted for fetch in bench.fetches()] == [Wanted.HEAD]
+
+
 # ---- cancel, retry now, replays -------------------------------------------------------------------------------------
 
 
 def test_cancel_drops_what_is_queued_and_finishes_it() -> None:
-    bench = Bench(endpoint(cap=1))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(cap=1))
     bench.post(count=3)
     [first] = bench.sends()
     ask(bench, CANCEL, 2)

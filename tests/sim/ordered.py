@@ -19,6 +19,9 @@ from tests.sim.world import START, Worker, World
 # How often a step is a crash or a lost lease, how often one lets time go on: what an owner left is fenced off for
 # OUTCOME_S_MAX, and without time nothing ordered would ever be sent.
 KILL_PART, WAIT_PART = 0.035, 0.08
+# With how many kills somebody has just given up on a request that is under way: the next owner passes it over, so what
+# comes behind must not overtake it on its way.
+GIVE_UP_PART = 0.5
 ORDERED_PART = 0.8
 
 
@@ -132,11 +135,28 @@ class OrderedWorld(World):
         owners = [worker for worker in self.workers if worker.owners and self.now >= worker.frozen_until]
         if owners:
             worker = self.rng.choice(owners)
+            if self.rng.random() < GIVE_UP_PART:
+                self._give_up(worker)
             if self.rng.random() < 0.5:
                 self.crash(worker)
             else:
                 self.steal(worker)
         self.claim_free()
+
+    def _give_up(self, worker: Worker) -> None:
+        """Cancel what is under way in order; the worker will not hear of it any more."""
+        hanging = [work for work in worker.in_flight.values() if work.lane.ordered]
+        if not hanging:
+            return
+        work = self.rng.choice(hanging)
+        entry, journal = work.entry, self.store.journal[work.entry.shard]
+        at = max(round(self.now, 6), journal[-1].created_at)
+        seq, day, owed = len(journal) + 1, int(at // 86400), [work.lane.endpoint.endpoint_id]
+        of = entry.tenant_id
+        row = JournalRow(entry.shard, seq, day, Kind.CONTROL, entry.event_id, of, CANCEL, None, owed, 0, at)
+        journal.append(row)
+        self.ledger.appended(row)
+        self.trace("give up", entry.shard, entry.seq)
 
     def claim(self, worker: Worker, shard: int) -> None:
         last = self.store.last[shard]

@@ -387,13 +387,24 @@ class Engine:
         """An attempt ended: record it, decide, and let the next one of its endpoint go."""
         lane = work.lane
         endpoint = lane.endpoint
-        changed = self._gates.ended(endpoint, work, outcome, now=now)
+        gates = self._gates
+        if gates.outage.observe(work, outcome, now=now):
+            self._egress_changed(now)
+        ours = gates.outage.is_ours(outcome)
+        if ours:
+            changed = gates.excuse(endpoint, work, now=now)
+        else:
+            if outcome.error_code is not None:
+                gates.outage.charge(endpoint, work.origin, outcome)
+            changed = gates.ended(endpoint, work, outcome, now=now)
         self._end(work, lane, endpoint)
         if outcome.retry_after is not None:
             self._findings.note_hold(endpoint, outcome, now)
-        if lane.ordered:
+        if not endpoint.in_flight:
+            # What keeps an order waits until nothing of its endpoint is under way, in whichever lane that was.
             for each in endpoint.lanes:
-                self._backlog.consider(each, now)
+                if each.ordered:
+                    self._backlog.consider(each, now)
         if changed is not None:
             self._breaker_changed(endpoint.tenant, work.origin, changed.state, now)
         if not lane.open:
