@@ -147,6 +147,8 @@ class Worker:
         self._timer_at = 0.0
         self._unsettled = asyncio.Event()
         self._config_wanted = asyncio.Event()
+        # What was told of our own way out.
+        self._egress_down_since: float | None = None
         # Held from loading configuration to handing it over: what was loaded later is not overwritten by older.
         self._configuring = asyncio.Lock()
         self._configured_at = 0.0
@@ -501,6 +503,8 @@ class Worker:
                 self._tasks.create_task(self._fetch(fetch))
             if probes := engine.take_probes():
                 self._probe(probes)
+        if engine.egress_down_since != self._egress_down_since:
+            self._tell_egress(engine.egress_down_since, now)
         if engine.missing:
             self._config_wanted.set()
         if engine.unsettled:
@@ -508,6 +512,15 @@ class Worker:
         elif self._stopping and not engine.in_flight:
             self._idle.set()
         self._set_timer(engine.next_wakeup(), now)
+
+    def _tell_egress(self, down_since: float | None, now: float) -> None:
+        """The operator hears of it from the log and the counter alone: an alert would have to take the same way out."""
+        if self._egress_down_since is not None:
+            telemetry.log("egress_back", seconds=round(now - self._egress_down_since, 1))
+        if down_since is not None:
+            telemetry.count("egress_outages")
+            telemetry.log("egress_down")
+        self._egress_down_since = down_since
 
     def _set_timer(self, moment: float | None, now: float) -> None:
         if moment is None or (self._timer is not None and self._timer_at == moment):

@@ -96,7 +96,7 @@ class Backlog:
         if lane.head_due <= now or lane.forced is not None or self._gates.probing(lane.endpoint):
             return Wanted.HEAD
         if lane.next_deadline <= now:
-            return Wanted.EXPIRED
+            return self._expires(lane, now)
         if lane.queue and lane.head_due - now > PARK_AFTER_S:
             # What waits behind it must be written down, or nobody would see it reach its deadline.
             self.park(lane, WaitReason.ORDERED, now)
@@ -118,8 +118,16 @@ class Backlog:
             self._timers.wake_at(lane, until)
         elif lane.next_deadline > now:
             self._timers.wake_at(lane, min(until, lane.next_deadline))
-        else:
+        elif wait.reason is not WaitReason.EGRESS_DOWN:
+            return self._expires(lane, now)
+        return None
+
+    def _expires(self, lane: Lane, now: float) -> Wanted | None:
+        """A deadline has passed: not before there was time to try again behind an outage of ours."""
+        spare_until = self._gates.outage.spare_until
+        if spare_until <= now:
             return Wanted.EXPIRED
+        self._timers.wake_at(lane, spare_until)
         return None
 
     def park(self, lane: Lane, reason: WaitReason, now: float) -> None:
