@@ -768,6 +768,39 @@ def test_a_lane_in_order_goes_on_when_a_request_ends_that_began_before_its_shard
     assert [fetch.wanted for fetch in bench.fetches()] == [Wanted.HEAD]
 
 
+def test_a_replay_written_down_while_the_endpoint_kept_no_order_takes_the_place_of_what_blocks() -> None:
+    bench, shelf = shelved(ordered())
+    bench.post(count=2)
+    [first] = bench.sends()
+    bench.end(first, REFUSED)
+    assert shelf.go_on() == []
+    bench.configure(endpoint(status=EndpointStatus.PAUSED))
+    replay(bench, 1)
+    bench.configure(ordered())
+    assert shelf.go_on() == [1, 2]
+    assert not shelf.rows
+
+
+def test_a_replay_asked_for_before_the_delivery_died_takes_its_place_when_somebody_looks() -> None:
+    bench, shelf = shelved(ordered(retry=RetryPolicy(max_attempts=2)))
+    bench.post()
+    [work] = bench.sends()
+    replay(bench, 1)
+    bench.end(work, REFUSED)
+    shelf.go_on()
+    bench.configure()
+    parts = []
+    for _ in range(6):
+        bench.wait(TICK_S)
+        shelf.fetch()
+        for each in bench.sends():
+            bench.end(each, OK)
+        if bench.engine.unsettled:
+            parts.append(shelf.settle())
+    assert not shelf.rows
+    assert [len(part.revived) for part in parts if part.revived] == [1]
+
+
 # ---- cancel, retry now, replays -------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,8 @@ class Backlog:
             return Wanted.NAMED if lane.unsettled == 0 else None
         if config.deleted:
             return None
+        if lane.revive is not None:
+            return Wanted.NAMED if lane.unsettled == 0 else None
         if lane.unblock and not lane.blocks:
             return Wanted.BLOCKING if lane.unsettled == 0 else None
         wait = self._gates.closed(lane, config, now=now)
@@ -171,7 +173,8 @@ class Backlog:
             case Wanted.FORWARD:
                 return fetch(after=lane.forward_after, until=now, stored_by=lane.forward_to or NEVER)
             case Wanted.NAMED:
-                return fetch(after=FROM_START, until=NEVER, event_id=lane.named[0].entry.event_id)
+                event_id = lane.named[0].entry.event_id if lane.named else lane.revive
+                return fetch(after=FROM_START, until=NEVER, event_id=event_id)
             case Wanted.HEAD | Wanted.BLOCKING:
                 return fetch(after=FROM_START, until=NEVER)
             case _:
@@ -228,6 +231,9 @@ class Backlog:
             case Wanted.NAMED:
                 if lane.named and lane.named[0].entry.event_id == fetch.event_id:
                     operations.on_named(self._books, lane, free, now, more=more)
+                elif lane.revive == fetch.event_id:
+                    lane.revive = None
+                    operations.revive(self._books, lane, free, now)
             case _:
                 assert_never(fetch.wanted)
         if lane.has_work():
@@ -266,6 +272,8 @@ class Backlog:
             elif row.due_at <= now or (hurry and row.due_at != NEVER):
                 self._books.load_early(lane, row, now) if hurry else self._books.load(lane, row)
             else:
+                if place == 0 and row.due_at == NEVER:
+                    lane.revive = row.event_id
                 lane.stored_from = row.position
                 lane.head_due = 0.0 if lane.later else row.due_at
                 return
