@@ -50,7 +50,9 @@ def cut_off(bench: Bench, shelf: Shelf, *, each: int = 1) -> None:
 
 def next_probe(bench: Bench, shelf: Shelf) -> list[int]:
     """Let time go on to the next probe; what is sent then."""
-    bench.wait(wakeup(bench) - bench.now)
+    probe_at = bench.engine._gates.outage.probe_at
+    assert wakeup(bench) <= probe_at
+    bench.wait(probe_at - bench.now)
     sent = bench.sends()
     for _ in range(3):
         shelf.fetch()

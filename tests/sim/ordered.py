@@ -11,7 +11,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from hookpost.engine.work import CANCEL, BacklogChange, JournalRow, Kind, Work
-from hookpost.model import Endpoint, Outcome, Tenant
+from hookpost.model import Endpoint, EndpointStatus, Outcome, Tenant
 from hookpost.storage.contract import RECONFIGURED
 from tests.engine.model import NEVER, Key, Ledger, Owner, Store, check
 from tests.sim.world import START, Worker, World
@@ -193,13 +193,16 @@ class OrderedWorld(World):
             super()._next_moment(until)
 
     def _replay_blocking(self) -> bool:
-        """A replay of each dead delivery that blocks its lane, or its end, if nobody has asked for that yet."""
+        """A replay of each dead delivery that blocks its lane, or its end, if nobody has asked for that yet. Who asks
+        opens the endpoint as well: one that was disabled at the last moment would let its replays die again, for ever."""
         asked = False
         for (shard, endpoint_id), rows in list(self.store.backlog.items()):
             for blocking in [row for row in rows.values() if row.due_at == NEVER]:
                 key = (shard, endpoint_id, blocking.position, blocking.generation)
                 if key not in self.asked:
                     self.asked.add(key)
+                    endpoint = self.endpoints[endpoint_id]
+                    self.endpoints[endpoint_id] = replace(endpoint, status=EndpointStatus.ENABLED)
                     self._replay(shard, endpoint_id, blocking)
                     asked = True
         return asked
