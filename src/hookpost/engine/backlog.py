@@ -171,7 +171,9 @@ class Backlog:
                 lane.next_deadline = NEVER
                 return fetch(after=FROM_START, until=now)
             case Wanted.FORWARD:
-                return fetch(after=lane.forward_after, until=now, stored_by=lane.forward_to or NEVER)
+                if lane.forward_to:
+                    return fetch(after=lane.forward_after, until=now, stored_by=lane.forward_to)
+                return fetch(after=FROM_START, until=now, stored_by=NEVER)
             case Wanted.NAMED:
                 event_id = lane.named[0].entry.event_id if lane.named else lane.revive
                 return fetch(after=FROM_START, until=NEVER, event_id=event_id)
@@ -253,10 +255,11 @@ class Backlog:
         self, lane: Lane, rows: Sequence[BacklogRow], free: Sequence[BacklogRow], more: bool, now: float
     ) -> None:
         """Not due yet, but their receiver is back. A probe needs one of them, whoever wins."""
-        if lane.forward_to and rows:
-            lane.forward_after = (rows[-1].due_at, rows[-1].position)
-        if not more:
-            lane.forward_to = 0.0
+        if lane.forward_to and not lane.rescan:
+            if rows:
+                lane.forward_after = (rows[-1].due_at, rows[-1].position)
+            if not more:
+                lane.forward_to = 0.0
         for row in free:
             self._books.load_early(lane, row, now)
 

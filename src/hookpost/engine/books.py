@@ -25,6 +25,7 @@ class Books:
         self.touched: list[Shard] = []
         self._released: list[tuple[Lane, int]] = []
         self._unsettled_lanes: list[Lane] = []
+        self._taken_at = 0.0
         self.buffered = 0
         self.buffered_bytes = 0
         self.pending_attempts = 0
@@ -243,7 +244,7 @@ class Books:
             shard.touched = True
             self.touched.append(shard)
 
-    def take_settle(self) -> Settle:
+    def take_settle(self, now: float) -> Settle:
         """All that happened since the last one. Must be committed before the next is taken."""
         touched, self.touched = self.touched, []
         released, self._released = self._released, []
@@ -252,4 +253,5 @@ class Books:
             lane.due_settling, lane.due_building = lane.due_building, NEVER
             lane.deadline_settling, lane.deadline_building = lane.deadline_building, NEVER
         self.pending_attempts = 0
-        return Settle([shard.take() for shard in touched], released, lanes)
+        since, self._taken_at = self._taken_at, now
+        return Settle([shard.take() for shard in touched], released, lanes, since)

@@ -18,7 +18,7 @@ from hookpost.engine.backlog import Backlog
 from hookpost.engine.books import Books
 from hookpost.engine.findings import Findings
 from hookpost.engine.gates import Gates, Receiver
-from hookpost.engine.lanes import FROM_START, NEVER, NO_CANCELS, NO_LANES, NO_QUEUE, EndpointState, Lane, TenantState
+from hookpost.engine.lanes import NEVER, NO_CANCELS, NO_LANES, NO_QUEUE, EndpointState, Lane, TenantState
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.roster import Roster
 from hookpost.engine.shard import Shard
@@ -107,6 +107,7 @@ class Engine:
             lane.next_deadline = summary.next_deadline
             if lane.endpoint.config is not None and lane.endpoint.config.deleted:
                 operations.cancel_lane(self._books, lane)
+            self._catch_up(lane)
             self._backlog.consider(lane, now)
         for row in takeover.rows:
             done = takeover.done.get(row.seq, ())
@@ -198,6 +199,8 @@ class Engine:
             lane.head_due = 0.0
             if opened:
                 self._bring_forward(lane, now)
+            elif before is None:
+                self._catch_up(lane)
             if lane.has_work():
                 self._turns.enter(lane)
             self._backlog.consider(lane, now)
@@ -538,7 +541,7 @@ class Engine:
         for shard in self._books.touched:
             if shard.progress.fragments > self._limits.fragments:
                 self._spill.mend(shard, now)
-        return self._books.take_settle()
+        return self._books.take_settle(now)
 
     def on_settled(self, settle: Settle, *, now: float) -> None:
         """It is committed: rows it wrote may be fetched, rows it dealt with are gone."""
@@ -554,6 +557,9 @@ class Engine:
             lane.next_due = min(lane.next_due, lane.due_settling)
             lane.next_deadline = min(lane.next_deadline, lane.deadline_settling)
             lane.due_settling = lane.deadline_settling = NEVER
+            if settle.since <= lane.recovered_at:
+                # The look at what was stored before the recovery did not see these rows.
+                lane.bring_forward(lane.recovered_at)
             if lane.open:
                 self._backlog.consider(lane, now)
 
@@ -576,21 +582,31 @@ class Engine:
 
     def _bring_forward(self, lane: Lane, now: float) -> None:
         """The receiver is back: what waits does not sit out its schedule."""
+        lane.bring_forward(now)
         lane.head_due = 0.0
         self._gates.over_budget.leave(lane)
         for work in lane.later:
             work.marks |= HELD
-        if lane.stored:
-            lane.forward_to = now
-            lane.forward_after = FROM_START
+
+    def _catch_up(self, lane: Lane) -> None:
+        """The last owner may have died before all that waits was brought forward."""
+        endpoint = lane.endpoint
+        recovered_at = endpoint.tenant.recovered.get(endpoint.origin, 0.0)
+        if recovered_at > lane.recovered_at:
+            lane.bring_forward(recovered_at)
 
     def _breaker_changed(self, tenant: TenantState, origin: str, state: BreakerState, now: float) -> None:
         """Lanes behind this receiver look again at what they may do."""
+        if state is BreakerState.CLOSED:
+            tenant.recovered[origin] = now
+        else:
+            tenant.recovered.pop(origin, None)
         for endpoint in tenant.of_origin(origin):
             for lane in endpoint.lanes:
                 if state is BreakerState.CLOSED:
                     self._bring_forward(lane, now)
                 else:
+                    lane.fall_back()
                     self._gates.over_budget.leave(lane)
                 if lane.has_work():
                     self._turns.enter(lane)
@@ -664,9 +680,23 @@ class Engine:
         """Take over what is stored of the breakers of tenants that are known here."""
         for record in records:
             tenant = self._roster.tenants.get(record.tenant_id)
-            if tenant is not None and self._gates.adopt(tenant, record):
+            if tenant is None:
+                continue
+            if self._gates.adopt(tenant, record):
                 state = tenant.breakers[record.origin].state
                 self._breaker_changed(tenant, record.origin, state, now)
+            elif record.state is BreakerState.CLOSED:
+                self._recovered_elsewhere(tenant, record, now)
+
+    def _recovered_elsewhere(self, tenant: TenantState, record: BreakerRecord, now: float) -> None:
+        """Another worker, or the last owner, saw a receiver recover that nothing is known of here."""
+        breaker = tenant.breakers.get(record.origin)
+        if breaker is None or breaker.state is BreakerState.CLOSED:
+            tenant.recovered[record.origin] = max(record.since, tenant.recovered.get(record.origin, 0.0))
+            for endpoint in tenant.of_origin(record.origin):
+                for lane in endpoint.lanes:
+                    self._catch_up(lane)
+                    self._backlog.consider(lane, now)
 
     def share_budget(self, workers: int) -> None:
         """So many workers share the floor of the retry budget."""

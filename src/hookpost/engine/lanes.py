@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import cast
 from uuid import UUID
 
-from hookpost.engine.work import REPLAY, Named, Ready, Work
+from hookpost.engine.work import HELD, REPLAY, Named, Ready, Work
 from hookpost.model import HEALTHY, Endpoint, OnDead, Tenant
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.rate import TokenBucket
@@ -35,10 +35,13 @@ LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``origins``:
-    all of its endpoints by origin, made when a breaker asks for it and forgotten with the next change."""
+    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``recovered``:
+    when others were seen to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and
+    forgotten with the next change."""
 
-    __slots__ = ("breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "tenant_id", "turning")
+    __slots__ = (
+        "breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "tenant_id", "turning",
+    )  # fmt: skip
 
     def __init__(self, tenant_id: UUID) -> None:
         self.tenant_id = tenant_id
@@ -49,6 +52,7 @@ class TenantState:
         self.lanes: Ready = deque()
         self.turning = False
         self.breakers: dict[str, Breaker] = {}
+        self.recovered: dict[str, float] = {}
         self.origins: dict[str, list[EndpointState]] | None = None
 
     def lives_in(self, shard: int) -> bool:
@@ -114,15 +118,16 @@ class Lane:
 
     ``named``: operations on deliveries of one event, which are looked up in the backlog; ``cancelled``: events, and up
     to which position, that are to be dropped when what is under way of them comes back. ``forward_to``: the receiver
-    recovered then, and what was stored before is brought forward, behind ``forward_after``.
+    recovered then, and what was stored before is brought forward, behind ``forward_after``; 0: all of it was, as far as
+    it is committed. ``recovered_at``: when that was the last time.
     """
 
     __slots__ = (
         "after", "alarm", "blocked", "blocks", "busy", "cancelled", "deadline_building", "deadline_settling",
         "due_building", "due_settling", "endpoint", "fetching", "forced", "forward_after", "forward_to", "head_due",
         "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "ordered_to",
-        "over_budget", "queue", "quiet_until", "ready", "released", "rescan", "revive", "shard", "stored",
-        "stored_from", "turn", "unblock", "unsettled", "wanted",
+        "over_budget", "queue", "quiet_until", "ready", "recovered_at", "released", "rescan", "revive", "shard",
+        "stored", "stored_from", "turn", "unblock", "unsettled", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -161,6 +166,7 @@ class Lane:
         self.unsettled = 0
         self.unblock = False
         self.revive: UUID | None = None
+        self.recovered_at = 0.0
         self.forward_to = 0.0
         self.forward_after = FROM_START
         self.over_budget = False
@@ -223,10 +229,24 @@ class Lane:
         """What was fetched lies in the backlog as it did before."""
         self.let_go(work.entry.seq)
         self.after = FROM_START
-        self.rescan = self.fetching
+        self.rescan |= self.fetching
         self.next_due = min(self.next_due, work.due_at)
         self.next_deadline = min(self.next_deadline, work.deadline)
         self.stored_from = min(self.stored_from, work.entry.seq)
+        if work.marks & HELD and self.recovered_at:
+            self.bring_forward(self.recovered_at)
+
+    def bring_forward(self, recovered_at: float) -> None:
+        """Its receiver was back then: what was stored before does not sit out its schedule."""
+        self.recovered_at = recovered_at
+        if self.stored:
+            self.forward_to = recovered_at
+            self.forward_after = FROM_START
+            self.rescan |= self.fetching
+
+    def fall_back(self) -> None:
+        """Its receiver is down again: what is stored waits for the next recovery."""
+        self.recovered_at = self.forward_to = 0.0
 
     def leave_order(self) -> None:
         """Its order has ended, and nothing is left of what kept it."""

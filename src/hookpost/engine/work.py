@@ -313,11 +313,15 @@ class ShardSettle:
 
 @dataclass(slots=True)
 class Settle:
-    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed."""
+    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed.
+
+    ``lanes``: those that it writes rows of; all of them were stored at ``since`` or later.
+    """
 
     shards: list[ShardSettle]
     released: list[tuple[Lane, int]]
     lanes: list[Lane]
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
