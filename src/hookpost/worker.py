@@ -31,8 +31,9 @@ from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome,
 from hookpost.policy.request import build_request
 from hookpost.storage.contract import RECONFIGURED, DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
 
-# Deliveries started in one go before the loop turns to sockets again.
-SENDS_AT_ONCE = 128
+# Deliveries started in one go before the loop turns to sockets again. A read of the journal takes a few such turns, and
+# what a tenant has just posted waits for it, however many deliveries of others are ready.
+SENDS_AT_ONCE = 16
 # Rows of one shard in one read, and their bytes: a read must not hold the loop or the memory for long.
 READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024
@@ -447,7 +448,8 @@ class Worker:
         began = self._clock.monotonic()
         if not rows or not shards or not self._may_send():
             return 0, False
-        rows_max = max(1, min(READ_ROWS_MAX, rows // len(shards)))
+        # Shared by those that are likely to bring some: a flood in one of many would be read in crumbs.
+        rows_max = max(1, min(READ_ROWS_MAX, rows // max(1, len(self._behind.intersection(shards)))))
         fences = dict(self._fences)
         positions = {shard: self._engine.read_to(shard) for shard in shards}
         found = await self._store.read(

@@ -81,7 +81,7 @@ class Engine:
         self._books = Books(self._shards, limits, worker=worker)
         self._roster = Roster(self._shards, self._gates, self._turns, self._findings)
         self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers)
-        self._spill = Spill(self._books, self._backlog, self._gates, limits)
+        self._spill = Spill(self._books, self._backlog, self._gates, self._roster.tenants, limits)
         self.in_flight = 0
         self.in_flight_bytes = 0
 
@@ -218,7 +218,7 @@ class Engine:
         return self._books.buffered_bytes
 
     def room(self) -> tuple[int, int]:
-        """How many rows and payload bytes the reader may bring: 0 when memory is full of work that can start."""
+        """How many rows and payload bytes the reader may bring: 0 when memory is full, until a settle makes room."""
         return self._books.room()
 
     def read_to(self, number: int) -> tuple[int, int]:
@@ -541,6 +541,7 @@ class Engine:
         for shard in self._books.touched:
             if shard.progress.fragments > self._limits.fragments:
                 self._spill.mend(shard, now)
+        self._spill.make_room(now)
         return self._books.take_settle(now)
 
     def on_settled(self, settle: Settle, *, now: float) -> None:

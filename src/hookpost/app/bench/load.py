@@ -166,7 +166,8 @@ class Load:
     def target(self, url: str, key: str, *, batch: int = 1, endpoints: Sequence[str] = ()) -> None:
         """Post to this server from now on, ``batch`` events a request.
 
-        With ``endpoints`` each event goes to one of them: the sequence, which may repeat them, is gone through in turn.
+        With ``endpoints`` each request goes to one of them: the sequence, which may repeat them, is gone through in
+        turn.
         """
         host, _, port = url.removeprefix("http://").partition(":")
         self.batch = batch
@@ -197,11 +198,12 @@ class Load:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, self._clock()))
             self._turn(min(0.1, until - now))
 
-    def open_loop(self, seconds: float, rate: float) -> None:
-        """Post ``rate`` events a second for so long; each is due when the schedule says, sent or not."""
+    def open_loop(self, seconds: float, rate: float, *, done: Callable[[], bool] = lambda: False) -> None:
+        """Post ``rate`` events a second for so long, or until ``done()``; each is due when the schedule says, sent or
+        not."""
         started = self._clock()
         schedule = Schedule(started, rate / self.batch, round(seconds * rate / self.batch))
-        while not schedule.finished:
+        while not (schedule.finished or done()):
             now = self._clock()
             while self.idle_posters and schedule.next_due <= now:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, schedule.take()))
@@ -281,7 +283,7 @@ class Load:
 
     def request(self, first: int) -> bytes:
         """The request that posts the events from ``first``."""
-        form = self.forms[first % len(self.forms)]
+        form = self.forms[first // self.batch % len(self.forms)]
         return form % first if self.batch == 1 else form % tuple(range(first, first + self.batch))
 
     def _sweep(self) -> None:
