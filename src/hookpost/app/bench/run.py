@@ -25,6 +25,14 @@ RECORDED_POLL_S = 0.2
 Figures = dict[str, object]
 
 
+def number(figures: Figures, name: str) -> float:
+    """A figure that is a number; KeyError when it was not measured."""
+    found = figures[name]
+    if not isinstance(found, int | float):
+        raise KeyError(name)
+    return float(found)
+
+
 class Subject(Protocol):
     """What is measured: a Server, or the processes of the limit."""
 
