@@ -47,8 +47,10 @@ OWED_BYTES = 64
 APPENDS_MAX = 4
 # Of these for one queue: while one waits for the disk the next is on its way; a third would make the groups smaller.
 QUEUE_APPENDS_MAX = 2
-# Between two appends of one queue: events gather. The first one after a pause goes at once.
-GATHER_S = 0.004
+# Between two appends of one queue: events gather, longer where more of them come. The first one after a pause goes at
+# once. An append costs as much as twenty events, and wakes the database up.
+GATHER_EVENT_S = 0.001
+GATHER_S_MAX = 0.008
 # Queues kept though they are empty: one for each set of home shards, and one for each first home shard.
 QUEUES_KEPT = 1_000
 # Times an event is matched anew because its tenant's configuration changed under it.
@@ -529,7 +531,7 @@ class Ingest:
         """One append; then the queue lines up again behind the others."""
         group = self._take(queue)
         queue.waiting = False
-        queue.due = asyncio.get_running_loop().time() + GATHER_S
+        queue.due = asyncio.get_running_loop().time() + gather_s(len(group))
         if queue.events and queue.under_way < queue.appends_max:
             self._line_up(queue)
         try:
@@ -690,6 +692,11 @@ class Ingest:
             await self._store.ring(shards)
         except StoreUnavailable:
             return  # workers look by themselves
+
+
+def gather_s(group: int) -> float:
+    """How long events gather for the next append of a queue when the last one took so many."""
+    return min(GATHER_EVENT_S * group, GATHER_S_MAX)
 
 
 def _not_accepted(future: asyncio.Future[list[Answer]], events: int) -> int:
