@@ -407,8 +407,8 @@ def _batch_answer(results: list[bytes | None], answers: list[Answer]) -> bytes:
 
 
 def _accepted(answer: Appended) -> bytes:
-    return b'{"event_id":"evt_%032x","delivery_count":%d,"duplicate":%b}' % (
-        answer.event_id.int,
+    return b'{"event_id":"evt_%b","delivery_count":%d,"duplicate":%b}' % (
+        answer.event_id.hex.encode(),
         answer.delivery_count,
         b"true" if answer.verdict is Verdict.DUPLICATE else b"false",
     )
