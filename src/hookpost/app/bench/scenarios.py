@@ -58,7 +58,8 @@ def _ingest(run: Run, *, batch: int) -> Figures:
             raise VoidRun(f"{load.ledger.accepted} events were acknowledged, {stored} are stored")
         return {**rounds.figures("ingest"), **costs(rounds, "ingest", ("api", "postgres")), "batch": batch,
                 "published": load.ledger.accepted, "stored": stored, "owed_to": "nobody",
-                "refused": load.ledger.refused, **run.writes(server, load, per="event")}  # fmt: skip
+                "refused": load.ledger.refused,
+                **run.writes(server, load, per="event", work=load.unbounded)}  # fmt: skip
 
 
 def e2e(run: Run) -> Figures:
@@ -81,8 +82,8 @@ def _e2e(run: Run, *, fan_out: int) -> Figures:
             **rounds.latencies("e2e"),
             **_beside(rounds),
             "fan_out": fan_out,
+            **run.writes(server, load, work=load.sustained),
             **run.accounts(server, load),
-            **run.writes(server, load),
             **server.attempt_sizes(),
             "settings": server.important_settings(),
         }
