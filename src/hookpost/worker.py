@@ -39,13 +39,13 @@ READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 # Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
-READ_PACE_S = 0.003
+READ_PACE_S = 0.005
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
 # So many shards are read every time, whoever rang. Of a thousand it would be 11 ms of the database's time per read.
 READ_ALL_MAX = 64
 # Between two settles: outcomes gather. Beyond this many there is no waiting.
-SETTLE_PACE_S = 0.01
+SETTLE_PACE_S = 0.02
 SETTLE_ROWS = 400
 # Each shard that something happened in costs a settle a row of progress, so of many shards more outcomes are gathered.
 SETTLE_PACE_SHARD_S = 0.00005
