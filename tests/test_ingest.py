@@ -248,6 +248,11 @@ async def test_an_event_for_an_endpoint_with_a_small_cap_goes_to_the_first_home_
     assert {shard for shard, _ in store.calls} == {1, 2, 3}
 
 
+@pytest.mark.parametrize(("taken", "gathers_s"), [(0, 0.0), (1, 0.001), (5, 0.005), (8, 0.008), (500, 0.008)])
+def test_the_more_events_an_append_took_the_longer_the_next_one_gathers(taken: int, gathers_s: float) -> None:
+    assert module.gather_s(taken) == pytest.approx(gathers_s)
+
+
 async def test_events_that_gather_go_together_whatever_shard_takes_them() -> None:
     store = ScriptedStore(shards=range(8))
     store.open.clear()

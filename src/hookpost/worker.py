@@ -39,13 +39,13 @@ READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 # Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
-READ_PACE_S = 0.003
+READ_PACE_S = 0.005
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
 # So many shards are read every time, whoever rang. Of a thousand it would be 11 ms of the database's time per read.
 READ_ALL_MAX = 64
 # Between two settles: outcomes gather. Beyond this many there is no waiting.
-SETTLE_PACE_S = 0.01
+SETTLE_PACE_S = 0.02
 SETTLE_ROWS = 400
 # Each shard that something happened in costs a settle a row of progress, so of many shards more outcomes are gathered.
 SETTLE_PACE_SHARD_S = 0.00005
@@ -148,6 +148,8 @@ class Worker:
         self._timer_at = 0.0
         self._unsettled = asyncio.Event()
         self._config_wanted = asyncio.Event()
+        # What was told of our own way out.
+        self._egress_down_since: float | None = None
         # Held from loading configuration to handing it over: what was loaded later is not overwritten by older.
         self._configuring = asyncio.Lock()
         self._configured_at = 0.0
@@ -503,6 +505,8 @@ class Worker:
                 self._tasks.create_task(self._fetch(fetch))
             if probes := engine.take_probes():
                 self._probe(probes)
+        if engine.egress_down_since != self._egress_down_since:
+            self._tell_egress(engine.egress_down_since, now)
         if engine.missing:
             self._config_wanted.set()
         if engine.unsettled:
@@ -510,6 +514,15 @@ class Worker:
         elif self._stopping and not engine.in_flight:
             self._idle.set()
         self._set_timer(engine.next_wakeup(), now)
+
+    def _tell_egress(self, down_since: float | None, now: float) -> None:
+        """The operator hears of it from the log and the counter alone: an alert would have to take the same way out."""
+        if self._egress_down_since is not None:
+            telemetry.log("egress_back", seconds=round(now - self._egress_down_since, 1))
+        if down_since is not None:
+            telemetry.count("egress_outages")
+            telemetry.log("egress_down")
+        self._egress_down_since = down_since
 
     def _set_timer(self, moment: float | None, now: float) -> None:
         if moment is None or (self._timer is not None and self._timer_at == moment):

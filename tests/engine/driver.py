@@ -146,7 +146,9 @@ class IndexedStore(Store):
         return [self._row(fetch, rows[position]) for position in found]
 
     def fetch_behind(self, fetch: Fetch) -> float:
-        index = (self._by_deadline if fetch.expired else self._by_due).get((fetch.shard, fetch.endpoint_id))
+        index = (self._by_deadline if fetch.wanted is Wanted.EXPIRED else self._by_due).get(
+            (fetch.shard, fetch.endpoint_id)
+        )
         return NEVER if index is None else index.next_behind(us(fetch.until))
 
 

@@ -14,7 +14,18 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.roster import IDLE_LOOK_S, IDLE_S
-from hookpost.engine.work import BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Settle, ShardSettle, Takeover, Work
+from hookpost.engine.work import (
+    BacklogRow,
+    Fetch,
+    JournalRow,
+    Kind,
+    LaneSummary,
+    Settle,
+    ShardSettle,
+    Takeover,
+    Wanted,
+    Work,
+)
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
 from tests.engine.model import NEVER, column
 
@@ -250,7 +261,7 @@ def test_a_delivery_that_waits_for_a_paused_endpoint_dies_at_its_deadline() -> N
     assert bench.engine.next_wakeup() == NOW + 100
     bench.wait(100)
     [fetch] = bench.fetches()
-    assert fetch.expired
+    assert fetch.wanted is Wanted.EXPIRED
     bench.answer(fetch, stored(1, deadline=NOW + 100))
     [letter] = bench.settle().dead
     assert (letter.reason, letter.attempt_count) == ("deadline", 0)
@@ -551,7 +562,7 @@ def test_a_short_hold_lets_nothing_expire() -> None:
     assert bench.fetches() == []
     bench.wait(3)
     [fetch] = bench.fetches()
-    assert not fetch.expired
+    assert fetch.wanted is not Wanted.EXPIRED
 
 
 def test_a_hold_of_years_does_not_keep_deliveries_beyond_their_deadline() -> None:
@@ -564,7 +575,7 @@ def test_a_hold_of_years_does_not_keep_deliveries_beyond_their_deadline() -> Non
     assert [letter.reason for letter in part.dead] == ["retry_after_beyond_deadline"]
     bench.wait(100)
     [fetch] = bench.fetches()
-    assert fetch.expired
+    assert fetch.wanted is Wanted.EXPIRED
     bench.answer(fetch, stored(2, deadline=NOW + 100, retry_count=1))
     assert [letter.reason for letter in bench.settle().dead] == ["deadline"]
 
@@ -584,7 +595,7 @@ def test_a_paused_endpoint_under_steady_traffic_still_lets_go_of_what_expired() 
         for fetch in fetches:
             bench.answer(fetch, behind=bench.now + 1)
     assert asked
-    assert all(fetch.expired for fetch in asked)
+    assert all(fetch.wanted is Wanted.EXPIRED for fetch in asked)
 
 
 def test_expired_rows_are_asked_for_again_only_when_the_last_ones_are_gone() -> None:
@@ -595,7 +606,7 @@ def test_expired_rows_are_asked_for_again_only_when_the_last_ones_are_gone() -> 
     assert bench.fetches() == []
     bench.settle()
     [fetch] = bench.fetches()
-    assert fetch.expired
+    assert fetch.wanted is Wanted.EXPIRED
 
 
 def test_the_hold_of_a_request_whose_shard_was_lost_counts_all_the_same() -> None:
@@ -737,7 +748,7 @@ def test_a_lane_whose_rows_are_due_later_asks_for_its_configuration_when_they_ar
     engine.configure([Tenant(TENANT, (0,))], [endpoint()], now=NOW + 61)
     assert engine.missing == {}
     [fetch] = engine.take_fetches(now=NOW + 61)
-    assert not fetch.expired
+    assert fetch.wanted is not Wanted.EXPIRED
 
 
 def test_a_lane_that_is_due_asks_at_once() -> None:
@@ -751,7 +762,7 @@ def test_a_deadline_before_the_next_row_is_due_is_looked_at_in_time() -> None:
     assert engine.missing == {E1: TENANT}
     engine.configure([Tenant(TENANT, (0,))], [endpoint(status=EndpointStatus.PAUSED)], now=NOW + 61)
     [fetch] = engine.take_fetches(now=NOW + 61)
-    assert fetch.expired
+    assert fetch.wanted is Wanted.EXPIRED
 
 
 def test_a_fresh_row_for_a_lane_that_waits_asks_for_its_configuration() -> None:

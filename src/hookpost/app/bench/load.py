@@ -50,6 +50,9 @@ RECEIVE_BYTES = 65_536
 LISTEN_BACKLOG = 1024
 # epoll waits in whole milliseconds and select in microseconds: shorter waits go through select.
 COARSE_S = 0.02
+# select takes descriptors below 1024 only, so those of several loads are made before their sockets, and used again.
+LOADS_AT_ONCE = 8
+_epolls = [select.epoll() for _ in range(LOADS_AT_ONCE)]
 
 EVENT_TYPE = "invoice.paid"
 PAYLOAD_BYTES = 500
@@ -112,7 +115,7 @@ class Load:
         self.batch = 1
         self._clock = self.now = clock
         self._connections = connections
-        self._epoll = select.epoll()
+        self._epoll = _epolls.pop()
         self._ready: dict[int, Callable[[], None]] = {}
         self._posters: list[_Poster] = []
         self.idle_posters: list[_Poster] = []
@@ -135,7 +138,7 @@ class Load:
             *(listener.socket for listener in self.listeners if listener.socket is not None),
         ]:
             socket_.close()
-        self._epoll.close()
+        _epolls.append(self._epoll)
 
     # ---- setting up -------------------------------------------------------------------------------------------------
 
