@@ -12,8 +12,8 @@ by one they would make groups of an eighth of the size on eight shards, and a ca
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +44,9 @@ GROUP_EVENTS_MAX = 500
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 # What one endpoint in an owed list costs an append, in payload bytes: 500 events owed to 1,000 each take 0.6 s.
 OWED_BYTES = 64
+# Of a tenant so many events in a row go into a group before it is another one's turn: whoever posts one does not wait
+# until a flood of others is stored.
+TURN_EVENTS = 16
 # Appends under way at once: each shard takes one at a time, and more of them make smaller groups.
 APPENDS_MAX = 4
 # Of these for one queue: while one waits for the disk the next is on its way; a third would make the groups smaller.
@@ -167,6 +170,52 @@ class _Pending(msgspec.Struct, gc=False):
     event: NewEvent
 
 
+class _Waiting:
+    """Events in front of the store: each tenant's in their order, the tenants in fair turns."""
+
+    __slots__ = ("_left", "_len", "_tenants")
+
+    def __init__(self) -> None:
+        self._tenants: OrderedDict[UUID, deque[_Pending]] = OrderedDict()
+        self._len = 0
+        self._left = TURN_EVENTS
+
+    def __len__(self) -> int:
+        return self._len
+
+    def append(self, pending: _Pending) -> None:
+        """Behind what its tenant has here."""
+        self._len += 1
+        tenant_id = pending.event.tenant_id
+        events = self._tenants.get(tenant_id)
+        if events is None:
+            events = self._tenants[tenant_id] = deque()
+        events.append(pending)
+
+    def popleft(self) -> _Pending:
+        """The next one of the tenant whose turn it is."""
+        tenant_id, events = next(iter(self._tenants.items()))
+        pending = events.popleft()
+        self._len -= 1
+        self._left -= 1
+        if not events:
+            del self._tenants[tenant_id]
+            self._left = TURN_EVENTS
+        elif not self._left:
+            self._tenants.move_to_end(tenant_id)
+            self._left = TURN_EVENTS
+        return pending
+
+    def pop_ended(self) -> Iterator[_Pending]:
+        """The first ones of each tenant whose requests have been answered."""
+        for tenant_id, events in list(self._tenants.items()):
+            while events and events[0].ticket.ended:
+                self._len -= 1
+                yield events.popleft()
+            if not events:
+                del self._tenants[tenant_id]
+
+
 class _Queue:
     """Events that may go to any of these shards, and how many appends of them are under way.
 
@@ -177,7 +226,7 @@ class _Queue:
 
     def __init__(self, shards: tuple[int, ...]) -> None:
         self.shards = shards
-        self.events: deque[_Pending] = deque()
+        self.events = _Waiting()
         self.appends_max = min(len(shards), QUEUE_APPENDS_MAX)
         self.under_way = 0
         self.waiting = False
@@ -665,9 +714,8 @@ class Ingest:
     def _drop_ended(self) -> None:
         """While the store hangs, requests end and their events would stay in memory."""
         for queue in self._queues.values():
-            events = queue.events
-            while events and events[0].ticket.ended:
-                self._count(-1, -len(events.popleft().submission.payload))
+            for pending in queue.events.pop_ended():
+                self._count(-1, -len(pending.submission.payload))
 
     def _ring(self, shard: int) -> None:
         self._to_ring.add(shard)

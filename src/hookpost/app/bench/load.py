@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import resource
 import select
 import socket
@@ -52,7 +53,6 @@ LISTEN_BACKLOG = 1024
 COARSE_S = 0.02
 # select takes descriptors below 1024 only, so those of several loads are made before their sockets, and used again.
 LOADS_AT_ONCE = 8
-_epolls = [select.epoll() for _ in range(LOADS_AT_ONCE)]
 
 EVENT_TYPE = "invoice.paid"
 PAYLOAD_BYTES = 500
@@ -75,6 +75,20 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n
 _ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 _LOST = "lost"
 _TIMEOUT = "timeout"
+
+
+_epolls: list[select.epoll] = []
+
+
+def _make_epolls() -> None:
+    """For this process alone: what a forked one inherits is its parent's."""
+    while _epolls:
+        _epolls.pop().close()
+    _epolls.extend(select.epoll() for _ in range(LOADS_AT_ONCE))
+
+
+_make_epolls()
+os.register_at_fork(after_in_child=_make_epolls)
 
 
 @dataclass(slots=True, eq=False)
@@ -169,7 +183,8 @@ class Load:
     def target(self, url: str, key: str, *, batch: int = 1, endpoints: Sequence[str] = ()) -> None:
         """Post to this server from now on, ``batch`` events a request.
 
-        With ``endpoints`` each event goes to one of them: the sequence, which may repeat them, is gone through in turn.
+        With ``endpoints`` each request goes to one of them: the sequence, which may repeat them, is gone through in
+        turn.
         """
         host, _, port = url.removeprefix("http://").partition(":")
         self.batch = batch
@@ -200,11 +215,12 @@ class Load:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, self._clock()))
             self._turn(min(0.1, until - now))
 
-    def open_loop(self, seconds: float, rate: float) -> None:
-        """Post ``rate`` events a second for so long; each is due when the schedule says, sent or not."""
+    def open_loop(self, seconds: float, rate: float, *, done: Callable[[], bool] = lambda: False) -> None:
+        """Post ``rate`` events a second for so long, or until ``done()``; each is due when the schedule says, sent or
+        not."""
         started = self._clock()
         schedule = Schedule(started, rate / self.batch, round(seconds * rate / self.batch))
-        while not schedule.finished:
+        while not (schedule.finished or done()):
             now = self._clock()
             while self.idle_posters and schedule.next_due <= now:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, schedule.take()))
@@ -284,7 +300,7 @@ class Load:
 
     def request(self, first: int) -> bytes:
         """The request that posts the events from ``first``."""
-        form = self.forms[first % len(self.forms)]
+        form = self.forms[first // self.batch % len(self.forms)]
         return form % first if self.batch == 1 else form % tuple(range(first, first + self.batch))
 
     def _sweep(self) -> None:

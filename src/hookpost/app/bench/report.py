@@ -81,6 +81,7 @@ TARGETS = [
     Target("latency p50 idle, ms", _figure("latency", "idle_p50_ms"), 10, at_most=True),
     Target("outage, healthy throughput ratio", _figure("outage", "healthy_throughput_ratio"), 0.9),
     Target("outage, healthy p99 ratio", _figure("outage", "healthy_p99_ratio"), 1.5, at_most=True),
+    Target("isolation, p99 beside the neighbours, ratio", _figure("isolation", "p99_ratio"), 1.5, at_most=True),
     Target("recover / deliver, each by the curl beside it", _ratio("recover", "deliver", "of_curl"), 0.7),
     Target("worker with 1,000,000 waiting, MB", _figure("memory", "worker_mb_paused"), 300, at_most=True),
     Target("scale, of one tenant's throughput", _figure("scale", "of_one_tenant"), 0.9),

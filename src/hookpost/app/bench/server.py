@@ -33,7 +33,7 @@ STOP_S_MAX = 60.0
 POLL_S = 0.02
 _URL = re.compile(r"ready at (http://\S+)")
 _KEY = re.compile(r"its API key\s+(\S+)")
-_ADMIN_KEY = re.compile(r"admin key\s+(\S+)")
+_ADMIN_KEY = re.compile(r"admin key\s+(hpk_\S+)")
 # Settings worth printing with every run; the rest are the defaults of `hookpost serve`.
 SHOWN = ("fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "server_version")
 
