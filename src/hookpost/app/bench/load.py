@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import resource
 import select
 import socket
@@ -52,7 +53,6 @@ LISTEN_BACKLOG = 1024
 COARSE_S = 0.02
 # select takes descriptors below 1024 only, so those of several loads are made before their sockets, and used again.
 LOADS_AT_ONCE = 8
-_epolls = [select.epoll() for _ in range(LOADS_AT_ONCE)]
 
 EVENT_TYPE = "invoice.paid"
 PAYLOAD_BYTES = 500
@@ -75,6 +75,20 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n
 _ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 _LOST = "lost"
 _TIMEOUT = "timeout"
+
+
+_epolls: list[select.epoll] = []
+
+
+def _make_epolls() -> None:
+    """For this process alone: what a forked one inherits is its parent's."""
+    while _epolls:
+        _epolls.pop().close()
+    _epolls.extend(select.epoll() for _ in range(LOADS_AT_ONCE))
+
+
+_make_epolls()
+os.register_at_fork(after_in_child=_make_epolls)
 
 
 @dataclass(slots=True, eq=False)
