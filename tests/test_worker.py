@@ -286,7 +286,7 @@ async def test_of_many_shards_those_are_read_that_were_rung_for_or_brought_rows(
         await store.until(lambda: store.reading == SHARDS)
 
 
-async def test_now_and_then_all_shards_are_read_though_nobody_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f36_now_and_then_all_shards_are_read_though_nobody_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Leases(Clock())
     async with working(store, monkeypatch):
         monkeypatch.setattr(module, "READ_ALL_MAX", 3)

@@ -21,6 +21,7 @@ measures for ``run.seconds``, and returns the fields of its JSON line. A scenari
 - `server`     a `hookpost serve` of its own, its processes, its database
 - `run`        what a scenario is given: the above, and `Window` for what a measurement cost
 - `scenarios`  what is measured;  `waiting` what drains a full store, `growth` what a growing one costs, `fill` fills it
+- `overload`   three times what it can carry, and whether it recovers
 - `report`     the table at the end, with the targets
 
 A run is void unless published = delivered + waiting + dead, by the receiver's ledger and by the database, and every
@@ -36,7 +37,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import growth, report, scenarios, waiting
+from hookpost.app.bench import growth, overload, report, scenarios, waiting
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -48,8 +49,8 @@ Scenario = Callable[[Run], Figures]
 USUAL: dict[str, Scenario] = {**scenarios.SCENARIOS, **waiting.SCENARIOS}
 """What runs, in this order, when no scenario is named: about ten minutes with the default of ten seconds each."""
 
-SCENARIOS: dict[str, Scenario] = {**USUAL, **growth.SCENARIOS}
-"""All there are; those that are not usual fill tens of millions of rows."""
+SCENARIOS: dict[str, Scenario] = {**USUAL, **overload.SCENARIOS, **growth.SCENARIOS}
+"""All there are; those that are not usual take minutes."""
 
 
 def bench(names: list[str], *, seconds: float) -> int:

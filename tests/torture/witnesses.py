@@ -1,0 +1,179 @@
+"""Those who saw it: producers, who know what was acknowledged, and the receiver, who knows what came and from whom."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.e2e import harness
+from tests.e2e.harness import answer, read_response
+from tests.torture.books import Accepted, Arrival
+from tests.torture.schedule import Flap
+
+# A producer gives a request up after so long, and posts it again with the same key.
+POST_S_MAX = 5.0
+AGAIN_S = 0.1
+FILLER_BYTES = 200
+
+
+def digest(payload: bytes) -> bytes:
+    """What is kept of a payload."""
+    return hashlib.blake2b(payload, digest_size=16).digest()
+
+
+class Producers:
+    """They post at a fixed rate, each event until it is acknowledged; ``accepted`` is the ledger."""
+
+    def __init__(self, address: tuple[str, int], key: str, types: list[str], *, rate: float) -> None:
+        self.accepted: list[Accepted] = []
+        self.answers: Counter[str] = Counter()
+        self.slowest_s: dict[str, float] = {}
+        self._address, self._key, self._types = address, key, types
+        self._every_s = len(types) / rate
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Producers:
+        self._tasks = [asyncio.create_task(self._produce(number, type_)) for number, type_ in enumerate(self._types)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Every event that was begun is acknowledged before this returns."""
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def _produce(self, producer: int, type_: str) -> None:
+        connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        due, number = time.monotonic(), 0
+        while not self._stop.is_set():
+            due, number = max(due + self._every_s, time.monotonic() - 1), number + 1
+            if (early := due - time.monotonic()) > 0:
+                await asyncio.sleep(early)
+            marker = f"{producer}-{number}"
+            payload = json.dumps({"marker": marker, "filler": "x" * FILLER_BYTES}).encode()
+            head = json.dumps({"type": type_, "idempotency_key": marker})
+            body = head[:-1].encode() + b', "payload": ' + payload + b"}"
+            event_id = ""
+            while not event_id:
+                connection, event_id = await self._post(connection, body)
+                if not event_id:
+                    await asyncio.sleep(AGAIN_S)
+            self.accepted.append(Accepted(event_id, marker, type_, digest(payload)))
+        if connection is not None:
+            connection[1].close()
+
+    async def _post(
+        self, connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None, body: bytes
+    ) -> tuple[tuple[asyncio.StreamReader, asyncio.StreamWriter] | None, str]:
+        """One try; the connection if it is still good, and the event's id if it was accepted."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(POST_S_MAX):
+                connection = connection or await asyncio.open_connection(*self._address)
+                reader, writer = connection
+                writer.write(
+                    b"POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + self._key.encode()
+                    + b"\r\ncontent-type: application/json\r\ncontent-length: " + str(len(body)).encode()
+                    + b"\r\n\r\n" + body
+                )  # fmt: skip
+                status, _, answered = await read_response(reader)
+            said = str(status)
+        except TimeoutError:
+            said = "no answer"
+        except (OSError, asyncio.IncompleteReadError):
+            said = "cut off"
+        self.answers[said] += 1
+        self.slowest_s[said] = max(self.slowest_s.get(said, 0.0), time.monotonic() - began)
+        if not said.isdigit():
+            if connection is not None:
+                connection[1].close()
+            return None, ""
+        return connection, json.loads(answered)["event_id"] if said == "202" else ""
+
+
+Senders = Callable[[], Mapping[str, int]]
+"""The workers that live now, by name, with their process ids."""
+
+
+class Witness:
+    """The receiver: takes everything, but at the paths in ``flapping``, which are as bad as ``mood`` says."""
+
+    def __init__(self, receiver: harness.Receiver, *, senders: Senders, islands: Mapping[str, str]) -> None:
+        self.arrivals: list[Arrival] = []
+        self.flapping: set[str] = set()
+        self.mood: Flap | None = None
+        self._receiver = receiver
+        self._senders, self._islands = senders, islands
+        self._known: weakref.WeakKeyDictionary[asyncio.StreamWriter, tuple[str | None, int | None]] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def take(self, arrival: harness.Arrival, writer: asyncio.StreamWriter) -> None:
+        """A handler of the receiver."""
+        at = time.time()
+        sender = self._known.get(writer)
+        if sender is None:
+            sender = self._known[writer] = self._sender(*writer.get_extra_info("peername"))
+        mood = self.mood if arrival.path in self.flapping else None
+        status: int | None = None
+        match mood:
+            case None:
+                status = 200
+                writer.write(answer())
+            case Flap.REFUSE:
+                status = 503
+                writer.write(answer(503))
+            case Flap.RESET:
+                writer.transport.abort()
+            case Flap.SILENT:
+                pass
+        span = arrival.headers["traceparent"].split("-")[2]
+        self.arrivals.append(
+            Arrival(at, time.time(), arrival.path, arrival.event_id, span, digest(arrival.body), status, *sender)
+        )
+
+    def _sender(self, host: str, port: int) -> tuple[str | None, int | None]:
+        living = self._senders()
+        if (name := self._islands.get(host)) is not None:
+            return name, living.get(name)
+        inode = _inode(port, self._receiver.port)
+        for name, pid in living.items():
+            if inode is not None and _holds(pid, inode):
+                return name, pid
+        return None, None
+
+
+def _inode(port: int, remote: int) -> str | None:
+    """The socket of a connection from ``port`` to ``remote`` on this machine."""
+    ours, theirs = f":{port:04X}", f":{remote:04X}"
+    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(ours) and fields[2].endswith(theirs):
+            return fields[9]
+    return None
+
+
+def _holds(pid: int, inode: str) -> bool:
+    """Is this socket open in the process?"""
+    wanted = Path(f"socket:[{inode}]")
+    try:
+        return any(_target(link) == wanted for link in Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _target(link: Path) -> Path | None:
+    """None: it was closed just now."""
+    try:
+        return link.readlink()
+    except OSError:
+        return None
