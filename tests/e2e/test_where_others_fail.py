@@ -104,7 +104,9 @@ async def test_a_dripping_body_does_not_pin_a_slot(server: Hookpost, key: str, l
         assert [delivery["attempt_count"] for delivery in event["deliveries"]] == [1]
 
 
-async def test_f26_slow_endpoints_of_one_tenant_do_not_take_all_slots(server: Hookpost, key: str, ledger: Receiver) -> None:
+async def test_f26_slow_endpoints_of_one_tenant_do_not_take_all_slots(
+    server: Hookpost, key: str, ledger: Receiver
+) -> None:
     release = asyncio.Event()
     hanging: dict[str, int] = {}
     most: dict[str, int] = {}
@@ -488,7 +490,9 @@ async def until_signed(server: Hookpost, ledger: Receiver, key: str, secrets: Ca
         assert len(ledger.arrivals) < 1000
 
 
-async def test_f35_in_the_grace_period_of_a_rotation_both_secrets_fit(server: Hookpost, key: str, ledger: Receiver) -> None:
+async def test_f35_in_the_grace_period_of_a_rotation_both_secrets_fit(
+    server: Hookpost, key: str, ledger: Receiver
+) -> None:
     created = await server.endpoint(ledger.url(), key=key)
     path = f"/v1/webhook_endpoints/{created['endpoint_id']}/secret"
     rotated = await server.call("POST", f"{path}/rotate", {"grace_period_s": 600}, key=key, expect=200)

@@ -29,8 +29,9 @@ _T = TypeVar("_T", Arrival, Recorded)
 
 # In these windows nobody they hit can write anything down.
 _SILENCING = (Fault.STOP, Fault.POSTGRES, Fault.HANG, Fault.CUT_DATABASE, Fault.DISK_FULL)
-# Of these, the ones after which another worker may have the shards, when they lasted.
-_USURPING = (Fault.STOP, Fault.CUT_DATABASE)
+# Of these, the ones after which another worker may have the shards, when they lasted: the lease has run out meanwhile.
+# Not so when the database was restarted: then nobody takes anything before everybody had the time to renew.
+_USURPING = (Fault.STOP, Fault.CUT_DATABASE, Fault.HANG, Fault.DISK_FULL)
 # What keeps an answer from a worker that goes on living.
 _DEAFENING = (Fault.STOP, Fault.CUT_RECEIVER)
 
@@ -195,7 +196,8 @@ class _Explanations:
 
     def unrecorded(self, arrival: Arrival) -> Window | None:
         """What kept its worker from writing it down; None: nothing did."""
-        until = arrival.done + SETTLE_S
+        timed_out = arrival.at + self._timing.total_timeout_s
+        until = (timed_out if arrival.status is None else arrival.done) + SETTLE_S
         for window in self._faults:
             if window.ended < arrival.at - SLACK_S or not _hits(window, arrival):
                 continue
@@ -203,6 +205,8 @@ class _Explanations:
                 break
             if window.fault is Fault.KILL:
                 return window
+            if window.fault is Fault.CUT_RECEIVER:
+                until = max(until, timed_out + SETTLE_S)
             if window.fault in _SILENCING:
                 lasted = window.ended - window.began
                 if window.fault in _USURPING and lasted >= self._timing.lease_s - self._timing.renew_s:

@@ -40,9 +40,9 @@ def why_not() -> str:
     missing = [program for program in ("ip", "unshare", "nsenter") if shutil.which(program) is None]
     if missing:
         return f"{' and '.join(missing)} is missing (iproute2, util-linux)"
-    script = "ip link set lo up && ip link add a type veth peer name b && ip neigh replace 10.0.0.2 lladdr " + _NOBODY
+    script = "ip link set lo up && ip link add t0 type veth peer name t1 && ip neigh replace 10.0.0.2 lladdr " + _NOBODY
     tried = subprocess.run(
-        ["unshare", "--net", "--mount", "sh", "-c", f"{script} dev a nud permanent"],
+        ["unshare", "--net", "--mount", "sh", "-c", f"{script} dev t0 nud permanent"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return "" if tried.returncode == 0 else f"no network namespace with a wire: {tried.stderr.strip()}"

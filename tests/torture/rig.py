@@ -123,7 +123,6 @@ class _Rig:
         self._able, self._unable = frozenset(able), unable
         self._books = Books(PATHS, ordered=frozenset({"/ordered"}))
         self._memory: dict[str, float] = {}
-        self._calm = asyncio.Event()
         (folder / "logs").mkdir()
 
     async def run(self) -> Report:
@@ -156,7 +155,6 @@ class _Rig:
                     watching = [tasks.create_task(self._flap()), tasks.create_task(self._watch())]
                     await self._torture()
                     self._witness.mood = None
-                    self._calm.set()
                     watching[0].cancel()
                     log("calm: every fault is over")
                     await producers.stop()
@@ -183,6 +181,7 @@ class _Rig:
             kept = Path("torture-logs")
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(self._folder / "logs", kept)
+            shutil.copytree(self._system.server.folder / "postgres" / "log", kept / "postgres")
         return Report(
             self._options, self._able, self._unable, books, verdict, producers.answers, producers.slowest_s,
             self._memory, drained_s, Counter(str(window.fault) for window in books.faults),
@@ -265,8 +264,8 @@ class _Rig:
         if target == SUPERVISOR:
             await self._living(self._system.supervised[0])
             began = time.time()
-            for name, pid in self._system.kill_server().items():
-                self._happened(Fault.KILL, name, began, (pid,))
+            for name, killed in self._system.kill_server().items():
+                self._happened(Fault.KILL, name, began, (killed,))
         elif (pid := await self._living(target)) is not None:
             began = time.time()
             with contextlib.suppress(ProcessLookupError):
@@ -294,8 +293,8 @@ class _Rig:
     async def _end_postgres(self, planned: Planned) -> None:
         """An immediate stop, or kill -9 of the postmaster."""
         began = time.time()
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-            os.kill(self._system.server.postmaster(), signal.SIGQUIT if int(planned.at) % 2 else signal.SIGKILL)
+        if (pid := self._system.postmaster()) is not None:
+            os.kill(pid, signal.SIGQUIT if int(planned.at) % 2 else signal.SIGKILL)
         await asyncio.sleep(POLL_S)
         await self._system.until_answers()
         self._happened(Fault.POSTGRES, ALL, began)
@@ -303,8 +302,8 @@ class _Rig:
     async def _hang(self, planned: Planned) -> None:
         began = time.time()
         with contextlib.ExitStack() as frozen:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-                frozen.enter_context(stopped(self._system.server.postmaster()))
+            if (pid := self._system.postmaster()) is not None:
+                frozen.enter_context(stopped(pid))
             await asyncio.sleep(planned.seconds)
         await self._system.until_answers()
         self._happened(Fault.HANG, ALL, began)

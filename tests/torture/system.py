@@ -78,9 +78,8 @@ class System:
     def __init__(
         self, folder: Path, logs: Path, *, api: int, workers: int, port: int, settings: Mapping[str, str]
     ) -> None:
-        self.server = Hookpost(
-            folder / "data", "--api-processes", str(api), "--workers", str(workers), port=str(port), **settings
-        )
+        arguments = ["--port", str(port), "--api-processes", str(api), "--workers", str(workers)]
+        self.server = Hookpost(folder / "data", *arguments, source=None, **settings)
         self.supervised = [f"api-{n + 1}" for n in range(api)] + [f"worker-{n + 1}" for n in range(workers)]
         self.apart: dict[str, Apart] = {}
         self.islands: list[Island] = []
@@ -141,6 +140,8 @@ class System:
         while True:
             assert server.process is not None
             await server.process.wait()
+            # Its last words are still on their way.
+            await asyncio.sleep(RESTART_S)
             with (self._logs / "server.log").open("a") as log:
                 log.write("\n".join(server.lines) + "\n")
             if self._closing:
@@ -148,7 +149,6 @@ class System:
             if not self._killed and any("server_ready" in line for line in server.lines):
                 self.given_up.append("\n".join(server.lines[-5:]))
             self._killed = False
-            await asyncio.sleep(RESTART_S)
             await server.start(wait=False)
 
     # ---- who is who -------------------------------------------------------------------------------------------------
@@ -165,6 +165,15 @@ class System:
         """The living ones."""
         names = [name for name in (*self.supervised, *self.apart) if not name.startswith("api")]
         return {name: pid for name in names if (pid := self.pid(name)) is not None}
+
+    def postmaster(self) -> int | None:
+        """Of the living database; None while there is none."""
+        data = self.server.folder / "postgres"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError, IndexError):
+            pid = self.server.postmaster()
+            if bytes(data) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        return None
 
     def kill_server(self) -> dict[str, int]:
         """kill -9 of the supervisor and all its processes at once, as when a container is removed."""
