@@ -164,6 +164,42 @@ async def test_a_real_dump_runs_beside_the_load() -> None:
         check(load, ledger)
 
 
+async def test_f33_a_dump_restored_elsewhere_goes_on_from_where_it_was_taken() -> None:
+    async with running() as server, receiver() as ledger:
+        endpoint = await server.endpoint(ledger.url())
+        done = await server.post()
+        await server.settled(done)
+        path = f"/v1/webhook_endpoints/{endpoint['endpoint_id']}"
+        await server.call("POST", f"{path}/pause", {}, expect=200)
+        waiting = await server.post()
+        await server.settled(waiting, "waiting")
+        dsn = find_running(server.folder)
+        assert dsn is not None
+        elsewhere = dsn.replace("/hookpost?", "/elsewhere?", 1)
+        operator = await asyncpg.connect(dsn)
+        await operator.execute("create database elsewhere")
+        await operator.close()
+        dumped = server.folder.parent / "dump.sql"
+        for program, *arguments in (
+            ("pg_dump", "--dbname", dsn, "--file", str(dumped)),
+            ("psql", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", elsewhere, "--file", str(dumped)),
+        ):
+            process = await asyncio.create_subprocess_exec(
+                bin_dir() / program, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            _, errors = await process.communicate()
+            assert process.returncode == 0, errors
+        async with running(database_url=elsewhere) as restored:
+            restored.key = server.key
+            await restored.call("POST", f"{path}/resume", {}, expect=200)
+            posted = await restored.post()
+            for event_id in (done, waiting, posted):
+                await restored.settled(event_id)
+        assert {event_id: ledger.counts["/hook", event_id] for event_id in (done, waiting, posted)} == {
+            done: 1, waiting: 1, posted: 1,
+        }  # fmt: skip
+
+
 async def test_f29_midnight_passes_under_load() -> None:
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
