@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import random
+import signal
 import sys
 
 from tests.torture import network
@@ -26,6 +27,8 @@ def main() -> int:
     options = Options(seed, given.minutes * 60, given.kills, given.rate)
     if not given.isolated and not network.why_not():
         os.execvp("unshare", ["unshare", "--net", "--mount", *inside(options)])
+    # However it is ended, it takes its processes with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = asyncio.run(run(options, isolated=given.isolated))
     show(report)
     return 1 if report.verdict.guilty else 0

@@ -43,8 +43,13 @@ class Producers:
         self._tasks = [asyncio.create_task(self._produce(number, type_)) for number, type_ in enumerate(self._types)]
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            # What went wrong may be that nothing is ever acknowledged again.
+            for task in self._tasks:
+                task.cancel()
+        else:
+            await self.stop()
 
     async def stop(self) -> None:
         """Every event that was begun is acknowledged before this returns."""
