@@ -30,6 +30,8 @@ select (select coalesce(sum(cardinality(owed)), 0) from events where kind = 0)
      - (select count(*) from (select distinct event_id, endpoint_id from attempts where outcome = 'delivered') a)
      - (select count(*) from dead_letters)
 """
+# Alerts are events, too, and Hookpost's own.
+_STORED = "select replace(event_id::text, '-', '') from events where kind = 0 and type not like 'hookpost.%'"
 _RECORDED = """
 select 'evt_' || replace(event_id::text, '-', '') as event_id, endpoint_id, attempt_id, outcome, error_code,
        possible_duplicate, worker, extract(epoch from started_at)::float8 as started,
@@ -214,7 +216,7 @@ class System:
         """Stored events, attempts and dead letters; ``paths`` are those of endpoint ids."""
         connection = await asyncpg.connect(find_running(self.server.folder))
         try:
-            stored = await connection.fetch("select replace(event_id::text, '-', '') from events where kind = 0")
+            stored = await connection.fetch(_STORED)
             rows = await connection.fetch(_RECORDED)
             dead = await connection.fetch("select replace(event_id::text, '-', ''), endpoint_id from dead_letters")
         finally:
