@@ -217,7 +217,10 @@ async def test_shards_nobody_took_while_the_lease_had_expired_are_worked_for_aga
         await store.until(lambda: store.reading == SHARDS)
 
 
-async def test_a_survey_from_before_a_claim_takes_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f3_a_worker_that_renews_too_late_reads_nothing_before_it_knows_whose_its_shards_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sent what others were sending, from its renewal to the answer of the survey behind it."""
     store = Leases(Clock())
     async with working(store, monkeypatch) as node_id:
         other = uuid7()
@@ -227,14 +230,16 @@ async def test_a_survey_from_before_a_claim_takes_nothing_away(monkeypatch: pyte
         store.clock.time += LEASE_S + 1
         store.expires[other] = store.clock.time + LEASE_S
         await asyncio.wait_for(store.looked.wait(), 30)
+        store.reading = set()
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.reading == set()
+        store.answer.set()
+        await store.until(lambda: store.reading == SHARDS - {0})
+        # What it has lost it may have again like any other.
         await store.leave(other)
         await store.until(lambda: store.owners[0] == node_id and store.reading == SHARDS)
-        store.answer.set()
-        seen = store.surveys
-        await store.until(lambda: store.surveys > seen + 3)
         assert store.fences[0] == 2
-        store.reading = set()
-        await store.until(lambda: store.reading == SHARDS)
 
 
 async def test_shards_whose_claim_was_not_answered_are_freed_and_claimed_anew(monkeypatch: pytest.MonkeyPatch) -> None:

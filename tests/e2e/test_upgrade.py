@@ -53,7 +53,7 @@ def checkout(release: str, folder: Path) -> Path:
 
 async def test_f31_old_processes_deliver_on_the_new_schema_and_new_ones_take_over_what_they_left() -> None:
     folder = fresh_folder()
-    source = checkout(release_before(), folder)
+    old = Hookpost(folder / "data", source=checkout(release_before(), folder), retry_base_s="0.5", retry_cap_s="1")
     broken = True
 
     async def later(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
@@ -65,12 +65,12 @@ async def test_f31_old_processes_deliver_on_the_new_schema_and_new_ones_take_ove
     try:
         async with receiver() as ledger:
             ledger.handlers |= {"/later": later, "/never": never}
-            old = await Hookpost(folder / "data", source=source, retry_base_s="0.5", retry_cap_s="1").start()
+            await old.start()
             for path in ("/hook", "/later", "/never", "/paused"):
                 events = ["load.*"] if path == "/hook" else [path[1:] + ".*"]
                 made = await old.endpoint(ledger.url(path), events=events)
                 ledger.secrets[path] = made["secret"]
-            await old.call("PATCH", f"/v1/webhook_endpoints/{made['endpoint_id']}", {"status": "paused"}, expect=200)
+            await old.call("POST", f"/v1/webhook_endpoints/{made['endpoint_id']}/pause", {}, expect=200)
             # Rows of every kind: delivered, waiting for a retry, dead, waiting for an endpoint that is paused.
             waiting, dead, paused = [await old.post(type_) for type_ in ("later.a", "never.a", "paused.a")]
             await old.settled(dead, "dead")
@@ -110,6 +110,7 @@ async def test_f31_old_processes_deliver_on_the_new_schema_and_new_ones_take_ove
                 finally:
                     assert await new.stop() == 0
     finally:
+        await old.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

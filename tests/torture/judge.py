@@ -22,6 +22,8 @@ SLACK_S = 0.5
 # What was in the way has gone, and a worker needs so long to notice: it tries again after a second, and TCP after twice
 # as long as it waited the last time.
 RECOVERY_S = 3.0
+# The receiver itself came round to answering when the worker was about to give up.
+LATE = "late answer"
 # Of the violations of one kind so many are shown.
 SHOWN_MAX = 5
 
@@ -69,6 +71,7 @@ class Timing:
 
     lease_s: float
     renew_s: float
+    first_byte_s: float
     total_timeout_s: float
 
 
@@ -144,6 +147,7 @@ def _judge_delivery(
     verdict.duplicates += max(0, repeated)
     for arrival in came:
         row = spans.get(arrival.span)
+        why: Window | str | None
         if row is None:
             why = explanations.unrecorded(arrival)
             verdict.unrecorded[_named(why)] += 1
@@ -154,7 +158,7 @@ def _judge_delivery(
         elif row.outcome == "delivered" or not arrival.taken:
             continue
         else:
-            why = explanations.unheard(arrival)
+            why = explanations.unheard(arrival, row)
             if why is None:
                 verdict.violations["yes not heard"].append(f"{arrival} is recorded as {row.error}")
         if arrival.taken and repeated > 0:
@@ -183,8 +187,8 @@ def _judge_order(books: Books, known: dict[str, Accepted], verdict: Verdict) -> 
         last[arrival.path, producer] = max(int(number), last.get((arrival.path, producer), -1))
 
 
-def _named(why: Window | None) -> str:
-    return "nothing" if why is None else str(why.fault)
+def _named(why: Window | str | None) -> str:
+    return "nothing" if why is None else why if isinstance(why, str) else str(why.fault)
 
 
 class _Explanations:
@@ -215,8 +219,10 @@ class _Explanations:
                 until = max(until, window.ended + lasted + RECOVERY_S)
         return None
 
-    def unheard(self, arrival: Arrival) -> Window | None:
+    def unheard(self, arrival: Arrival, row: Recorded) -> Window | str | None:
         """What kept its answer from the worker, which recorded a failure; None: nothing did."""
+        if arrival.done - row.started >= self._timing.first_byte_s - SLACK_S:
+            return LATE
         for window in self._faults:
             if window.fault in _DEAFENING and _hits(window, arrival):
                 waited_until = arrival.at + self._timing.total_timeout_s + SLACK_S

@@ -28,10 +28,10 @@ from tests.torture.witnesses import Producers, Witness
 API_PROCESSES, WORKERS = 2, 2
 # Workers apart, and by how many seconds their wall clocks are wrong: more than the five minutes that receivers allow.
 SKEWS_S = {"apart-1": 600.0, "apart-2": -600.0}
-TIMING = Timing(lease_s=4.0, renew_s=1.2, total_timeout_s=3.0)
+TIMING = Timing(lease_s=4.0, renew_s=1.2, first_byte_s=2.0, total_timeout_s=3.0)
 SETTINGS = {
     "lease_s": f"{TIMING.lease_s:g}", "renew_s": f"{TIMING.renew_s:g}",
-    "connect_timeout_s": "1", "first_byte_timeout_s": "2", "total_timeout_s": f"{TIMING.total_timeout_s:g}",
+    "connect_timeout_s": "1", "first_byte_timeout_s": f"{TIMING.first_byte_s:g}", "total_timeout_s": f"{TIMING.total_timeout_s:g}",
     "total_timeout_max_s": f"{TIMING.total_timeout_s:g}",
     "retry_base_s": "0.5", "retry_cap_s": "4", "retry_max_attempts": "1000", "retry_budget_floor": "100000",
     "breaker_pause_s": "0.5", "breaker_pause_max_s": "3", "shards": "8", "stop_s": "5",

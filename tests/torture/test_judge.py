@@ -10,7 +10,7 @@ import pytest
 from tests.torture.books import ALL, Accepted, Arrival, Books, Fault, Recorded, Window
 from tests.torture.judge import Timing, Verdict, judge
 
-TIMING = Timing(lease_s=4.0, renew_s=1.0, total_timeout_s=3.0)
+TIMING = Timing(lease_s=4.0, renew_s=1.0, first_byte_s=2.0, total_timeout_s=3.0)
 WORKER, PID = "worker-1", 77
 
 
@@ -199,3 +199,12 @@ def test_a_yes_that_was_cut_off_is_explained_by_the_cut() -> None:
     judged = verdict(books)
     assert not judged.guilty
     assert judged.explained == {"cut_receiver": 1}
+
+
+def test_an_answer_behind_the_deadline_explains_a_repetition() -> None:
+    books = right()
+    books.arrivals.append(came(5, at=104.9, span="x"))
+    books.recorded.append(row(5, at=103, span="x", outcome="retry", error="first_byte_timeout"))
+    judged = verdict(books)
+    assert not judged.guilty
+    assert judged.explained == {"late answer": 1}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.e2e import harness
@@ -118,6 +119,7 @@ class Witness:
         self.mood: Flap | None = None
         self._receiver = receiver
         self._senders, self._islands = senders, islands
+        self._ports: dict[int, tuple[str, int]] = {}
         self._known: weakref.WeakKeyDictionary[asyncio.StreamWriter, tuple[str | None, int | None]] = (
             weakref.WeakKeyDictionary()
         )
@@ -125,9 +127,6 @@ class Witness:
     async def take(self, arrival: harness.Arrival, writer: asyncio.StreamWriter) -> None:
         """A handler of the receiver."""
         at = time.time()
-        sender = self._known.get(writer)
-        if sender is None:
-            sender = self._known[writer] = self._sender(*writer.get_extra_info("peername"))
         mood = self.mood if arrival.path in self.flapping else None
         status: int | None = None
         match mood:
@@ -141,44 +140,45 @@ class Witness:
                 writer.transport.abort()
             case Flap.SILENT:
                 pass
+        done = time.time()
+        # Behind the answer, as it takes its time.
+        sender = self._known.get(writer)
+        if sender is None:
+            sender = self._known[writer] = self._sender(*writer.get_extra_info("peername"))
         span = arrival.headers["traceparent"].split("-")[2]
         self.arrivals.append(
-            Arrival(at, time.time(), arrival.path, arrival.event_id, span, digest(arrival.body), status, *sender)
+            Arrival(at, done, arrival.path, arrival.event_id, span, digest(arrival.body), status, *sender)
         )
 
     def _sender(self, host: str, port: int) -> tuple[str | None, int | None]:
         living = self._senders()
         if (name := self._islands.get(host)) is not None:
             return name, living.get(name)
-        inode = _inode(port, self._receiver.port)
-        for name, pid in living.items():
-            if inode is not None and _holds(pid, inode):
-                return name, pid
-        return None, None
+        if port not in self._ports:
+            # All that are connected now, in one go: a worker that starts opens dozens of connections at once.
+            self._ports = _connected(living, self._receiver.port)
+        return self._ports.pop(port, (None, None))
 
 
-def _inode(port: int, remote: int) -> str | None:
-    """The socket of a connection from ``port`` to ``remote`` on this machine."""
-    ours, theirs = f":{port:04X}", f":{remote:04X}"
+def _connected(processes: Mapping[str, int], remote: int) -> dict[int, tuple[str, int]]:
+    """Who holds the connections from this machine to the port ``remote``, by their own ports."""
+    theirs, inodes = f":{remote:04X}", {}
     for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
-        if fields[1].endswith(ours) and fields[2].endswith(theirs):
-            return fields[9]
-    return None
+        if fields[2].endswith(theirs):
+            inodes[f"socket:[{fields[9]}]"] = int(fields[1].partition(":")[2], 16)
+    found = {}
+    for name, pid in processes.items():
+        for socket in _files(pid):
+            if (port := inodes.get(socket)) is not None:
+                found[port] = name, pid
+    return found
 
 
-def _holds(pid: int, inode: str) -> bool:
-    """Is this socket open in the process?"""
-    wanted = Path(f"socket:[{inode}]")
-    try:
-        return any(_target(link) == wanted for link in Path(f"/proc/{pid}/fd").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _target(link: Path) -> Path | None:
-    """None: it was closed just now."""
-    try:
-        return link.readlink()
-    except OSError:
-        return None
+def _files(pid: int) -> Iterator[str]:
+    """What a process has open."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            # It may be closed by now.
+            with contextlib.suppress(OSError):
+                yield str(link.readlink())
