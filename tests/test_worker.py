@@ -30,6 +30,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.time = 1000.0
+        self.skew_s = 0.0
 
     def now(self) -> float:
         return self.time
@@ -38,7 +39,7 @@ class Clock:
         return self.time
 
     def correct(self, database_now: float, *, sent: float, received: float) -> float:
-        return 0.0
+        return self.skew_s
 
 
 class Leases:
@@ -52,7 +53,7 @@ class Leases:
         self.reading: set[int] = set()
         self.positions: dict[int, int] = {}
         self.changed = asyncio.Condition()
-        self.surveys = 0
+        self.surveys = self.renewals = 0
         self.before_renewal: asyncio.Event | None = None
         # What the survey of one of the worker's loops waits for, before it looks and with its answer in hand.
         self.slow_loop = ""
@@ -86,6 +87,8 @@ class Leases:
         if node_id not in self.expires:
             return None
         self.expires[node_id] = self.clock.time + lease_s
+        self.renewals += 1
+        await self.tell()
         return self.clock.time
 
     async def survey(self, pool: str) -> Survey:
@@ -265,6 +268,18 @@ async def test_a_worker_whose_lease_was_removed_comes_back_for_its_shards(monkey
         store.reading = set()
         await store.until(lambda: store.reading == SHARDS)
         assert set(store.owners.values()) == {node_id}
+
+
+async def test_a_clock_that_is_off_is_told_once_and_again_when_it_was_right_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="hookpost")
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        for skew_s in (60.0, 0.0, -60.0):
+            store.clock.skew_s, seen = skew_s, store.renewals
+            await store.until(lambda seen=seen: store.renewals > seen + 4)  # type: ignore[misc]
+    assert [record.hookpost_event for record in caplog.records] == ["clock_skew"] * 2  # type: ignore[attr-defined]
 
 
 def row(shard: int, seq: int) -> JournalRow:

@@ -139,6 +139,7 @@ class Worker:
         self._user_agent = f"Hookpost/{__version__}"
         self._fences: dict[int, int] = {}
         self._lease_until = 0.0
+        self._skewed = False
         self._store_failing = False
         self._stopping = False
         self._kicked = False
@@ -258,8 +259,10 @@ class Worker:
 
     def _renewed(self, database_now: float, sent: float, received: float) -> None:
         skew_s = self._clock.correct(database_now, sent=sent, received=received)
-        if abs(skew_s) > SKEW_WARNING_S:
+        skewed = abs(skew_s) > SKEW_WARNING_S
+        if skewed and not self._skewed:
             telemetry.log("clock_skew", skew_ms=round(skew_s * 1000))
+        self._skewed = skewed
         self._lease_until = sent + self._settings.lease_s
 
     async def _lease_loop(self) -> None:

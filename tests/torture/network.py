@@ -101,11 +101,12 @@ class Island:
 
     def mend(self, wire: Wire) -> None:
         """The neighbours ask for each other's address again."""
-        _ip(f"neigh del {self._address(wire, 2)} dev {self._name(wire)}")
-        subprocess.run(
-            [*self.command, "ip", *f"neigh del {self._address(wire, 1)} dev {wire}".split()],
-            capture_output=True, check=False,
-        )  # fmt: skip
+        for command, address, device in (
+            ([], self._address(wire, 2), self._name(wire)),
+            (self.command, self._address(wire, 1), str(wire)),
+        ):
+            # Where answers alone were cut there is nothing to take back at their end.
+            subprocess.run([*command, "ip", "neigh", "del", address, "dev", device], capture_output=True, check=False)
 
     def close(self) -> None:
         """The namespace goes with its last process, and the wires with it."""

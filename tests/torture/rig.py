@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +123,8 @@ class _Rig:
         self._able, self._unable = frozenset(able), unable
         self._books = Books(PATHS, ordered=frozenset({"/ordered"}))
         self._memory: dict[str, float] = {}
+        # One at a time of the same on the same: the end of one must not end the other.
+        self._busy: defaultdict[tuple[Fault, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         (folder / "logs").mkdir()
 
     async def run(self) -> Report:
@@ -200,6 +202,7 @@ class _Rig:
     async def _drain(self) -> float:
         """Until nothing is owed any more; how long it took."""
         began = time.monotonic()
+        await self._system.until_answers()
         while (owed := await self._system.owed()) and time.monotonic() - began < DRAIN_S_MAX:
             await asyncio.sleep(0.5)
         self._books.waiting = owed
@@ -239,21 +242,22 @@ class _Rig:
             await asyncio.sleep(max(0.0, began + options.seconds - time.monotonic()))
 
     async def _strike(self, planned: Planned) -> None:
-        match planned.fault:
-            case Fault.KILL:
-                await self._kill(planned.target)
-            case Fault.STOP:
-                await self._stop(planned)
-            case Fault.POSTGRES:
-                await self._end_postgres(planned)
-            case Fault.HANG:
-                await self._hang(planned)
-            case Fault.CUT_DATABASE:
-                await self._cut(planned, Wire.DATABASE)
-            case Fault.CUT_RECEIVER:
-                await self._cut(planned, Wire.RECEIVER)
-            case Fault.DISK_FULL:
-                await self._fill_disk(planned)
+        async with self._busy[planned.fault, planned.target]:
+            match planned.fault:
+                case Fault.KILL:
+                    await self._kill(planned.target)
+                case Fault.STOP:
+                    await self._stop(planned)
+                case Fault.POSTGRES:
+                    await self._end_postgres(planned)
+                case Fault.HANG:
+                    await self._hang(planned)
+                case Fault.CUT_DATABASE:
+                    await self._cut(planned, Wire.DATABASE)
+                case Fault.CUT_RECEIVER:
+                    await self._cut(planned, Wire.RECEIVER)
+                case Fault.DISK_FULL:
+                    await self._fill_disk(planned)
 
     def _happened(self, fault: Fault, target: str, began: float, pids: tuple[int, ...] = ()) -> None:
         window = Window(fault, target, began, time.time(), pids)
