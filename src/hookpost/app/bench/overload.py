@@ -20,10 +20,11 @@ CALM_LOAD, CALM_S = 0.3, 5.0
 SHORT_S = 5.0
 SAMPLE_S = 1.0
 # What makes the run void: an answer later than this (`ingest_timeout_s` promises 0.9 s, and all cores are taken), any
-# other than 202 and 503, a process with more memory, and a calm that is not calm again.
+# other than 202 and 503, a process with more memory, and a calm that is not calm again, by its median. (The 99th
+# percentile may be that of a vacuum: the database looks through what has just been written.)
 ANSWER_S_MAX = 3.0
 MEMORY_MB_MAX = 500.0
-CALM_P99_TIMES, CALM_P99_MS = 3.0, 50.0
+CALM_P50_TIMES, CALM_P50_MS, CALM_P99_MS_MAX = 2.0, 20.0, 1000.0
 
 
 def overload(run: Run) -> Figures:
@@ -95,12 +96,13 @@ def _faults(
     others = {status for status, _ in answers} - {"202", "503"}
     slowest_s = max((seconds for _, seconds in answers), default=0.0)
     fattest = {role: mb for role, mb in peak_mb.items() if role in ("api", "worker") and mb > MEMORY_MB_MAX}
-    calm_ms = CALM_P99_TIMES * before["p99_ms"] + CALM_P99_MS
+    calm_ms = CALM_P50_TIMES * before["p50_ms"] + CALM_P50_MS
+    calm = after["p50_ms"] <= calm_ms and after["p99_ms"] <= CALM_P99_MS_MAX
     checks = [
         (not others, f"answers other than 202 and 503: {', '.join(sorted(others))}"),
         (slowest_s <= ANSWER_S_MAX, f"an answer took {slowest_s:.1f} s"),
         (not fattest, f"memory in MB: {fattest}"),
-        (after["p99_ms"] <= calm_ms, f"p99 is {after['p99_ms']} ms afterwards, {before['p99_ms']} ms before"),
+        (calm, f"latencies are {after} afterwards, {before} before"),
     ]
     return [fault for good, fault in checks if not good]
 
