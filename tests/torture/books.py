@@ -43,7 +43,8 @@ class Window:
     """The very processes that were hit; empty: whoever had the name."""
 
     def __str__(self) -> str:
-        return f"{self.fault} of {self.target} at {self.began:.2f} for {self.ended - self.began:.2f} s"
+        pids = f" ({', '.join(map(str, self.pids))})" if self.pids else ""
+        return f"{self.fault} of {self.target}{pids} at {self.began:.2f} for {self.ended - self.began:.2f} s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ from tests.torture.books import ALL, Accepted, Arrival, Books, Fault, Recorded, 
 SETTLE_S = 2.0
 # The receiver's clock readings against the rig's: both run on one machine that has other things to do.
 SLACK_S = 0.5
+# The receiver reads what a process had sent before it was killed so much later at most: all of this shares two cores.
+READ_LATE_S = 2.0
+# What it had sent into a cut its kernel goes on repeating, in intervals that double, for the last time so much later.
+GHOST_S = 60.0
 # What was in the way has gone, and a worker needs so long to notice: it tries again after a second, and TCP after twice
 # as long as it waited the last time.
 RECOVERY_S = 3.0
@@ -203,7 +207,7 @@ class _Explanations:
         timed_out = arrival.at + self._timing.total_timeout_s
         until = (timed_out if arrival.status is None else arrival.done) + SETTLE_S
         for window in self._faults:
-            if window.ended < arrival.at - SLACK_S or not _hits(window, arrival):
+            if window.ended < arrival.at - self._late_s(window, arrival) or not _hits(window, arrival):
                 continue
             if window.began > until:
                 break
@@ -218,6 +222,18 @@ class _Explanations:
                 # It wrote nothing down while that lasted, nor until it had noticed that it was over.
                 until = max(until, window.ended + lasted + RECOVERY_S)
         return None
+
+    def _late_s(self, window: Window, arrival: Arrival) -> float:
+        """How long before the arrival the fault may have been over and yet have hit it."""
+        if window.fault is not Fault.KILL or arrival.pid is not None:
+            return SLACK_S
+        cut_off = any(
+            each.fault is Fault.CUT_RECEIVER
+            and each.target == window.target
+            and each.began <= window.began <= each.ended
+            for each in self._faults
+        )
+        return GHOST_S if cut_off else READ_LATE_S
 
     def unheard(self, arrival: Arrival, row: Recorded) -> Window | str | None:
         """What kept its answer from the worker, which recorded a failure; None: nothing did."""
@@ -236,4 +252,6 @@ def _hits(window: Window, arrival: Arrival) -> bool:
         return True
     if arrival.sender is None:
         return not window.target.startswith("api")
-    return window.target == arrival.sender and (not window.pids or arrival.pid in window.pids)
+    if window.target != arrival.sender:
+        return False
+    return not window.pids or arrival.pid is None or arrival.pid in window.pids

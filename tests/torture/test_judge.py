@@ -201,6 +201,14 @@ def test_a_yes_that_was_cut_off_is_explained_by_the_cut() -> None:
     assert judged.explained == {"cut_receiver": 1}
 
 
+def test_what_a_dead_process_had_sent_is_read_a_little_later_and_out_of_a_cut_much_later() -> None:
+    cut = window(Fault.CUT_RECEIVER, 95, 104)
+    for killed_at, faults, guilty in ((104.0, [], False), (101.0, [], True), (101.0, [cut], False)):
+        books = repeated(kill(killed_at), *faults)
+        books.arrivals[5] = replace(books.arrivals[5], pid=None)
+        assert verdict(books).guilty == guilty, (killed_at, faults)
+
+
 def test_an_answer_behind_the_deadline_explains_a_repetition() -> None:
     books = right()
     books.arrivals.append(came(5, at=104.9, span="x"))

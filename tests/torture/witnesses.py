@@ -153,7 +153,9 @@ class Witness:
     def _sender(self, host: str, port: int) -> tuple[str | None, int | None]:
         living = self._senders()
         if (name := self._islands.get(host)) is not None:
-            return name, living.get(name)
+            found = _connected({name: living[name]}, self._receiver.port) if name in living else {}
+            # Its last requests arrive though it is dead: then it is known by its address, and has no process.
+            return found.get(port, (name, None))
         if port not in self._ports:
             # All that are connected now, in one go: a worker that starts opens dozens of connections at once.
             self._ports = _connected(living, self._receiver.port)
@@ -161,17 +163,15 @@ class Witness:
 
 
 def _connected(processes: Mapping[str, int], remote: int) -> dict[int, tuple[str, int]]:
-    """Who holds the connections from this machine to the port ``remote``, by their own ports."""
-    theirs, inodes = f":{remote:04X}", {}
-    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[2].endswith(theirs):
-            inodes[f"socket:[{fields[9]}]"] = int(fields[1].partition(":")[2], 16)
-    found = {}
+    """Which of these processes hold connections to the port ``remote``, by their own ports."""
+    theirs, found = f":{remote:04X}", {}
     for name, pid in processes.items():
-        for socket in _files(pid):
-            if (port := inodes.get(socket)) is not None:
-                found[port] = name, pid
+        opened = set(_files(pid))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[2].endswith(theirs) and f"socket:[{fields[9]}]" in opened:
+                    found[int(fields[1].partition(":")[2], 16)] = name, pid
     return found
 
 
