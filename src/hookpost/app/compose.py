@@ -20,7 +20,7 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, Settings
-from hookpost.engine.engine import Limits, Policies
+from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays, Spreading
@@ -29,6 +29,7 @@ from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.egress import EgressPolicy
+from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.keys import hash_secret
 from hookpost.policy.signing import parse_secret
@@ -84,6 +85,7 @@ def policies(settings: Settings) -> Policies:
     return Policies(
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_pause_max_s),
         budget=BudgetPolicy(settings.retry_budget_part, settings.retry_budget_floor),
+        outage=OutagePolicy(receivers=settings.egress_outage_receivers),
         health=HealthPolicy(settings.alert_after_failures, settings.disable_after_days * DAY_S),
     )
 

@@ -9,18 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-from hookpost.engine.lanes import EndpointState, Lane, TenantState
+from hookpost.engine.lanes import NEVER, EndpointState, Lane, TenantState
+from hookpost.engine.outage import Before, Outage
 from hookpost.engine.work import HELD, PROBE, RETRY, Work
 from hookpost.model import Endpoint, Outcome, WaitReason
 from hookpost.policy.breaker import Breaker, BreakerPolicy, BreakerRecord, BreakerState, Verdict, verdict
 from hookpost.policy.budget import BudgetPolicy, RetryBudget
 from hookpost.policy.egress import origin_of
+from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.gate import Wait, endpoint_gate
 from hookpost.policy.rate import TokenBucket
 
 # A lane that waits for a token looks again no sooner: floats of the time of day are a quarter of a microsecond apart,
 # and tokens that come meanwhile are not lost.
 RATE_TICK_S = 0.001
+# How often what waits for the retry budget is looked at again: its books are kept by the second.
+BUDGET_LOOK_S = 1.0
+_EGRESS_DOWN = Wait(WaitReason.EGRESS_DOWN)
 _NOTHING_MORE = Wait(WaitReason.BREAKER_OPEN)
 _BARRED = Wait(WaitReason.ORDERED)
 _FULL = Wait(WaitReason.IN_FLIGHT_CAP)
@@ -29,12 +34,50 @@ _OVER_BUDGET = Wait(WaitReason.RETRY_BUDGET)
 Receiver = tuple[UUID, str]
 
 
-class Gates:
-    """Rate limits, breakers and the retry budget of one worker."""
+class OverBudget:
+    """Lanes that wait for the retry budget, in the order they came. ``look_at``: when they are looked at again."""
 
-    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy) -> None:
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._lanes: dict[Lane, None] = {}
+        self.look_at = NEVER
+
+    def wait(self, lane: Lane, now: float) -> None:
+        """It has nothing else to send."""
+        if not lane.over_budget:
+            lane.over_budget = True
+            self._lanes[lane] = None
+            self.look_at = min(self.look_at, now + BUDGET_LOOK_S)
+
+    def leave(self, lane: Lane) -> None:
+        """What it holds waits for another gate, or has: that is exempt."""
+        if lane.over_budget:
+            lane.over_budget = False
+            self._lanes.pop(lane, None)
+
+    def share(self, now: float) -> list[Lane]:
+        """Those that may go on now, the ones that waited longest first."""
+        waiting, self._lanes = self._lanes, {}
+        free, may_go = self._budget.free(now=now), []
+        for lane in waiting:
+            if lane.open and free > 0 and self._budget.admits(lane.endpoint.tenant.tenant_id, now=now):
+                free -= 1
+                lane.over_budget = False
+                may_go.append(lane)
+            elif lane.open:
+                self._lanes[lane] = None
+        self.look_at = now + BUDGET_LOOK_S if self._lanes else NEVER
+        return may_go
+
+
+class Gates:
+    """Rate limits, breakers, the retry budget and our own way out of one worker."""
+
+    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy, outage: OutagePolicy) -> None:
         self._breaker_policy = breaker
         self.budget = RetryBudget(budget)
+        self.over_budget = OverBudget(self.budget)
+        self.outage = Outage(outage)
         self._ended = 0
         self._probes: set[Receiver] = set()
         self._changed: dict[Receiver, BreakerRecord] = {}
@@ -47,6 +90,8 @@ class Gates:
         wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
         if wait is not None:
             return wait
+        if self.outage.down_since is not None and self.outage.holds(endpoint, now=now):
+            return _EGRESS_DOWN
         if config.barred and endpoint.tenant.lives_in(lane.shard):
             return _BARRED
         if endpoint.tenant.breakers:
@@ -91,6 +136,8 @@ class Gates:
             work.marks |= RETRY
         if breaker is not None and breaker.start():
             work.marks |= PROBE
+        if endpoint is self.outage.chosen:
+            self.outage.start(work)
         work.origin = endpoint.origin
         return None
 
@@ -109,10 +156,13 @@ class Gates:
             endpoint.tenant.breakers[endpoint.origin].probing = False
         if endpoint.bucket is not None:
             endpoint.bucket.give_back()
+        self.outage.withdraw(work)
         work.marks = 0
 
     def probing(self, endpoint: EndpointState) -> bool:
         """May this endpoint's receiver be probed now, with anything there is?"""
+        if endpoint is self.outage.chosen:
+            return True
         breakers = endpoint.tenant.breakers
         breaker = breakers.get(endpoint.origin) if breakers else None
         return breaker is not None and breaker.state is BreakerState.HALF_OPEN and not breaker.probing
@@ -130,9 +180,32 @@ class Gates:
         work.marks = 0
         if not (failed or tenant.breakers):
             return None
-        return self._observe(tenant, work.origin, verdict(outcome), probe, now)
+        return self._observe(tenant, work.origin, verdict(outcome), probe=probe, now=now)
 
-    def _observe(self, tenant: TenantState, origin: str, seen: Verdict, probe: bool, now: float) -> Breaker | None:
+    def excuse(self, endpoint: EndpointState, work: Work, *, now: float) -> Breaker | None:
+        """An attempt that was admitted failed, and that was ours: nobody is charged. A breaker whose probe it was stays
+        open for another pause; that breaker if its state changed."""
+        self._ended += 1
+        tenant = endpoint.tenant
+        if work.marks & RETRY:
+            self.budget.end(tenant.tenant_id, failed=False, now=now)
+        probe, work.marks = bool(work.marks & PROBE), 0
+        return self._observe(tenant, work.origin, Verdict.NOTHING, probe=True, now=now) if probe else None
+
+    def take_back(self, endpoint: EndpointState, before: Before, *, now: float) -> Breaker | None:
+        """What its receiver's breaker was charged with was ours; the breaker if its state changed."""
+        tenant, origin = endpoint.tenant, endpoint.origin
+        breaker = tenant.breakers.get(origin)
+        if breaker is None or not before.closed:
+            return None
+        if breaker.forgive(before.failures, before.openings, now=now):
+            self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
+            return breaker
+        if breaker.at_rest:
+            del tenant.breakers[origin]
+        return None
+
+    def _observe(self, tenant: TenantState, origin: str, seen: Verdict, *, probe: bool, now: float) -> Breaker | None:
         breaker = tenant.breakers.get(origin)
         if breaker is None:
             if seen is not Verdict.SICK:

@@ -29,6 +29,9 @@ CANCEL = "hookpost.cancel"
 RETRY_NOW = "hookpost.retry_now"
 # Not a type of a row: what a replay asks for in an ordered lane.
 REPLAY = "replay"
+# A row is due later than any fetch could reach that was issued before it was stored. PostgreSQL's resolution is 1 µs,
+# and rounding to it may take away half of one.
+TICK_S = 2e-6
 
 
 @dataclass(slots=True)
@@ -226,11 +229,6 @@ class Fetch:
     stored_by: float = 0.0
     event_id: UUID | None = None
 
-    @property
-    def expired(self) -> bool:
-        """Are rows asked for whose deadline has passed?"""
-        return self.wanted is Wanted.EXPIRED
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -315,11 +313,15 @@ class ShardSettle:
 
 @dataclass(slots=True)
 class Settle:
-    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed."""
+    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed.
+
+    ``lanes``: those that it writes rows of; all of them were stored at ``since`` or later.
+    """
 
     shards: list[ShardSettle]
     released: list[tuple[Lane, int]]
     lanes: list[Lane]
+    since: float
 
 
 @dataclass(frozen=True, slots=True)

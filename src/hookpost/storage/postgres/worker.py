@@ -44,7 +44,15 @@ from hookpost.model import (
 )
 from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
-from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
+from hookpost.storage.contract import (
+    RECOVERED_S,
+    Claimed,
+    CommitUnknown,
+    DataRejected,
+    FenceLost,
+    StoreUnavailable,
+    Survey,
+)
 from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
 from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.connection import Connections, translated
@@ -259,7 +267,7 @@ class WorkerQueries:
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
         behind = None if since is None else since - CHANGES_OVERLAP_S
         async with self._connections.use("load breakers") as connection:
-            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), behind)
+            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), behind, RECOVERED_S)
         return [_breaker(row) for row in rows]
 
     async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:
@@ -572,10 +580,10 @@ _MAY_GO: tuple[_Cut, bool] = ((), True)
 async def _settle_rare(connection: Any, parts: Sequence[ShardSettle], store: _StoreRows) -> None:
     """What a delivery that works the first time never writes. Lock order: dead letters, then backlog, each sorted; to
     the outbox rows are only added."""
-    revived = sorted({pair for part in parts for pair in part.revived})
+    revived = sorted({(*pair, part.shard) for part in parts for pair in part.revived})
     dead = _dead_rows(parts)
     if revived:
-        await connection.execute(SQL["settle_dead_locks"], *_columns([*revived, *(row[:2] for row in dead)]))
+        await connection.execute(SQL["settle_dead_locks"], *_columns([row[:2] for row in (*revived, *dead)]))
     dropped = sorted((part.shard, endpoint_id) for part in parts for endpoint_id in part.dropped_lanes)
     deletes = sorted((part.shard, endpoint_id, position) for part in parts for endpoint_id, position in part.deletes)
     upserts = [_upsert_row(part.shard, change) for part in parts for change in part.upserts.values()]
