@@ -33,7 +33,7 @@ from tests.sim.world import simulate, small_fetches
 
 SEEDS = range(30)
 # Worlds that find what most others do not.
-TELLING = {"a_fetch_reaches_rows_that_are_not_committed": 50, "a_row_may_lie_before_what_was_fetched": 86}
+TELLING = {"a_fetch_reaches_rows_that_are_not_committed": 50, "a_row_may_lie_before_what_was_fetched": 50}
 Fault = Callable[[pytest.MonkeyPatch], None]
 FAULTS: dict[str, Fault] = {}
 
