@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench sim torture lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench sim mutants torture lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -32,8 +32,11 @@ check: lint types layers test ## all that has to pass before a change is merged
 bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
 	@$(BIN)/hookpost bench $(ARGS)
 
-sim: venv-dev ## the simulator: SEEDS=20 worlds, or the one world SEED=n
+sim: venv-dev ## the simulator: the worlds of SEEDS=20 seeds, or of the one SEED=n (ARGS="--fresh 5" for new ones)
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+mutants: venv-dev ## faults put into the code, each of which the simulator must find (ARGS="name" for one)
+	@$(BIN)/python -m tests.sim.mutants $(ARGS)
 
 torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)

@@ -148,6 +148,7 @@ async def test_f4_concurrent_claims_never_overlap(driver: Driver) -> None:
             await stores[0].release(node, dict.fromkeys(range(SHARDS), fence))
 
 
+@pytest.mark.postgres
 async def test_a_claim_that_looked_before_another_one_committed_does_not_take_its_shards(driver: Driver) -> None:
     assert isinstance(driver, Postgres)
     for setting in ("enable_nestloop", "enable_mergejoin"):  # a hash join looks at the leases even if none is needed
