@@ -66,6 +66,8 @@ CONFIG_BATCH = 1_000
 # attempt, and only people and a later owner read it.
 HEALTH_S = 1.0
 HEALTH_BATCH = 500
+# While the clock stands it is looked so often whether it goes on.
+STANDING_S = 0.001
 # Waits between tries while the store is away.
 STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
@@ -147,6 +149,7 @@ class Worker:
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._looked_at_now = 0.0
         self._unsettled = asyncio.Event()
         self._config_wanted = asyncio.Event()
         # What was told of our own way out.
@@ -534,7 +537,10 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = moment
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, moment - now), self._on_timer)
+        # The clock may stand, when the database's has gone back: looking at once, again and again, would bring nothing.
+        least_s = STANDING_S if now == self._looked_at_now else 0.0
+        self._looked_at_now = now
+        self._timer = asyncio.get_running_loop().call_later(max(least_s, moment - now), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

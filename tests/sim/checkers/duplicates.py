@@ -45,14 +45,12 @@ def judge(trace: Trace) -> None:
                     if attempt.outcome == "delivered":
                         check(key not in delivered, "delivered twice, by the record:", attempt)
                         delivered.add(key)
-                    if attempt.event_id not in replayed and not attempt.possible_duplicate:
-                        others = arrived[attempt.event_id, attempt.endpoint_id]
-                        earlier = [
-                            span
-                            for span in others
-                            if span not in recorded and sent[span].at < sent[attempt.span].at and span != attempt.span
-                        ]
-                        check(not earlier, "a duplicate that does not say so:", attempt, "behind", earlier)
+                    others, began = arrived[key[:2]], sent[attempt.span].at
+                    earlier = [span for span in others if span not in recorded and sent[span].at < began]
+                    says_so = attempt.possible_duplicate or attempt.event_id in replayed
+                    check(says_so or not earlier, "a duplicate that does not say so:", attempt, "behind", earlier)
+                    # What comes behind the one that said it is a retry as any other.
+                    arrived[key[:2]] = [span for span in others if span not in earlier]
     if not any(trace.of(Ended)):
         return
     for span, answer in answers.items():

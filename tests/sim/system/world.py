@@ -16,7 +16,7 @@ from uuid import UUID
 
 from hookpost.engine import backlog
 from hookpost.engine.limits import Limits, Policies
-from hookpost.ingest import Answer, Overloaded, RateLimited, Submission, UnknownTenant
+from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Submission, UnknownTenant
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
@@ -239,7 +239,7 @@ class World:
         self.posts += 1
         post = self.posts
         self.trace.add(Posted(self.loop.time(), post, tenant_id, submission.type, submission.payload, submission.key))
-        task = self.loop.spawn(api.node, _answer(api.ingest.submit(tenant_id, [submission])))
+        task = self.loop.spawn(api.node, _answer(api.ingest, tenant_id, submission))
         await asyncio.wait([task], timeout=PATIENCE_S)
         if not task.done():
             return False
@@ -421,10 +421,10 @@ class World:
         return self._left() == (0, 0) and all(job["state"] != "running" for job in jobs)
 
 
-async def _answer(submitted: Any) -> Answer | Exception:
+async def _answer(ingest: Ingest, tenant_id: UUID, submission: Submission) -> Answer | Exception:
     """What a producer hears of one event."""
     try:
-        return (await submitted)[0]
+        return (await ingest.submit(tenant_id, [submission]))[0]
     except (StoreUnavailable, Overloaded, RateLimited, UnknownTenant) as error:
         return error
 
