@@ -36,7 +36,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import growth, report, scenarios, waiting
+from hookpost.app.bench import growth, report, rollups, scenarios, waiting
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -48,8 +48,8 @@ Scenario = Callable[[Run], Figures]
 USUAL: dict[str, Scenario] = {**scenarios.SCENARIOS, **waiting.SCENARIOS}
 """What runs, in this order, when no scenario is named: about ten minutes with the default of ten seconds each."""
 
-SCENARIOS: dict[str, Scenario] = {**USUAL, **growth.SCENARIOS}
-"""All there are; those that are not usual fill tens of millions of rows."""
+SCENARIOS: dict[str, Scenario] = {**USUAL, **growth.SCENARIOS, **rollups.SCENARIOS}
+"""All there are; those that are not usual fill many rows first, up to tens of millions."""
 
 
 def bench(names: list[str], *, seconds: float) -> int:
