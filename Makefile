@@ -10,6 +10,8 @@ SEEDS ?= 20
 SEED ?=
 # Two, because every test with a database starts a PostgreSQL of its own; more than the cores only makes them slower.
 PYTEST_WORKERS ?= 2
+# Neighbours stay together, so that two of them that share a server do not start one each; whoever is done first helps out.
+PYTEST_SPREAD := -n $(PYTEST_WORKERS) --dist worksteal
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -23,7 +25,7 @@ demo: venv ## a server, a receiver and a producer on this machine (ARGS="--event
 	@$(BIN)/hookpost demo $(ARGS)
 
 test: venv-dev ## the tests (ARGS="tests/app -k config", ARGS="-n 0" for one process)
-	@$(BIN)/pytest $(if $(filter -n% --numprocesses% -p%,$(ARGS)),,-n $(PYTEST_WORKERS)) $(ARGS)
+	@$(BIN)/pytest $(if $(filter -n% --numprocesses% -p%,$(ARGS)),,$(PYTEST_SPREAD)) $(ARGS)
 
 check: lint types layers test ## all that has to pass before a change is merged
 

@@ -22,8 +22,9 @@ from uuid import UUID
 from uuid_utils import uuid7
 
 from hookpost import __version__, telemetry
-from hookpost.engine.engine import Engine, Limits, Policies
+from hookpost.engine.engine import Engine
 from hookpost.engine.gates import Receiver
+from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, Request, show_id

@@ -36,7 +36,9 @@ LATE = {"base_s": 3600, "cap_s": 3600}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server() -> AsyncIterator[Hookpost]:
-    async with running("--workers", "2", lease_s=str(LEASE_S), renew_s="0.9") as started:
+    # Breakers close soon: these tests are about what is tried again, and all of their receivers share a host.
+    pauses = {"breaker_pause_s": "1", "breaker_pause_max_s": "1"}
+    async with running("--workers", "2", lease_s=str(LEASE_S), renew_s="0.9", **pauses) as started:
         for name in ("worker-1", "worker-2"):
             await started.until_line(rf"{name}\s+shards_acquired")
         yield started

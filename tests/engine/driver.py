@@ -15,8 +15,9 @@ from dataclasses import replace
 from random import Random
 from uuid import UUID
 
-from hookpost.engine.engine import Engine, Limits
+from hookpost.engine.engine import Engine
 from hookpost.engine.lanes import FROM_START, NO_POSITION
+from hookpost.engine.limits import Limits
 from hookpost.engine.work import BacklogChange, BacklogRow, Fetch, JournalRow, Settle, ShardSettle, Wanted, Work
 from hookpost.model import Endpoint, ErrorCode, Outcome, Tenant
 from tests.engine.model import NEVER, Store, check, column, us
@@ -64,13 +65,16 @@ class Sorted:
             self._keys = sorted((time, position) for position, time in self._times.items())
             self._first = 0
 
-    def behind(self, key: tuple[float, int], *, until: float, limit: int) -> list[int]:
-        """At most so many positions behind ``key``, none behind the time ``until``, in order."""
+    def behind(
+        self, key: tuple[float, int], *, until: float, limit: int, fits: Callable[[int], bool] = lambda _: True
+    ) -> list[int]:
+        """At most so many positions that fit behind ``key``, none behind the time ``until``, in order."""
         found: list[int] = []
         for time, position in self._live_from(key):
             if time > until or len(found) == limit:
                 break
-            found.append(position)
+            if fits(position):
+                found.append(position)
         return found
 
     def next_behind(self, time: float) -> float:
@@ -119,8 +123,9 @@ class IndexedStore(Store):
                 found = self._by_due[lane].behind(after, until=until, limit=limit)
             case Wanted.FORWARD:
                 after = max((us(fetch.after[0]), fetch.after[1]), (until, NO_POSITION))
-                found = self._by_due[lane].behind(after, until=NEVER, limit=limit)
-                assert all(rows[p].stored_at <= fetch.stored_by for p in found)
+                found = self._by_due[lane].behind(
+                    after, until=NEVER, limit=limit, fits=lambda position: rows[position].stored_at <= fetch.stored_by
+                )
             case Wanted.EXPIRED:
                 found = sorted(self._by_deadline[lane].behind(FROM_START, until=until, limit=limit))
             case _:

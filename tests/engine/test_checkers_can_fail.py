@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 
+from hookpost.engine import backlog as backlog_module
+from hookpost.engine import books as books_module
 from hookpost.engine import engine as engine_module
 from hookpost.engine import gates as gates_module
-from hookpost.engine.engine import Engine, _Shard
+from hookpost.engine import roster as roster_module
+from hookpost.engine.backlog import Backlog
+from hookpost.engine.books import Books
+from hookpost.engine.engine import Engine
+from hookpost.engine.findings import Findings
 from hookpost.engine.gates import Gates
-from hookpost.engine.lanes import NEVER, Lane, Turns
+from hookpost.engine.lanes import NEVER, Lane
 from hookpost.engine.progress import ShardProgress
+from hookpost.engine.roster import Roster
+from hookpost.engine.shard import Shard
+from hookpost.engine.turns import Turns
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.rate import TokenBucket
 from tests.engine.model import Violation
@@ -48,7 +57,7 @@ def the_snapshot_forgets_who_of_a_fan_out_is_done(patch: pytest.MonkeyPatch) -> 
 
 @fault
 def a_retry_is_finished_and_not_stored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Engine, "_store", lambda self, work, *rest, **named: self._finish(work))
+    patch.setattr(Books, "store", lambda self, work, *rest, **named: self.finish(work))
 
 
 @fault
@@ -61,12 +70,12 @@ def a_gap_goes_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_fetch_brings_back_what_is_in_memory(patch: pytest.MonkeyPatch) -> None:
-    def load(original: Any, self: Engine, lane: Any, row: Any) -> Any:
+    def load(original: Any, self: Books, lane: Any, row: Any) -> Any:
         work = original(self, lane, row)
         lane.busy.discard(row.position)
         return work
 
-    wrap(patch, Engine, "_load", load)
+    wrap(patch, Books, "load", load)
 
 
 @fault
@@ -81,12 +90,13 @@ def a_fetch_under_way_brings_back_what_was_settled_meanwhile(patch: pytest.Monke
 
 @fault
 def a_fetch_reaches_rows_that_are_not_committed(patch: pytest.MonkeyPatch) -> None:
-    wrap(patch, Engine, "_fetch", lambda f, e, lane, wanted, now: replace(f(e, lane, wanted, now), until=now))
+    wrap(patch, Backlog, "_fetch", lambda f, b, lane, wanted, now: replace(f(b, lane, wanted, now), until=now))
 
 
 @fault
 def a_row_may_lie_before_what_was_fetched(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine_module, "TICK_S", 0.0)
+    for module in (backlog_module, books_module):
+        patch.setattr(module, "TICK_S", 0.0)
 
 
 @fault
@@ -102,12 +112,12 @@ def rows_that_are_committed_are_not_looked_for(patch: pytest.MonkeyPatch) -> Non
 
 @fault
 def finished_rows_stay_in_the_backlog(patch: pytest.MonkeyPatch) -> None:
-    def take(original: Any, self: _Shard) -> Any:
+    def take(original: Any, self: Shard) -> Any:
         part = original(self)
         part.deletes.clear()
         return part
 
-    wrap(patch, _Shard, "take", take)
+    wrap(patch, Shard, "take", take)
 
 
 @fault
@@ -124,20 +134,20 @@ def an_endpoints_cap_is_one_too_many(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_tenants_cap_is_one_too_many(patch: pytest.MonkeyPatch) -> None:
-    def share(original: Any, self: Engine, tenant: Any) -> None:
+    def share(original: Any, self: Roster, tenant: Any) -> None:
         original(self, tenant)
         tenant.cap += 1
 
-    wrap(patch, Engine, "_share_tenant", share)
+    wrap(patch, Roster, "share_tenant", share)
 
 
 @fault
 def a_lane_that_waits_for_a_place_is_not_woken(patch: pytest.MonkeyPatch) -> None:
-    def wake(original: Any, self: Engine, endpoint: Any, *, everyone: bool = False) -> None:
+    def wake(original: Any, self: Turns, endpoint: Any, *, everyone: bool = False) -> None:
         if everyone:
             original(self, endpoint, everyone=True)
 
-    wrap(patch, Engine, "_wake_waiting", wake)
+    wrap(patch, Turns, "wake_waiting", wake)
 
 
 @fault
@@ -158,16 +168,16 @@ def deadlines_are_ignored(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def retry_after_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Engine, "_note_hold", lambda self, *rest: None)
+    patch.setattr(Findings, "note_hold", lambda self, *rest: None)
 
 
 @fault
 def backoff_is_halved(patch: pytest.MonkeyPatch) -> None:
-    def store(original: Any, self: Engine, work: Any, reason: Any, due_at: float, *rest: Any, **named: Any) -> None:
+    def store(original: Any, self: Books, work: Any, reason: Any, due_at: float, *rest: Any, **named: Any) -> None:
         now = rest[-1]
         original(self, work, reason, now + (due_at - now) / 2, *rest, **named)
 
-    wrap(patch, Engine, "_store", store)
+    wrap(patch, Books, "store", store)
 
 
 @fault
@@ -182,20 +192,20 @@ def duplicates_are_not_marked(patch: pytest.MonkeyPatch) -> None:
 
 @fault
 def a_drain_is_called_clean_too_early(patch: pytest.MonkeyPatch) -> None:
-    def take(original: Any, self: _Shard) -> Any:
+    def take(original: Any, self: Shard) -> Any:
         part = original(self)
         part.clean = self.draining
         return part
 
-    wrap(patch, _Shard, "take", take)
+    wrap(patch, Shard, "take", take)
 
 
 @fault
 def a_lost_shard_keeps_its_memory(patch: pytest.MonkeyPatch) -> None:
     def close(original: Any, self: Engine, number: int) -> None:
-        before = self.buffered
+        before = self._books.buffered
         original(self, number)
-        self.buffered = before
+        self._books.buffered = before
 
     wrap(patch, Engine, "close_shard", close)
 
@@ -209,21 +219,21 @@ def a_lane_with_rows_in_the_backlog_is_forgotten(patch: pytest.MonkeyPatch) -> N
         finally:
             lane.stored = stored
 
-    wrap(patch, engine_module, "_is_idle", idle)
+    wrap(patch, roster_module, "_is_idle", idle)
 
 
 @fault
 def an_unknown_endpoint_is_not_asked_for_when_its_rows_are_due(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Engine, "_wants_unknown", lambda self, lane, now: None)
+    patch.setattr(Backlog, "_wants_unknown", lambda self, lane, now: None)
 
 
 @fault
 def attempts_are_recorded_twice(patch: pytest.MonkeyPatch) -> None:
-    def record(original: Any, self: Engine, *rest: Any) -> None:
+    def record(original: Any, self: Books, *rest: Any) -> None:
         original(self, *rest)
         original(self, *rest)
 
-    wrap(patch, Engine, "_record", record)
+    wrap(patch, Books, "record", record)
 
 
 @fault

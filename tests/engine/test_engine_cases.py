@@ -8,9 +8,12 @@ from uuid import UUID
 
 import pytest
 
-from hookpost.engine import engine as engine_module
-from hookpost.engine.engine import FETCH_GRID_S, FETCH_MAX, IDLE_LOOK_S, IDLE_S, Engine, Limits, Policies
+from hookpost.engine import roster, timers
+from hookpost.engine.backlog import FETCH_GRID_S, FETCH_MAX
+from hookpost.engine.engine import Engine
+from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
+from hookpost.engine.roster import IDLE_LOOK_S, IDLE_S
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Settle, ShardSettle, Takeover, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
 from tests.engine.model import NEVER, column
@@ -491,7 +494,7 @@ def test_timers_that_were_overtaken_do_not_pile_up() -> None:
         [work] = bench.sends()
         bench.end(work, OK)
         bench.settle()
-    assert len(bench.engine._timers) <= engine_module.TIMERS_SWEPT_AT
+    assert len(bench.engine._timers._timers) <= timers.TIMERS_SWEPT_AT
     assert bench.engine.next_wakeup() == NOW + 10_000
 
 
@@ -783,7 +786,7 @@ def test_a_lane_with_something_to_remember_stays(kept: str) -> None:
 
 
 def test_lanes_are_looked_through_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "IDLE_LOOK_LANES", 1)
+    monkeypatch.setattr(roster, "IDLE_LOOK_LANES", 1)
     bench = Bench(endpoint(E1), endpoint(E2))
     bench.post(E1, E2)
     for work in bench.sends():

@@ -10,8 +10,10 @@ from uuid import UUID
 
 import pytest
 
-from hookpost.engine.engine import BUDGET_LOOK_S, SPILL_AT_ONCE, TICK_S, Limits, Policies
-from hookpost.engine.work import CANCEL, RETRY_NOW, BacklogRow, Fetch, Kind, ShardSettle, Takeover, Wanted, Work
+from hookpost.engine.gates import BUDGET_LOOK_S
+from hookpost.engine.limits import Limits, Policies
+from hookpost.engine.spill import SPILL_AT_ONCE
+from hookpost.engine.work import CANCEL, RETRY_NOW, TICK_S, BacklogRow, Fetch, Kind, ShardSettle, Takeover, Wanted, Work
 from hookpost.model import Endpoint, EndpointStatus, OnDead, Outcome, RetryPolicy, Tenant, WaitReason
 from hookpost.policy.breaker import RAMP_START, BreakerRecord, BreakerState, Probe
 from hookpost.policy.budget import BudgetPolicy
@@ -209,7 +211,7 @@ def test_without_a_rate_there_is_no_bucket() -> None:
     bench = Bench()
     bench.post(count=50)
     assert len(bench.sends()) == 50
-    [state] = bench.engine._endpoints.values()
+    [state] = bench.engine._roster.endpoints.values()
     assert state.bucket is None
 
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from hookpost.engine.engine import Engine, Limits, Policies
+from hookpost.engine.engine import Engine
+from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.work import JournalRow, Takeover
 from hookpost.model import HEALTHY, EndpointStatus, Health, Outcome
 from hookpost.policy.health import HealthPolicy

@@ -21,7 +21,7 @@ from uuid import UUID
 
 import pytest
 
-from hookpost.engine.engine import FETCH_GRID_S
+from hookpost.engine.backlog import FETCH_GRID_S
 from hookpost.model import DeadReason, Endpoint, Outcome, RetryPolicy, Tenant
 from hookpost.policy.breaker import RAMP_END, RAMP_START, BreakerPolicy, BreakerState
 from hookpost.policy.gate import PARK_AFTER_S

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
+from unittest.mock import patch
 from uuid import UUID
 
-from hookpost.engine import engine as engine_module
-from hookpost.engine.engine import SCARCE_PART, Engine, Limits, Policies
+from hookpost.engine import backlog, roster
+from hookpost.engine.engine import Engine
+from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
+from hookpost.engine.turns import SCARCE_PART
 from hookpost.engine.work import CANCEL, HELD, PROBE, RETRY_NOW, Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import (
     HEALTHY,
@@ -55,13 +58,9 @@ IDLE_S, IDLE_LOOK_S, IDLE_LOOK_LANES = 3.0, 0.2, 2
 @contextmanager
 def small_fetches(limit: int) -> Iterator[None]:
     """Backlog reads of a few rows, so that a few rows make many reads; and lanes that are soon forgotten."""
-    small = {"FETCH_MAX": limit, "IDLE_S": IDLE_S, "IDLE_LOOK_S": IDLE_LOOK_S, "IDLE_LOOK_LANES": IDLE_LOOK_LANES}
-    before = {name: getattr(engine_module, name) for name in small}
-    vars(engine_module).update(small)
-    try:
+    soon = {"IDLE_S": IDLE_S, "IDLE_LOOK_S": IDLE_LOOK_S, "IDLE_LOOK_LANES": IDLE_LOOK_LANES}
+    with patch.object(backlog, "FETCH_MAX", limit), patch.multiple(roster, **soon):
         yield
-    finally:
-        vars(engine_module).update(before)
 
 
 @dataclass(slots=True)
@@ -533,7 +532,7 @@ class World:
     def _gate_closed(self, worker: Worker, shard: int, endpoint_id: UUID) -> bool:
         """By its receiver's breaker, its rate or its order, as the engine knows them: their bounds are judged
         elsewhere, and that a world heals tells that they open again."""
-        endpoint = worker.engine._endpoints[endpoint_id]
+        endpoint = worker.engine._roster.endpoints[endpoint_id]
         lane = worker.engine._shards[shard].lanes[endpoint_id]
         return bool(endpoint.origin in endpoint.tenant.breakers or lane.ordered or endpoint.bucket)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from uuid_utils.compat import uuid7
 
 from hookpost.model import Endpoint
@@ -47,6 +49,13 @@ def as_user(dsn: str, user: str) -> str:
 
 
 # ---- migrations -----------------------------------------------------------------------------------------------------
+
+
+def test_the_migrations_names_tell_their_revisions_in_order() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    chain = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    assert tuple(reversed(chain)) == migrate.revisions()
 
 
 async def test_an_empty_database_is_migrated_once(empty: str) -> None:

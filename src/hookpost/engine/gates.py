@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-from hookpost.engine.lanes import EndpointState, Lane, TenantState
+from hookpost.engine.lanes import NEVER, EndpointState, Lane, TenantState
 from hookpost.engine.work import HELD, PROBE, RETRY, Work
 from hookpost.model import Endpoint, Outcome, WaitReason
 from hookpost.policy.breaker import Breaker, BreakerPolicy, BreakerRecord, BreakerState, Verdict, verdict
@@ -21,6 +21,8 @@ from hookpost.policy.rate import TokenBucket
 # A lane that waits for a token looks again no sooner: floats of the time of day are a quarter of a microsecond apart,
 # and tokens that come meanwhile are not lost.
 RATE_TICK_S = 0.001
+# How often what waits for the retry budget is looked at again: its books are kept by the second.
+BUDGET_LOOK_S = 1.0
 _NOTHING_MORE = Wait(WaitReason.BREAKER_OPEN)
 _BARRED = Wait(WaitReason.ORDERED)
 _FULL = Wait(WaitReason.IN_FLIGHT_CAP)
@@ -29,12 +31,49 @@ _OVER_BUDGET = Wait(WaitReason.RETRY_BUDGET)
 Receiver = tuple[UUID, str]
 
 
+class OverBudget:
+    """Lanes that wait for the retry budget, in the order they came. ``look_at``: when they are looked at again."""
+
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
+        self._lanes: dict[Lane, None] = {}
+        self.look_at = NEVER
+
+    def wait(self, lane: Lane, now: float) -> None:
+        """It has nothing else to send."""
+        if not lane.over_budget:
+            lane.over_budget = True
+            self._lanes[lane] = None
+            self.look_at = min(self.look_at, now + BUDGET_LOOK_S)
+
+    def leave(self, lane: Lane) -> None:
+        """What it holds waits for another gate, or has: that is exempt."""
+        if lane.over_budget:
+            lane.over_budget = False
+            self._lanes.pop(lane, None)
+
+    def share(self, now: float) -> list[Lane]:
+        """Those that may go on now, the ones that waited longest first."""
+        waiting, self._lanes = self._lanes, {}
+        free, may_go = self._budget.free(now=now), []
+        for lane in waiting:
+            if lane.open and free > 0 and self._budget.admits(lane.endpoint.tenant.tenant_id, now=now):
+                free -= 1
+                lane.over_budget = False
+                may_go.append(lane)
+            elif lane.open:
+                self._lanes[lane] = None
+        self.look_at = now + BUDGET_LOOK_S if self._lanes else NEVER
+        return may_go
+
+
 class Gates:
     """Rate limits, breakers and the retry budget of one worker."""
 
     def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy) -> None:
         self._breaker_policy = breaker
         self.budget = RetryBudget(budget)
+        self.over_budget = OverBudget(self.budget)
         self._ended = 0
         self._probes: set[Receiver] = set()
         self._changed: dict[Receiver, BreakerRecord] = {}

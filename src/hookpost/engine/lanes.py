@@ -1,18 +1,19 @@
-"""Lanes: all deliveries of one endpoint inside one shard, and whose turn it is.
+"""Lanes: all deliveries of one endpoint inside one shard.
 
 A lane keeps a short queue in memory and, of what waits in the backlog, only a count and the next due time: a million
-waiting deliveries cost no memory. Turns go round tenants first, then round the lanes of a tenant.
+waiting deliveries cost no memory.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import cast
 from uuid import UUID
 
-from hookpost.engine.work import Named, Ready, Work
-from hookpost.model import HEALTHY, Endpoint, Tenant
+from hookpost.engine.work import HELD, REPLAY, Named, Ready, Work
+from hookpost.model import HEALTHY, Endpoint, OnDead, Tenant
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.rate import TokenBucket
 
@@ -34,10 +35,13 @@ LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``origins``:
-    all of its endpoints by origin, made when a breaker asks for it and forgotten with the next change."""
+    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``recovered``:
+    when others were seen to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and
+    forgotten with the next change."""
 
-    __slots__ = ("breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "tenant_id", "turning")
+    __slots__ = (
+        "breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "tenant_id", "turning",
+    )  # fmt: skip
 
     def __init__(self, tenant_id: UUID) -> None:
         self.tenant_id = tenant_id
@@ -48,6 +52,7 @@ class TenantState:
         self.lanes: Ready = deque()
         self.turning = False
         self.breakers: dict[str, Breaker] = {}
+        self.recovered: dict[str, float] = {}
         self.origins: dict[str, list[EndpointState]] | None = None
 
     def lives_in(self, shard: int) -> bool:
@@ -112,15 +117,16 @@ class Lane:
 
     ``named``: operations on deliveries of one event, which are looked up in the backlog; ``cancelled``: events, and up
     to which position, that are to be dropped when what is under way of them comes back. ``forward_to``: the receiver
-    recovered then, and what was stored before is brought forward, behind ``forward_after``.
+    recovered then, and what was stored before is brought forward, behind ``forward_after``; 0: all of it was, as far as
+    it is committed. ``recovered_at``: when that was the last time.
     """
 
     __slots__ = (
         "after", "alarm", "blocked", "blocks", "busy", "cancelled", "deadline_building", "deadline_settling",
         "due_building", "due_settling", "endpoint", "fetching", "forced", "forward_after", "forward_to", "head_due",
         "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "ordered_to",
-        "over_budget", "queue", "quiet_until", "ready", "released", "rescan", "shard", "stored", "stored_from",
-        "turn", "unblock", "unsettled", "wanted",
+        "over_budget", "queue", "quiet_until", "ready", "recovered_at", "released", "rescan", "shard", "stored",
+        "stored_from", "turn", "unblock", "unsettled", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -158,6 +164,7 @@ class Lane:
         self.cancelled = NO_CANCELS
         self.unsettled = 0
         self.unblock = False
+        self.recovered_at = 0.0
         self.forward_to = 0.0
         self.forward_after = FROM_START
         self.over_budget = False
@@ -210,71 +217,87 @@ class Lane:
         if not self.busy:
             self.busy = NO_POSITIONS
 
+    def add_later(self, work: Work) -> None:
+        """It is second to fresh deliveries."""
+        if self.later is NO_QUEUE:
+            self.later = deque()
+        self.later.append(work)
 
-class Turns:
-    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes.
+    def put_back(self, work: Work) -> None:
+        """What was fetched lies in the backlog as it did before."""
+        self.let_go(work.entry.seq)
+        self.after = FROM_START
+        self.rescan |= self.fetching
+        self.next_due = min(self.next_due, work.due_at)
+        self.next_deadline = min(self.next_deadline, work.deadline)
+        self.stored_from = min(self.stored_from, work.entry.seq)
+        if work.marks & HELD and self.recovered_at:
+            self.bring_forward(self.recovered_at)
 
-    ``places`` are shared by all tenants. While more than ``scarce_part`` of them are taken, a tenant that holds its
-    fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
-    """
+    def bring_forward(self, recovered_at: float) -> None:
+        """Its receiver was back then: what was stored before does not sit out its schedule."""
+        self.recovered_at = recovered_at
+        if self.stored:
+            self.forward_to = recovered_at
+            self.forward_after = FROM_START
+            self.rescan |= self.fetching
 
-    __slots__ = ("_active", "_in_flight", "_places", "_scarce_at", "_tenants")
+    def fall_back(self) -> None:
+        """Its receiver is down again: what is stored waits for the next recovery."""
+        self.recovered_at = self.forward_to = 0.0
 
-    def __init__(self, places: int, scarce_part: float) -> None:
-        self._tenants: deque[TenantState] = deque()
-        self._places = places
-        self._scarce_at = places * scarce_part
-        self._in_flight = 0
-        self._active = 0
+    def leave_order(self) -> None:
+        """Its order has ended, and nothing is left of what kept it."""
+        first = min(
+            self.queue[0].entry.seq if self.queue else NO_POSITION,
+            self.later[0].entry.seq if self.later else NO_POSITION,
+            self.stored_from if self.stored else NO_POSITION,
+        )
+        if first > self.ordered_to and not self.endpoint.in_flight and not self.named:
+            self.unblock |= self.blocks and self.stored > 0
+            self.ordered_to = 0
+            self.ordered = self.blocks = False
 
-    def __bool__(self) -> bool:
-        return bool(self._tenants)
+    def remove(self, work: Work) -> None:
+        """Out of its queue, wherever in it."""
+        (self.later if work in self.later else self.queue).remove(work)
 
-    def start(self, tenant: TenantState) -> None:
-        """One more of its requests is under way."""
-        self._in_flight += 1
-        self._active += tenant.in_flight == 0
-        tenant.in_flight += 1
+    def add_name(self, named: Named) -> None:
+        """Something is to be done with what it holds of an event."""
+        if self.named is NO_NAMES:
+            self.named = deque()
+        self.named.append(named)
 
-    def end(self, tenant: TenantState) -> None:
-        """One of its requests has ended."""
-        self._in_flight -= 1
-        tenant.in_flight -= 1
-        self._active -= tenant.in_flight == 0
+    def forget_names(self) -> Sequence[Named]:
+        """Nothing of it is to be done any more: what was."""
+        names, self.named = self.named, NO_NAMES
+        return names
 
-    def enter(self, lane: Lane) -> None:
-        """The lane has something that may start."""
-        if lane.ready or lane.blocked:
+    def line_up(self, work: Work) -> None:
+        """A replay is second to what is fresh, unless the lane keeps an order."""
+        if work.entry.generation and not self.ordered:
+            self.add_later(work)
             return
-        lane.ready = True
-        tenant = lane.endpoint.tenant
-        tenant.lanes.append(lane)
-        self.resume(tenant)
+        if self.queue is NO_QUEUE:
+            self.queue = deque()
+        self.queue.append(work)
 
-    def resume(self, tenant: TenantState) -> None:
-        """The tenant has a place free again, if it has a ready lane."""
-        if not tenant.turning and tenant.lanes and self._has_place(tenant):
-            tenant.turning = True
-            self._tenants.append(tenant)
+    def keep_order(self, config: Endpoint) -> None:
+        """Does the lane keep an order? Called with every change of its endpoint's configuration."""
+        self.in_order = config.rate_limit is not None
+        # What it was owed while it was ordered keeps its order when that ends.
+        to = config.ordered_to
+        self.ordered_to = to[1] if to is not None and to[0] == self.shard and not config.ordered else 0
+        was_ordered, self.ordered = self.ordered, config.ordered or self.ordered_to > 0
+        did_block, self.blocks = self.blocks, self.ordered and config.on_dead is OnDead.BLOCK
+        if did_block and not self.blocks:
+            self.unblock = self.stored > 0
+        if self.ordered and not was_ordered:
+            self._set_replays_apart()
 
-    def _has_place(self, tenant: TenantState) -> bool:
-        in_flight = tenant.in_flight
-        if in_flight >= tenant.cap:
-            return False
-        # One share more than there are tenants: that of the next one to come.
-        return self._in_flight < self._scarce_at or in_flight < max(1, self._places // (self._active + 1))
-
-    def next(self) -> Lane | None:
-        """The lane whose turn it is, taken out of the round; None when nobody may go."""
-        while self._tenants:
-            tenant = self._tenants.popleft()
-            tenant.turning = False
-            if not tenant.lanes or not self._has_place(tenant):
-                continue
-            lane = tenant.lanes.popleft()
-            lane.ready = False
-            if tenant.lanes:
-                tenant.turning = True
-                self._tenants.append(tenant)
-            return lane
-        return None
+    def _set_replays_apart(self) -> None:
+        """The lane keeps an order from now on: replays in it may be for a delivery that blocks it."""
+        for work in [work for works in (self.queue, self.later) for work in works if work.entry.generation]:
+            if not work.stored:
+                self.remove(work)
+                self.add_name(Named(REPLAY, work.entry, work))

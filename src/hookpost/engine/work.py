@@ -29,6 +29,9 @@ CANCEL = "hookpost.cancel"
 RETRY_NOW = "hookpost.retry_now"
 # Not a type of a row: what a replay asks for in an ordered lane.
 REPLAY = "replay"
+# A row is due later than any fetch could reach that was issued before it was stored. PostgreSQL's resolution is 1 µs,
+# and rounding to it may take away half of one.
+TICK_S = 2e-6
 
 
 @dataclass(slots=True)
@@ -315,11 +318,15 @@ class ShardSettle:
 
 @dataclass(slots=True)
 class Settle:
-    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed."""
+    """One transaction: the parts of all shards that something happened in, and what to let go when it is committed.
+
+    ``lanes``: those that it writes rows of; all of them were stored at ``since`` or later.
+    """
 
     shards: list[ShardSettle]
     released: list[tuple[Lane, int]]
     lanes: list[Lane]
+    since: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,10 @@ class Unfit(Exception):
 # not be handled by an older one. It is owed to nobody.
 RECONFIGURED = "hookpost.reconfigured"
 
+# Of receivers that recovered longer ago nobody needs to hear: with the default schedule all that had been stored before
+# has become due since (retries are at most so far apart).
+RECOVERED_S = 3 * 3600.0
+
 
 # ---- ingest ---------------------------------------------------------------------------------------------------------
 
@@ -273,7 +277,8 @@ class WorkerStore(Protocol):
         """Disable an endpoint and have it announced; what is owed to it waits. False: it was, or is gone."""
 
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
-        """Of these tenants the breakers that are not closed, or (with ``since``) those that changed after it."""
+        """Of these tenants the breakers that are not closed or have closed lately (within ``RECOVERED_S``), or (with
+        ``since``) those that changed after it."""
 
     async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:
         """Store what changed, unless something later is stored, and have the other workers look at these tenants."""

@@ -44,7 +44,15 @@ from hookpost.model import (
 )
 from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
-from hookpost.storage.contract import Claimed, CommitUnknown, DataRejected, FenceLost, StoreUnavailable, Survey
+from hookpost.storage.contract import (
+    RECOVERED_S,
+    Claimed,
+    CommitUnknown,
+    DataRejected,
+    FenceLost,
+    StoreUnavailable,
+    Survey,
+)
 from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
 from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.connection import Connections, translated
@@ -259,7 +267,7 @@ class WorkerQueries:
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
         behind = None if since is None else since - CHANGES_OVERLAP_S
         async with self._connections.use("load breakers") as connection:
-            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), behind)
+            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), behind, RECOVERED_S)
         return [_breaker(row) for row in rows]
 
     async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:

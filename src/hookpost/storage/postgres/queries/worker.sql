@@ -310,10 +310,13 @@ from closed where t.tenant_id = closed.tenant_id
 returning t.tenant_id
 
 -- name: load_breakers
--- Of tenants that were just loaded ($2 is null): all that are not closed. Of others: those that changed since $2.
+-- Of tenants that were just loaded ($2 is null): all that are not closed, or have closed within $3 seconds. Of others:
+-- those that changed since $2.
 select tenant_id, origin, state, since, reopen_at, openings, failures
 from breakers
-where tenant_id = any ($1) and case when $2::timestamptz is null then state <> 'closed' else since > $2 end
+where tenant_id = any ($1)
+  and case when $2::timestamptz is null then state <> 'closed' or since > clock_timestamp() - make_interval(secs => $3)
+           else since > $2 end
 
 -- name: save_breakers
 -- What one worker has learnt, unless another one has learnt something later. Clocks may differ by a little.

@@ -1,0 +1,94 @@
+"""Whose turn it is: tenants first, then the lanes of a tenant.
+
+Relies on: `enter` whenever a lane has something that may start, `resume` and `wake_waiting` whenever a place is free.
+Promises: fair turns; a tenant never has more under way than its cap, and no more than its share while places are
+scarce.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hookpost.engine.lanes import EndpointState, Lane, TenantState
+
+# When more than this part of a worker's requests are under way, a tenant may not have more of them than its fair share.
+SCARCE_PART = 0.5
+
+
+class Turns:
+    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes.
+
+    ``places`` are shared by all tenants. While more than SCARCE_PART of them are taken, a tenant that holds its
+    fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
+    """
+
+    __slots__ = ("_active", "_in_flight", "_places", "_scarce_at", "_tenants")
+
+    def __init__(self, places: int) -> None:
+        self._tenants: deque[TenantState] = deque()
+        self._places = places
+        self._scarce_at = places * SCARCE_PART
+        self._in_flight = 0
+        self._active = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._tenants)
+
+    def start(self, tenant: TenantState) -> None:
+        """One more of its requests is under way."""
+        self._in_flight += 1
+        self._active += tenant.in_flight == 0
+        tenant.in_flight += 1
+
+    def end(self, tenant: TenantState) -> None:
+        """One of its requests has ended."""
+        self._in_flight -= 1
+        tenant.in_flight -= 1
+        self._active -= tenant.in_flight == 0
+
+    def enter(self, lane: Lane) -> None:
+        """The lane has something that may start."""
+        if lane.ready or lane.blocked:
+            return
+        lane.ready = True
+        tenant = lane.endpoint.tenant
+        tenant.lanes.append(lane)
+        self.resume(tenant)
+
+    def resume(self, tenant: TenantState) -> None:
+        """The tenant has a place free again, if it has a ready lane."""
+        if not tenant.turning and tenant.lanes and self._has_place(tenant):
+            tenant.turning = True
+            self._tenants.append(tenant)
+
+    def _has_place(self, tenant: TenantState) -> bool:
+        in_flight = tenant.in_flight
+        if in_flight >= tenant.cap:
+            return False
+        # One share more than there are tenants: that of the next one to come.
+        return self._in_flight < self._scarce_at or in_flight < max(1, self._places // (self._active + 1))
+
+    def next(self) -> Lane | None:
+        """The lane whose turn it is, taken out of the round; None when nobody may go."""
+        while self._tenants:
+            tenant = self._tenants.popleft()
+            tenant.turning = False
+            if not tenant.lanes or not self._has_place(tenant):
+                continue
+            lane = tenant.lanes.popleft()
+            lane.ready = False
+            if tenant.lanes:
+                tenant.turning = True
+                self._tenants.append(tenant)
+            return lane
+        return None
+
+    def wake_waiting(self, endpoint: EndpointState, *, everyone: bool = False) -> None:
+        """A place of the endpoint is free: the lane that waited longest gets its turn."""
+        while endpoint.waiting:
+            lane = endpoint.waiting.popleft()
+            lane.blocked = False
+            if lane.has_work():
+                self.enter(lane)
+                if not everyone:
+                    return
