@@ -25,6 +25,7 @@ from tests.storage.driver import (
     new_endpoint,
     new_tenant,
     own,
+    persist,
     settle,
     version,
     waiting,
@@ -171,7 +172,7 @@ async def test_a_settle_that_was_rolled_back_and_repeated_counts_once(database_d
         await dying
     assert await roll_up(store) == (0, 0)
     await gate.execute("commit")
-    await store.settle([part])
+    await persist(lambda: store.settle([part]))
     await store.settle([part])  # its end was unknown: repeated, it is known to be there
     assert await roll_up(store) == (1, 0)
 

@@ -72,16 +72,18 @@ left join lateral (
 where $1::uuid is null or s.shard in (select unnest(t.home_shards) from tenants t where t.tenant_id = $1)
 
 -- name: usage_of_tenant
--- Newest day first, behind a key (day, tenant).
+-- Newest day first, behind a key.
 select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.complete_until) as complete
 from metering m cross join rollup_state s
-where m.tenant_id = $1 and m.day >= $2 and m.day < $3 and ($4::date is null or m.day < $4)
+where m.tenant_id = $1 and m.day >= $2 and m.day < coalesce($4::date, $3)
 order by m.day desc limit $5
 
 -- name: usage_of_all
+-- Behind a key (day, tenant); without one, before the last day.
 select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.complete_until) as complete
 from metering m cross join rollup_state s
-where m.day >= $1 and m.day < $2 and ($3::date is null or (m.day, m.tenant_id) < ($3, $4::uuid))
+where m.day >= $1
+  and (m.day, m.tenant_id) < (coalesce($3::date, $2), coalesce($4::uuid, '00000000-0000-0000-0000-000000000000'))
 order by m.day desc, m.tenant_id desc limit $5
 
 -- name: metered
