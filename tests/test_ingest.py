@@ -178,6 +178,28 @@ async def test_while_one_append_is_under_way_the_next_group_gathers(monkeypatch:
     assert ingest.queued == (0, 0)
 
 
+async def test_an_event_does_not_wait_behind_another_tenants_flood() -> None:
+    store = ScriptedStore()
+    store.open.clear()
+    ingest = make(store)
+    first = await posted(ingest, store, 1)
+    await spin(lambda: len(store.calls) == 1)
+    flood = asyncio.create_task(ingest.submit(store.tenant, submissions(1000)))
+    await spin(lambda: ingest.queued[0] == 1001)
+    other = uuid7()
+    mine = asyncio.create_task(ingest.submit(other, submissions(2)))
+    await spin(lambda: ingest.queued[0] == 1003)
+    await asyncio.sleep(0)
+    store.open.set()
+    await asyncio.gather(*first, flood, mine)
+    groups = [[event.tenant_id for event in events] for _, events in store.calls]
+    assert [len(group) for group in groups] == [1, 500, 500, 2]
+    assert groups[1].count(other) == 2, "in the next group, whoever came before"
+    assert [event.event_id for event in store.stored if event.tenant_id != other] == [
+        answer.event_id for answer in [*first[0].result(), *flood.result()]
+    ], "each tenant's events in their order"
+
+
 async def test_groups_are_bounded_in_events_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_EVENTS_MAX", 4)
     monkeypatch.setattr(module, "GROUP_BYTES_MAX", 10)
@@ -224,6 +246,11 @@ async def test_an_event_for_an_endpoint_with_a_small_cap_goes_to_the_first_home_
     for _ in range(3):
         await ingest.submit(store.tenant, [Submission("free", b"{}")])
     assert {shard for shard, _ in store.calls} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(("taken", "gathers_s"), [(0, 0.0), (1, 0.001), (5, 0.005), (8, 0.008), (500, 0.008)])
+def test_the_more_events_an_append_took_the_longer_the_next_one_gathers(taken: int, gathers_s: float) -> None:
+    assert module.gather_s(taken) == pytest.approx(gathers_s)
 
 
 async def test_events_that_gather_go_together_whatever_shard_takes_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from random import Random
@@ -13,6 +14,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost import telemetry
 from hookpost import worker as module
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
 from hookpost.model import Endpoint, EndpointStatus, Tenant
@@ -177,16 +179,20 @@ class Nowhere:
         raise AssertionError(request)
 
 
+def new_worker(store: Leases, node_id: UUID) -> Worker:
+    return Worker(
+        store=store, sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
+        settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005), rng=Random(1),
+    )  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def working(store: Leases, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UUID]:
     for pace in ("SURVEY_S", "SURVEY_EAGER_S", "IDLE_S_MAX", "STORE_RETRY_S", "CONFIG_S"):
         monkeypatch.setattr(module, pace, 0.005)
     node_id = uuid7()
     stop = asyncio.Event()
-    worker = Worker(
-        store=store, sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
-        settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005), rng=Random(1),
-    )  # fmt: skip
+    worker = new_worker(store, node_id)
     running = asyncio.create_task(worker.run(stop))
     try:
         await store.until(lambda: store.reading == SHARDS)
@@ -331,6 +337,17 @@ def test_the_more_shards_a_settle_touched_the_longer_the_next_one_gathers(
 ) -> None:
     monkeypatch.setattr(module, "SETTLE_PACE_S", 0.01)
     assert module.settle_pace_s(shards) == pytest.approx(pace_s)
+
+
+def test_the_operator_hears_of_an_outage_of_ours_and_of_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    worker = new_worker(Leases(Clock()), uuid7())
+    outages = telemetry.counters["egress_outages"]
+    with caplog.at_level(logging.INFO, "hookpost"):
+        worker._tell_egress(1000.0, 1000.0)
+        worker._tell_egress(None, 1090.0)
+    assert [record.hookpost_event for record in caplog.records] == ["egress_down", "egress_back"]  # type: ignore[attr-defined]
+    assert "back after 90" in caplog.text
+    assert telemetry.counters["egress_outages"] == outages + 1
 
 
 async def test_an_endpoint_whose_deliveries_wait_is_loaded_when_they_are_due(monkeypatch: pytest.MonkeyPatch) -> None:

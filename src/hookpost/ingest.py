@@ -12,16 +12,17 @@ by one they would make groups of an eighth of the size on eight shards, and a ca
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from typing import cast
 from uuid import UUID
 
 import msgspec
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from hookpost import telemetry
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
@@ -43,12 +44,17 @@ GROUP_EVENTS_MAX = 500
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 # What one endpoint in an owed list costs an append, in payload bytes: 500 events owed to 1,000 each take 0.6 s.
 OWED_BYTES = 64
+# Of a tenant so many events in a row go into a group before it is another one's turn: whoever posts one does not wait
+# until a flood of others is stored.
+TURN_EVENTS = 16
 # Appends under way at once: each shard takes one at a time, and more of them make smaller groups.
 APPENDS_MAX = 4
 # Of these for one queue: while one waits for the disk the next is on its way; a third would make the groups smaller.
 QUEUE_APPENDS_MAX = 2
-# Between two appends of one queue: events gather. The first one after a pause goes at once.
-GATHER_S = 0.004
+# Between two appends of one queue: events gather, longer where more of them come. The first one after a pause goes at
+# once. An append costs as much as twenty events, and wakes the database up.
+GATHER_EVENT_S = 0.001
+GATHER_S_MAX = 0.008
 # Queues kept though they are empty: one for each set of home shards, and one for each first home shard.
 QUEUES_KEPT = 1_000
 # Times an event is matched anew because its tenant's configuration changed under it.
@@ -164,6 +170,52 @@ class _Pending(msgspec.Struct, gc=False):
     event: NewEvent
 
 
+class _Waiting:
+    """Events in front of the store: each tenant's in their order, the tenants in fair turns."""
+
+    __slots__ = ("_left", "_len", "_tenants")
+
+    def __init__(self) -> None:
+        self._tenants: OrderedDict[UUID, deque[_Pending]] = OrderedDict()
+        self._len = 0
+        self._left = TURN_EVENTS
+
+    def __len__(self) -> int:
+        return self._len
+
+    def append(self, pending: _Pending) -> None:
+        """Behind what its tenant has here."""
+        self._len += 1
+        tenant_id = pending.event.tenant_id
+        events = self._tenants.get(tenant_id)
+        if events is None:
+            events = self._tenants[tenant_id] = deque()
+        events.append(pending)
+
+    def popleft(self) -> _Pending:
+        """The next one of the tenant whose turn it is."""
+        tenant_id, events = next(iter(self._tenants.items()))
+        pending = events.popleft()
+        self._len -= 1
+        self._left -= 1
+        if not events:
+            del self._tenants[tenant_id]
+            self._left = TURN_EVENTS
+        elif not self._left:
+            self._tenants.move_to_end(tenant_id)
+            self._left = TURN_EVENTS
+        return pending
+
+    def pop_ended(self) -> Iterator[_Pending]:
+        """The first ones of each tenant whose requests have been answered."""
+        for tenant_id, events in list(self._tenants.items()):
+            while events and events[0].ticket.ended:
+                self._len -= 1
+                yield events.popleft()
+            if not events:
+                del self._tenants[tenant_id]
+
+
 class _Queue:
     """Events that may go to any of these shards, and how many appends of them are under way.
 
@@ -174,7 +226,7 @@ class _Queue:
 
     def __init__(self, shards: tuple[int, ...]) -> None:
         self.shards = shards
-        self.events: deque[_Pending] = deque()
+        self.events = _Waiting()
         self.appends_max = min(len(shards), QUEUE_APPENDS_MAX)
         self.under_way = 0
         self.waiting = False
@@ -256,7 +308,7 @@ class Ingest:
         self._ringing = False
         self._to_ring: set[int] = set()
         self._closed = False
-        self._node_id = uuid7()
+        self._node_id = cast(UUID, uuid7())
         self._gate = IngestGate(expected=processes, settled_at=asyncio.get_running_loop().time() + LOOK_LEASE_S)
         self._looked_at: float | None = None
 
@@ -474,7 +526,8 @@ class Ingest:
         stale: int = 0,
     ) -> None:
         event = NewEvent(
-            uuid7(nanoseconds=int(self._now() * 1e9)),
+            # Not the standard library's UUID, which takes five times as long to make; it has the parts that are used.
+            cast(UUID, uuid7(nanoseconds=int(self._now() * 1e9))),
             routes.routes.tenant_id,
             submission.type,
             submission.payload,
@@ -529,7 +582,7 @@ class Ingest:
         """One append; then the queue lines up again behind the others."""
         group = self._take(queue)
         queue.waiting = False
-        queue.due = asyncio.get_running_loop().time() + GATHER_S
+        queue.due = asyncio.get_running_loop().time() + gather_s(len(group))
         if queue.events and queue.under_way < queue.appends_max:
             self._line_up(queue)
         try:
@@ -661,9 +714,8 @@ class Ingest:
     def _drop_ended(self) -> None:
         """While the store hangs, requests end and their events would stay in memory."""
         for queue in self._queues.values():
-            events = queue.events
-            while events and events[0].ticket.ended:
-                self._count(-1, -len(events.popleft().submission.payload))
+            for pending in queue.events.pop_ended():
+                self._count(-1, -len(pending.submission.payload))
 
     def _ring(self, shard: int) -> None:
         self._to_ring.add(shard)
@@ -690,6 +742,11 @@ class Ingest:
             await self._store.ring(shards)
         except StoreUnavailable:
             return  # workers look by themselves
+
+
+def gather_s(group: int) -> float:
+    """How long events gather for the next append of a queue when the last one took so many."""
+    return min(GATHER_EVENT_S * group, GATHER_S_MAX)
 
 
 def _not_accepted(future: asyncio.Future[list[Answer]], events: int) -> int:

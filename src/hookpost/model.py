@@ -272,6 +272,11 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """The failure was ours: the delivery waits until our way out is back, and the attempt is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dead:
     """Given up."""
 

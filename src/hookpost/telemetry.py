@@ -214,6 +214,16 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "breaker of {origin} {state} after {failures} failures in a row",
             "Open: its receiver fails, deliveries wait and one probe at a time looks whether it is back.",
         ),
+        "egress_down": Event(
+            logging.ERROR,
+            "our way out seems to be down: receivers that were well cannot be reached, and nobody answers",
+            "Check this machine's network, resolver and egress proxy. Deliveries wait, and none is charged.",
+        ),
+        "egress_back": Event(
+            logging.WARNING,
+            "our way out is back after {seconds} s",
+            "A receiver has answered. What waited is sent now.",
+        ),
         # What was asked of deliveries by hand.
         "replay_created": Event(
             logging.INFO,
@@ -275,6 +285,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "settles": "Settle transactions committed.",
         "settle_failures": "Settle transactions that failed.",
         "settle_rows_isolated": "Results set aside because they could not be stored.",
+        "egress_outages": "Times that a worker found its own way out down.",
         "leases_lost": "Times a worker lost its shards.",
         "child_exits": "Processes that ended although nobody stopped them.",
         "deliveries_replayed": "Deliveries that bulk replays have put into the journal.",

@@ -31,20 +31,21 @@ from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome,
 from hookpost.policy.request import build_request
 from hookpost.storage.contract import RECONFIGURED, DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
 
-# Deliveries started in one go before the loop turns to sockets again.
-SENDS_AT_ONCE = 128
+# Deliveries started in one go before the loop turns to sockets again. A read of the journal takes a few such turns, and
+# what a tenant has just posted waits for it, however many deliveries of others are ready.
+SENDS_AT_ONCE = 16
 # Rows of one shard in one read, and their bytes: a read must not hold the loop or the memory for long.
 READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 # Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
-READ_PACE_S = 0.003
+READ_PACE_S = 0.005
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
 # So many shards are read every time, whoever rang. Of a thousand it would be 11 ms of the database's time per read.
 READ_ALL_MAX = 64
 # Between two settles: outcomes gather. Beyond this many there is no waiting.
-SETTLE_PACE_S = 0.01
+SETTLE_PACE_S = 0.02
 SETTLE_ROWS = 400
 # Each shard that something happened in costs a settle a row of progress, so of many shards more outcomes are gathered.
 SETTLE_PACE_SHARD_S = 0.00005
@@ -147,6 +148,8 @@ class Worker:
         self._timer_at = 0.0
         self._unsettled = asyncio.Event()
         self._config_wanted = asyncio.Event()
+        # What was told of our own way out.
+        self._egress_down_since: float | None = None
         # Held from loading configuration to handing it over: what was loaded later is not overwritten by older.
         self._configuring = asyncio.Lock()
         self._configured_at = 0.0
@@ -445,7 +448,8 @@ class Worker:
         began = self._clock.monotonic()
         if not rows or not shards or not self._may_send():
             return 0, False
-        rows_max = max(1, min(READ_ROWS_MAX, rows // len(shards)))
+        # Shared by those that are likely to bring some: a flood in one of many would be read in crumbs.
+        rows_max = max(1, min(READ_ROWS_MAX, rows // max(1, len(self._behind.intersection(shards)))))
         fences = dict(self._fences)
         positions = {shard: self._engine.read_to(shard) for shard in shards}
         found = await self._store.read(
@@ -501,6 +505,8 @@ class Worker:
                 self._tasks.create_task(self._fetch(fetch))
             if probes := engine.take_probes():
                 self._probe(probes)
+        if engine.egress_down_since != self._egress_down_since:
+            self._tell_egress(engine.egress_down_since, now)
         if engine.missing:
             self._config_wanted.set()
         if engine.unsettled:
@@ -508,6 +514,15 @@ class Worker:
         elif self._stopping and not engine.in_flight:
             self._idle.set()
         self._set_timer(engine.next_wakeup(), now)
+
+    def _tell_egress(self, down_since: float | None, now: float) -> None:
+        """The operator hears of it from the log and the counter alone: an alert would have to take the same way out."""
+        if self._egress_down_since is not None:
+            telemetry.log("egress_back", seconds=round(now - self._egress_down_since, 1))
+        if down_since is not None:
+            telemetry.count("egress_outages")
+            telemetry.log("egress_down")
+        self._egress_down_since = down_since
 
     def _set_timer(self, moment: float | None, now: float) -> None:
         if moment is None or (self._timer is not None and self._timer_at == moment):

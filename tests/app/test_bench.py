@@ -12,9 +12,12 @@ import pytest
 from hookpost.app.bench import SCENARIOS
 from hookpost.app.bench.curl import FRAME, Pipe, frame
 from hookpost.app.bench.ledger import Accounts, Ledger, percentile
+from hookpost.app.bench.limits import BARE_COST_MAX
 from hookpost.app.bench.load import NUMBER_DIGITS, PAYLOAD, PAYLOAD_BYTES, Load, Schedule, _form, message_end, number_of
 from hookpost.app.bench.machine import Process, busy_s, cpu_s, parse_stat, tree
 from hookpost.app.bench.report import TARGETS, Target
+from hookpost.app.bench.run import WARM_UP_S, Run, Window
+from hookpost.app.bench.slices import LEAD_S, SLICE_S, Contender, Rounds, alternate
 
 # ---- the ledger -----------------------------------------------------------------------------------------------------
 
@@ -220,6 +223,59 @@ def test_a_wrong_signature_is_noticed() -> None:
         assert load.ledger.forged == 1
 
 
+# ---- slices ---------------------------------------------------------------------------------------------------------
+
+
+class Nobody:
+    """A subject that costs nothing."""
+
+    def cpu(self) -> dict[str, float]:
+        """No role has used any."""
+        return {"worker": 0.0}
+
+
+def window(load: Load, *, seconds: float, delivered: int, worker_s: float) -> Window:
+    """What a measurement found."""
+    found = Window(load)
+    found.began, found.ended, found.delivered = 0.0, seconds, delivered
+    found.cpu, found.load_cpu_s, found.busy_s = {"worker": worker_s}, 0.0, worker_s
+    return found
+
+
+def test_a_ratio_holds_on_a_machine_whose_speed_changes_from_round_to_round() -> None:
+    with Load() as load:
+        contender = Contender(subject=Nobody(), load=load, work=load.sustained)
+        rounds = Rounds({"all": contender, "limit": contender})
+        for speed in (1, 5, 2):
+            rounds.add("all", window(load, seconds=1.0, delivered=100 * speed, worker_s=0.6))
+            rounds.add("limit", window(load, seconds=1.0, delivered=200 * speed, worker_s=0.3))
+    assert rounds.ratio("all", "limit") == 0.5
+    assert rounds.ratio("all", "limit", "worker_us") == 4.0
+    assert rounds.figures("all")["per_second"] == 200, "the median, not the mean"
+
+
+def test_slices_alternate_and_only_what_lies_between_two_rests_is_done() -> None:
+    done: list[str] = []
+
+    def contender(name: str, load: Load) -> Contender:
+        return Contender(
+            subject=Nobody(), load=load, ready=lambda: done.append(f"{name} ready"),
+            work=lambda seconds: done.append(f"{name} {seconds:g}"), rest=lambda: done.append(f"{name} rests"),
+        )  # fmt: skip
+
+    with Load() as load:
+        alternate(Run(2.0), {name: contender(name, load) for name in "ab"})
+
+    def a_slice(name: str, *seconds: float) -> list[str]:
+        return [f"{name} ready", *(f"{name} {each:g}" for each in seconds), f"{name} rests"]
+
+    lead, measured = (WARM_UP_S, 0), (LEAD_S, SLICE_S)
+    assert done == [
+        *a_slice("a", *lead), *a_slice("b", *lead),
+        *a_slice("a", *measured), *a_slice("b", *measured), *a_slice("b", *measured), *a_slice("a", *measured),
+    ]  # fmt: skip
+
+
 # ---- /proc ----------------------------------------------------------------------------------------------------------
 
 
@@ -288,5 +344,5 @@ def test_a_short_run_is_not_void() -> None:
     expected |= {"row_writes_per_delivery", "transactions_per_delivery", "wal_bytes_per_delivery"}
     assert expected <= set(e2e)
     assert "row writes a delivery" in ran.stderr
-    # A void run's figures stand in no ratio.
-    assert ("e2e / bare" in ran.stderr) is not bool(void)
+    # No ratio to a pipe that was not at its best.
+    assert ("e2e / bare" in ran.stderr) is (e2e["bare_of_its_parts"] <= BARE_COST_MAX)

@@ -18,19 +18,32 @@ from uuid import UUID
 from hookpost.engine.engine import Engine
 from hookpost.engine.lanes import FROM_START, NO_POSITION
 from hookpost.engine.limits import Limits
-from hookpost.engine.work import BacklogChange, BacklogRow, Fetch, JournalRow, Settle, ShardSettle, Wanted, Work
-from hookpost.model import Endpoint, ErrorCode, Outcome, Tenant
+from hookpost.engine.work import (
+    BacklogChange,
+    BacklogRow,
+    Fetch,
+    JournalRow,
+    Progress,
+    Settle,
+    ShardSettle,
+    Wanted,
+    Work,
+)
+from hookpost.model import Endpoint, ErrorCode, Outcome, Tenant, WaitReason
 from tests.engine.model import NEVER, Store, check, column, us
 
 START = 1_800_000_000.0
-# What the store takes: to read backlog rows or grant a probe, and to commit a settle.
+# What the store takes: to read backlog rows or grant a probe, to commit a settle; to read the journal, and for each row
+# of it (500 rows: 4.5 ms).
 STORE_S = 0.002
 COMMIT_S = 0.005
+READ_S = 0.002
+READ_ROW_S = 0.000_005
 # The worker's pace: rows of one journal read, the time between reads, the time between settles.
 READ_ROWS = 500
 READ_PACE_S = 0.003
 SETTLE_PACE_S = 0.01
-SENDS_AT_ONCE = 128
+SENDS_AT_ONCE = 16
 # A sorted list is made anew when so many more keys are gone than left.
 GONE_MAX = 4096
 OK = Outcome(None, 200)
@@ -133,7 +146,9 @@ class IndexedStore(Store):
         return [self._row(fetch, rows[position]) for position in found]
 
     def fetch_behind(self, fetch: Fetch) -> float:
-        index = (self._by_deadline if fetch.expired else self._by_due).get((fetch.shard, fetch.endpoint_id))
+        index = (self._by_deadline if fetch.wanted is Wanted.EXPIRED else self._by_due).get(
+            (fetch.shard, fetch.endpoint_id)
+        )
         return NEVER if index is None else index.next_behind(us(fetch.until))
 
 
@@ -201,6 +216,7 @@ class Driver:
         self._producers: list[tuple[float, int, float, Endpoint, int]] = []
         self._appended = 0
         self._read_at = self._settle_at = START
+        self._reading = False
         self._settling: Settle | None = None
         self._ids = 0
 
@@ -217,6 +233,22 @@ class Driver:
         """So many events for this endpoint, evenly at ``rate`` a second (infinite: a burst)."""
         self._event_no += 1
         heapq.heappush(self._producers, (first_at, self._event_no, 1 / rate, endpoint, count))
+
+    def fill_backlog(self, endpoint: Endpoint, count: int) -> None:
+        """So many deliveries of it have failed once and are due; before the shards are opened."""
+        shard = self.tenants[endpoint.tenant_id].home_shards[0]
+        lane = self.store.backlog.setdefault((shard, endpoint.endpoint_id), {})
+        deadline = START + endpoint.retry.deadline_s
+        for _ in range(count):
+            row = self.append(endpoint, START)
+            change = lane[row.seq] = BacklogChange(
+                endpoint.endpoint_id, row.seq, row.day, row.tenant_id, row.event_id, 0, WaitReason.RETRY, START, 1,
+                deadline, START, START,
+            )  # fmt: skip
+            self.store.index(shard, change)
+        read_to = len(self.store.journal[shard])
+        progress = Progress(read_to, read_to, 1, (), ())
+        self.store.last[shard] = ShardSettle(shard, 0, 1, progress, [], {}, [], [], [], [], clean=True)
 
     def run(self, until: float) -> None:
         """Live on until then."""
@@ -253,9 +285,10 @@ class Driver:
         wakeup = self.engine.next_wakeup()
         moment = min(
             self._events[0][0] if self._events else NEVER,
-            max(self._producers[0][0], self._read_at) if self._producers else NEVER,
+            # What is appended matters when it can be read.
+            max(self._producers[0][0], self._read_at) if self._producers and self._may_read() else NEVER,
             NEVER if wakeup is None else wakeup,
-            self._read_at if self._unread() else NEVER,
+            self._read_at if self._may_read() and self._behind() else NEVER,
             self._settle_at if self.engine.unsettled and self._settling is None else NEVER,
         )
         return max(self.now, moment)
@@ -288,20 +321,28 @@ class Driver:
         self._appended += 1
         return row
 
-    def _unread(self) -> bool:
-        return any(self.engine.read_to(shard)[0] < len(self.store.journal[shard]) for shard in self.store.shards)
+    def _behind(self) -> list[int]:
+        """The shards that have something to read."""
+        return [s for s in self.store.shards if self.engine.read_to(s)[0] < len(self.store.journal[s])]
+
+    def _may_read(self) -> bool:
+        return not self._reading and self.engine.room()[0] > 0
 
     def _read(self) -> None:
-        """As the worker does: all shards at once, bounded, and what there is room for."""
-        room, _ = self.engine.room()
-        if not room or self.now < self._read_at:
+        """As the worker does: one read of all shards, bounded, and what there is room for."""
+        if self.now < self._read_at or not self._may_read() or not (behind := self._behind()):
             return
-        rows_max = max(1, min(READ_ROWS, room // len(self.store.shards)))
-        for shard in self.store.shards:
-            rows = self.store.read(shard, self.engine.read_to(shard)[0], rows_max)
-            if rows:
-                self.engine.on_rows(shard, rows, now=self.now)
-                self._read_at = self.now + self.read_pace_s
+        rows_max = max(1, min(READ_ROWS, self.engine.room()[0] // len(behind)))
+        found = {s: self.store.read(s, self.engine.read_to(s)[0], rows_max) for s in behind}
+        self._reading = True
+        self._later(READ_S + READ_ROW_S * sum(map(len, found.values())), lambda: self._take(found, rows_max))
+
+    def _take(self, found: dict[int, list[JournalRow]], rows_max: int) -> None:
+        self._reading = False
+        for shard, rows in found.items():
+            self.engine.on_rows(shard, rows, now=self.now)
+        full = any(len(rows) == rows_max for rows in found.values())
+        self._read_at = self.now + (0.0 if full else self.read_pace_s)
         if self.engine.missing:
             self._configure()
 

@@ -176,17 +176,18 @@ class Store:
     def fetch_behind(self, fetch: Fetch) -> float:
         """The least due time (or deadline) behind ``until``: a statement of its own, later than the rows'."""
         waiting = self.backlog.get((fetch.shard, fetch.endpoint_id), {}).values()
-        times = [us(row.deadline if fetch.expired else row.due_at) for row in waiting]
+        times = [us(row.deadline if fetch.wanted is Wanted.EXPIRED else row.due_at) for row in waiting]
         return min((t / 1e6 for t in times if t > us(fetch.until)), default=NEVER)
 
     def _row(self, fetch: Fetch, change: BacklogChange) -> BacklogRow:
         event = self.journal[fetch.shard][change.position - 1]
+        expired = fetch.wanted is Wanted.EXPIRED
         return BacklogRow(
             position=change.position,
             day=change.day,
             event_id=change.event_id,
-            type="" if fetch.expired else event.type,
-            payload=None if fetch.expired else event.payload,
+            type="" if expired else event.type,
+            payload=None if expired else event.payload,
             generation=change.generation,
             reason=change.reason,
             due_at=us(change.due_at) / 1e6,

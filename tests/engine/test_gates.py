@@ -18,7 +18,20 @@ from hookpost.model import Endpoint, EndpointStatus, OnDead, Outcome, RetryPolic
 from hookpost.policy.breaker import RAMP_START, BreakerRecord, BreakerState, Probe
 from hookpost.policy.budget import BudgetPolicy
 from tests.engine.model import NEVER
-from tests.engine.test_engine_cases import BROKEN, E1, E2, NOW, OK, OTHER_TENANT, REFUSED, TENANT, Bench, endpoint, row
+from tests.engine.test_engine_cases import (
+    BROKEN,
+    E1,
+    E2,
+    NOW,
+    OK,
+    OTHER_TENANT,
+    REFUSED,
+    TENANT,
+    Bench,
+    backlog,
+    endpoint,
+    row,
+)
 
 ORIGIN = "https://receiver.example"
 ELSEWHERE = "https://elsewhere.example/"
@@ -90,6 +103,12 @@ class Shelf:
         raise AssertionError("it goes on for ever")
 
 
+def shelved(*endpoints: Endpoint, **settings: Any) -> tuple[Bench, Shelf]:
+    """A bench (its endpoints, its settings) and the backlog of its shard."""
+    bench = Bench(*endpoints, **settings)
+    return bench, Shelf(bench)
+
+
 def seqs(works: Sequence[Work]) -> list[int]:
     return [work.entry.seq for work in works]
 
@@ -147,8 +166,7 @@ def run_for(bench: Bench, shelf: Shelf, seconds: float, *, step_s: float = 0.01)
 
 
 def test_what_is_over_the_rate_waits_without_an_attempt_and_goes_out_smoothly_in_order() -> None:
-    bench = Bench(endpoint(rate_limit=10.0))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=10.0))
     bench.post(count=30)
     assert bench.sends() == []
     sent = run_for(bench, shelf, 3.0)
@@ -159,8 +177,7 @@ def test_what_is_over_the_rate_waits_without_an_attempt_and_goes_out_smoothly_in
 
 
 def test_what_is_over_the_rate_keeps_its_order_through_the_backlog_and_back() -> None:
-    bench = Bench(endpoint(rate_limit=10.0), limits=Limits(buffer=20))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=10.0), limits=Limits(buffer=20))
     for _ in range(6):
         bench.post(count=10)
         bench.sends()
@@ -172,8 +189,7 @@ def test_what_is_over_the_rate_keeps_its_order_through_the_backlog_and_back() ->
 
 
 def test_what_spills_for_its_rate_says_so() -> None:
-    bench = Bench(endpoint(rate_limit=0.01), limits=Limits(buffer=5))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=0.01), limits=Limits(buffer=5))
     bench.post(count=5)
     bench.sends()
     shelf.settle()
@@ -181,8 +197,7 @@ def test_what_spills_for_its_rate_says_so() -> None:
 
 
 def test_another_rate_holds_from_the_moment_it_is_known() -> None:
-    bench = Bench(endpoint(rate_limit=0.01))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(rate_limit=0.01))
     bench.post(count=100)
     bench.sends()
     bench.wait(1)
@@ -235,8 +250,7 @@ def test_the_fifth_failure_holds_everything_behind_it() -> None:
 
 
 def test_what_an_open_breaker_holds_is_written_once_and_not_again_however_long_it_waits() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     break_it(bench)
     bench.post(count=20)
     shelf.go_on()
@@ -263,8 +277,7 @@ def test_one_probe_is_asked_for_when_the_pause_is_over() -> None:
 
 
 def test_a_granted_probe_is_one_delivery_and_its_answer_brings_everything_forward_on_a_ramp() -> None:
-    bench = Bench(endpoint(retry=RetryPolicy(base_s=10_000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(retry=RetryPolicy(base_s=10_000)))
     break_it(bench)
     bench.post(count=40)
     shelf.go_on()
@@ -291,8 +304,7 @@ def test_a_granted_probe_is_one_delivery_and_its_answer_brings_everything_forwar
 
 
 def test_a_refused_probe_is_asked_for_again_when_the_other_workers_right_ends() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     break_it(bench)
     shelf.go_on()
     bench.wait(31)
@@ -305,8 +317,7 @@ def test_a_refused_probe_is_asked_for_again_when_the_other_workers_right_ends() 
 
 
 def test_a_failed_probe_doubles_the_pause_and_lets_nothing_else_out() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     break_it(bench)
     bench.post(count=3)
     shelf.go_on()
@@ -361,8 +372,7 @@ def test_what_another_worker_has_learnt_holds_here_and_lets_go_here() -> None:
 
 def test_a_probe_whose_endpoint_moves_to_another_url_leaves_no_breaker_waiting_for_it() -> None:
     """Its outcome was taken for one of the new receiver; the old one's breaker waited for its probe for ever."""
-    bench = Bench(endpoint(E1), endpoint(E2))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(E1), endpoint(E2))
     break_it(bench, E1)
     bench.post(E2, count=3)
     shelf.go_on()
@@ -456,8 +466,7 @@ def test_retries_that_succeed_take_nothing_from_the_budget() -> None:
 
 def test_what_a_breaker_held_is_not_limited_by_the_budget_when_it_comes_forward() -> None:
     """Those whose retry fell due behind the open breaker came back as ordinary retries."""
-    bench = Bench(policies=budget_of(2))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(policies=budget_of(2))
     break_it(bench)
     shelf.go_on()
     bench.wait(31)
@@ -547,8 +556,7 @@ def test_an_ordered_endpoint_has_one_under_way_whatever_its_cap() -> None:
 
 
 def test_a_retried_head_blocks_its_lane_until_it_is_delivered() -> None:
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     bench.post(count=5)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -560,8 +568,7 @@ def test_a_retried_head_blocks_its_lane_until_it_is_delivered() -> None:
 
 
 def test_an_ordered_backlog_is_read_from_its_head_and_what_is_fresh_waits_behind_it() -> None:
-    bench = Bench(ordered(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(status=EndpointStatus.PAUSED))
     bench.post(count=5)
     shelf.go_on()
     bench.configure(ordered())
@@ -571,8 +578,7 @@ def test_an_ordered_backlog_is_read_from_its_head_and_what_is_fresh_waits_behind
 
 
 def test_an_ordered_lane_drains_in_order_through_pauses() -> None:
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     sent = []
     for pause in range(4):
         bench.configure(ordered(status=EndpointStatus.PAUSED))
@@ -587,8 +593,7 @@ def test_an_ordered_lane_drains_in_order_through_pauses() -> None:
 
 def blocked() -> tuple[Bench, Shelf]:
     """The first of three is dead and blocks the others."""
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, REFUSED)
@@ -627,8 +632,7 @@ def test_a_replay_of_what_blocks_takes_its_place_before_those_behind_it() -> Non
 
 
 def test_a_replay_of_something_else_waits_its_turn_in_the_order() -> None:
-    bench = Bench(ordered())
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered())
     bench.post(count=2)
     assert shelf.go_on() == [1, 2]
     bench.post(count=2)
@@ -650,8 +654,7 @@ def test_switching_to_skip_drops_what_blocks() -> None:
 
 
 def test_retry_now_of_an_ordered_head_does_not_wait_for_its_schedule() -> None:
-    bench = Bench(ordered(retry=RetryPolicy(base_s=1000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(retry=RetryPolicy(base_s=1000)))
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -661,8 +664,7 @@ def test_retry_now_of_an_ordered_head_does_not_wait_for_its_schedule() -> None:
 
 
 def test_retry_now_of_one_behind_the_head_overtakes_nothing() -> None:
-    bench = Bench(ordered(retry=RetryPolicy(base_s=1000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(retry=RetryPolicy(base_s=1000)))
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -673,8 +675,7 @@ def test_retry_now_of_one_behind_the_head_overtakes_nothing() -> None:
 
 def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
     """It sat out its schedule, though another endpoint's probe had shown that the receiver is back."""
-    bench = Bench(ordered(retry=RetryPolicy(base_s=10_000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(retry=RetryPolicy(base_s=10_000)))
     bench.post(count=3)
     [head] = bench.sends()
     bench.end(head, BROKEN)
@@ -689,8 +690,7 @@ def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
 
 
 def test_what_was_queued_in_order_goes_out_in_order_when_order_has_ended() -> None:
-    bench = Bench(ordered(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(status=EndpointStatus.PAUSED))
     bench.post(count=3)
     shelf.go_on()
     bench.configure(endpoint(ordered_to=(0, 3)))
@@ -723,8 +723,7 @@ def test_an_unordered_lane_need_not_be_quiet() -> None:
 
 
 def test_a_barred_endpoint_sends_nothing_at_home_until_the_bar_is_lifted() -> None:
-    bench = Bench(ordered(barred=True))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(ordered(barred=True))
     bench.post(count=2)
     assert shelf.go_on() == []
     assert {held.reason for held in shelf.rows.values()} == {WaitReason.ORDERED}
@@ -741,12 +740,72 @@ def test_a_barred_endpoint_drains_in_the_shards_it_comes_from() -> None:
     assert [work.entry.shard for work in bench.sends()] == [1]
 
 
+def test_a_lane_in_order_goes_on_when_the_last_request_of_its_endpoint_ends_in_a_lane_without_order() -> None:
+    """An endpoint that is ordered no more drains in order in one shard, while others carry what is fresh."""
+    bench = Bench(endpoint(ordered_to=(0, 5)), shards=(1,))
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.configure()
+    bench.post(shard=1, count=2)
+    works = bench.sends()
+    bench.engine.open_shard(backlog(2), now=bench.now)
+    assert not bench.fetches()
+    bench.end(works[0], OK)
+    assert not bench.fetches()
+    bench.end(works[1], OK)
+    assert [(fetch.shard, fetch.wanted) for fetch in bench.fetches()] == [(0, Wanted.HEAD)]
+
+
+def test_a_lane_in_order_goes_on_when_a_request_ends_that_began_before_its_shard_was_lost_and_found_again() -> None:
+    bench = Bench()
+    bench.post()
+    [work] = bench.sends()
+    bench.engine.close_shard(0)
+    bench.configure(ordered())
+    bench.engine.open_shard(backlog(2), now=bench.now)
+    bench.configure()
+    assert not bench.fetches()
+    bench.end(work, OK)
+    assert [fetch.wanted for fetch in bench.fetches()] == [Wanted.HEAD]
+
+
+def test_a_replay_written_down_while_the_endpoint_kept_no_order_takes_the_place_of_what_blocks() -> None:
+    bench, shelf = shelved(ordered())
+    bench.post(count=2)
+    [first] = bench.sends()
+    bench.end(first, REFUSED)
+    assert shelf.go_on() == []
+    bench.configure(endpoint(status=EndpointStatus.PAUSED))
+    replay(bench, 1)
+    bench.configure(ordered())
+    assert shelf.go_on() == [1, 2]
+    assert not shelf.rows
+
+
+def test_a_replay_asked_for_before_the_delivery_died_takes_its_place_when_somebody_looks() -> None:
+    bench, shelf = shelved(ordered(retry=RetryPolicy(max_attempts=2)))
+    bench.post()
+    [work] = bench.sends()
+    replay(bench, 1)
+    bench.end(work, REFUSED)
+    shelf.go_on()
+    bench.configure()
+    parts = []
+    for _ in range(6):
+        bench.wait(TICK_S)
+        shelf.fetch()
+        for each in bench.sends():
+            bench.end(each, OK)
+        if bench.engine.unsettled:
+            parts.append(shelf.settle())
+    assert not shelf.rows
+    assert [len(part.revived) for part in parts if part.revived] == [1]
+
+
 # ---- cancel, retry now, replays -------------------------------------------------------------------------------------
 
 
 def test_cancel_drops_what_is_queued_and_finishes_it() -> None:
-    bench = Bench(endpoint(cap=1))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(cap=1))
     bench.post(count=3)
     [first] = bench.sends()
     ask(bench, CANCEL, 2)
@@ -757,8 +816,7 @@ def test_cancel_drops_what_is_queued_and_finishes_it() -> None:
 
 
 def test_cancel_of_what_is_under_way_lets_it_end_and_never_tries_again() -> None:
-    bench = Bench()
-    shelf = Shelf(bench)
+    bench, shelf = shelved()
     bench.post()
     [work] = bench.sends()
     ask(bench, CANCEL, 1)
@@ -768,8 +826,7 @@ def test_cancel_of_what_is_under_way_lets_it_end_and_never_tries_again() -> None
 
 
 def test_cancel_takes_what_waits_out_of_the_backlog_even_behind_a_closed_gate() -> None:
-    bench = Bench(endpoint(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(status=EndpointStatus.PAUSED))
     bench.post(count=2)
     shelf.go_on()
     ask(bench, CANCEL, 1)
@@ -778,8 +835,7 @@ def test_cancel_takes_what_waits_out_of_the_backlog_even_behind_a_closed_gate() 
 
 
 def test_a_replay_asked_for_after_a_cancel_is_not_cancelled() -> None:
-    bench = Bench(endpoint(status=EndpointStatus.PAUSED))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(status=EndpointStatus.PAUSED))
     bench.post()
     shelf.go_on()
     ask(bench, CANCEL, 1)
@@ -790,8 +846,7 @@ def test_a_replay_asked_for_after_a_cancel_is_not_cancelled() -> None:
 
 
 def test_retry_now_sends_what_waits_for_its_schedule() -> None:
-    bench = Bench(endpoint(retry=RetryPolicy(base_s=10_000)))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(retry=RetryPolicy(base_s=10_000)))
     bench.post(count=2)
     for work in bench.sends():
         bench.end(work, BROKEN)
@@ -802,8 +857,7 @@ def test_retry_now_sends_what_waits_for_its_schedule() -> None:
 
 @pytest.mark.parametrize("where", ["queued", "under way"])
 def test_retry_now_of_what_does_not_wait_changes_nothing(where: str) -> None:
-    bench = Bench(endpoint(cap=1))
-    shelf = Shelf(bench)
+    bench, shelf = shelved(endpoint(cap=1))
     bench.post(count=2)
     [first] = bench.sends()
     ask(bench, RETRY_NOW, 2 if where == "queued" else 1)

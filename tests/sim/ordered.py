@@ -11,7 +11,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from hookpost.engine.work import CANCEL, BacklogChange, JournalRow, Kind, Work
-from hookpost.model import Endpoint, Outcome, Tenant
+from hookpost.model import Endpoint, EndpointStatus, Outcome, Tenant
 from hookpost.storage.contract import RECONFIGURED
 from tests.engine.model import NEVER, Key, Ledger, Owner, Store, check
 from tests.sim.world import START, Worker, World
@@ -19,6 +19,9 @@ from tests.sim.world import START, Worker, World
 # How often a step is a crash or a lost lease, how often one lets time go on: what an owner left is fenced off for
 # OUTCOME_S_MAX, and without time nothing ordered would ever be sent.
 KILL_PART, WAIT_PART = 0.035, 0.08
+# With how many kills somebody has just given up on a request that is under way: the next owner passes it over, so what
+# comes behind must not overtake it on its way.
+GIVE_UP_PART = 0.5
 ORDERED_PART = 0.8
 
 
@@ -132,11 +135,28 @@ class OrderedWorld(World):
         owners = [worker for worker in self.workers if worker.owners and self.now >= worker.frozen_until]
         if owners:
             worker = self.rng.choice(owners)
+            if self.rng.random() < GIVE_UP_PART:
+                self._give_up(worker)
             if self.rng.random() < 0.5:
                 self.crash(worker)
             else:
                 self.steal(worker)
         self.claim_free()
+
+    def _give_up(self, worker: Worker) -> None:
+        """Cancel what is under way in order; the worker will not hear of it any more."""
+        hanging = [work for work in worker.in_flight.values() if work.lane.ordered]
+        if not hanging:
+            return
+        work = self.rng.choice(hanging)
+        entry, journal = work.entry, self.store.journal[work.entry.shard]
+        at = max(round(self.now, 6), journal[-1].created_at)
+        seq, day, owed = len(journal) + 1, int(at // 86400), [work.lane.endpoint.endpoint_id]
+        of = entry.tenant_id
+        row = JournalRow(entry.shard, seq, day, Kind.CONTROL, entry.event_id, of, CANCEL, None, owed, 0, at)
+        journal.append(row)
+        self.ledger.appended(row)
+        self.trace("give up", entry.shard, entry.seq)
 
     def claim(self, worker: Worker, shard: int) -> None:
         last = self.store.last[shard]
@@ -173,13 +193,16 @@ class OrderedWorld(World):
             super()._next_moment(until)
 
     def _replay_blocking(self) -> bool:
-        """A replay of each dead delivery that blocks its lane, or its end, if nobody has asked for that yet."""
+        """A replay of each dead delivery that blocks its lane, or its end, if nobody has asked for that yet. Who asks
+        opens the endpoint as well: one that was disabled at the last moment would let its replays die again, for ever."""
         asked = False
         for (shard, endpoint_id), rows in list(self.store.backlog.items()):
             for blocking in [row for row in rows.values() if row.due_at == NEVER]:
                 key = (shard, endpoint_id, blocking.position, blocking.generation)
                 if key not in self.asked:
                     self.asked.add(key)
+                    endpoint = self.endpoints[endpoint_id]
+                    self.endpoints[endpoint_id] = replace(endpoint, status=EndpointStatus.ENABLED)
                     self._replay(shard, endpoint_id, blocking)
                     asked = True
         return asked

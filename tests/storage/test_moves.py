@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from hookpost.engine.work import Kind, Progress
 from hookpost.model import Endpoint, Tenant
 from hookpost.storage.contract import RECONFIGURED, Conflict, NewEvent, Stale, Store, Unfit
-from tests.storage.driver import Driver, Postgres, event, new_tenant, own, settle, version, waiting
+from tests.storage.driver import Driver, Postgres, dead, event, new_tenant, own, settle, version, waiting
 
 
 @pytest.fixture
@@ -303,6 +303,61 @@ async def test_a_replay_to_a_pinned_endpoint_goes_to_the_first_home_shard(driver
     for each in events:
         await store.append_replay(tenant, each.event_id, None)
     assert len(await driver.journal(3)) == 16
+
+
+async def blocked(driver: Driver, store: Store, *home_shards: int) -> tuple[UUID, UUID, UUID]:
+    """An ordered endpoint with a dead letter that blocks its lane in shard 0; its tenant, itself, the event."""
+    tenant = await tenant_at(store, *home_shards)
+    endpoint = await add_endpoint(store, tenant, ordered=True)
+    [first] = await append(store, tenant, 0, endpoint)
+    await own(store)
+    row = waiting(endpoint, 1, tenant_id=tenant, event_id=first.event_id, due_at=float("inf"), deadline=float("inf"))
+    letter = dead(endpoint, first.event_id, tenant_id=tenant)
+    await store.settle([settle(0, progress=progress(1), upserts=[row], dead=[letter])])
+    return tenant, endpoint, first.event_id
+
+
+async def test_a_replay_of_what_blocks_goes_to_its_shard_though_the_endpoint_is_ordered_no_more(
+    driver: Driver, store: Store
+) -> None:
+    tenant, endpoint, event_id = await blocked(driver, store, 0, 1, 2, 3)
+    await store.update_endpoint(tenant, endpoint, {"ordered": False})
+    for _ in range(4):
+        await store.append_replay(tenant, event_id, None)
+    assert [row["kind"] for row in await driver.journal(0)] == [Kind.DELIVER, *[Kind.REPLAY] * 4]
+
+
+async def test_a_replay_of_what_blocks_in_a_shard_that_was_left_ends_what_the_endpoint_waits_for(
+    driver: Driver, store: Store
+) -> None:
+    tenant, endpoint, event_id = await blocked(driver, store, 0)
+    await store.update_tenant(tenant, {"pool": "acme"})
+    assert await barriers(driver) == {(endpoint, 0, 1)}
+    await store.append_replay(tenant, event_id, None)
+    assert [row["kind"] for row in await driver.journal(0)] == [Kind.DELIVER, Kind.REPLAY]
+
+
+async def test_a_replay_that_another_shard_reads_leaves_the_dead_letter_of_what_blocks(
+    driver: Driver, store: Store
+) -> None:
+    """It was asked for just before the delivery died."""
+    _, endpoint, event_id = await blocked(driver, store, 0, 1)
+    await store.settle([settle(1, revived=[(event_id, endpoint)])])
+    assert [row["event_id"] for row in await driver.rows("dead_letters")] == [event_id]
+    await store.settle([settle(0, settle_no=2, progress=progress(1), revived=[(event_id, endpoint)])])
+    assert not await driver.rows("dead_letters")
+
+
+async def test_of_a_fan_out_only_what_blocks_is_replayed_in_its_shard(driver: Driver, store: Store) -> None:
+    tenant, endpoint, event_id = await blocked(driver, store, 0)
+    other = await add_endpoint(store, tenant)
+    await driver.run("update events set owed = $2 where event_id = $1", event_id, [endpoint, other])
+    await store.update_tenant(tenant, {"pool": "acme"})
+    await store.append_replay(tenant, event_id, None)
+    home = (await store.get_tenant(tenant))["home_shards"][0]
+    here, there = await driver.journal(0), await driver.journal(home)
+    assert (here[-1]["owed"], there[-1]["owed"]) == ([endpoint], [other])
+    assert here[-1]["generation"] == there[-1]["generation"] == 1
 
 
 # ---- when it is lifted -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from hookpost.policy.egress import origin_of
 from hookpost.storage.postgres.admin import event_status
 from tests.web.rows import (
     TenantClient,
@@ -248,6 +249,60 @@ async def held_without_an_end(world: World) -> None:
     await world.read()
 
 
+async def breaker(world: World, state: str, *, reopen_in_s: int | None = 60) -> None:
+    """What is stored of its receiver's breaker."""
+    url = await world.sql.fetchval("select url from endpoints where endpoint_id = $1", world.endpoint_id)
+    await world.sql.execute(
+        "insert into breakers (tenant_id, origin, state, since, reopen_at)"
+        " values ($1, $2, $3, now(), now() + make_interval(secs => $4))",
+        *(world.tenant.uuid, origin_of(url), state, reopen_in_s),
+    )
+
+
+async def retry_is_due_and_its_breaker_open(world: World) -> None:
+    await world.attempt("retry", http_status=503)
+    await world.waiting(due_at="2020-01-01T00:00:00Z")
+    await world.read()
+    await breaker(world, "open")
+
+
+async def retry_is_due_before_its_breaker_reopens(world: World) -> None:
+    await world.waiting(due_at="2030-01-02T03:04:05Z")
+    await world.read()
+    await breaker(world, "open", reopen_in_s=1_000_000_000)
+
+
+async def retry_is_due_and_its_receiver_probed(world: World) -> None:
+    await world.waiting(due_at="2020-01-01T00:00:00Z")
+    await world.read()
+    await breaker(world, "half_open", reopen_in_s=-60)
+
+
+async def retry_is_due_when_its_breaker_may_be_closed(world: World) -> None:
+    await world.waiting()
+    await world.read()
+    await breaker(world, "open")
+
+
+async def retry_behind_a_breaker_that_has_closed(world: World) -> None:
+    await world.waiting()
+    await world.read()
+    await breaker(world, "closed", reopen_in_s=None)
+
+
+async def paused_before_its_breaker(world: World) -> None:
+    await world.waiting(due_at="2020-01-01T00:00:00Z")
+    await world.read()
+    await breaker(world, "open")
+    await world.pause()
+
+
+async def our_way_out_is_down_before_its_breaker(world: World) -> None:
+    await world.waiting(reason="egress_down", due_at="2020-01-01T00:00:00Z")
+    await world.read()
+    await breaker(world, "open")
+
+
 Arrange = Callable[[World], Awaitable[None]]
 DUE = "2030-01-02T03:04:05.678Z"
 CASES: list[tuple[Arrange, tuple[str, str | None, int, int, int | None, str | None], str]] = [
@@ -280,6 +335,13 @@ CASES: list[tuple[Arrange, tuple[str, str | None, int, int, int | None, str | No
     (retry_now_cancels_nothing, ("unknown", None, 0, 0, None, None), "pending"),
     (dead_and_blocks_its_lane, ("dead", "http_4xx", 0, 1, 404, None), "dead"),
     (held_without_an_end, ("waiting", "breaker_open", 0, 0, None, None), "pending"),
+    (retry_is_due_and_its_breaker_open, ("waiting", "breaker_open", 0, 1, 503, None), "pending"),
+    (retry_is_due_before_its_breaker_reopens, ("waiting", "breaker_open", 0, 0, None, None), "pending"),
+    (retry_is_due_and_its_receiver_probed, ("waiting", "breaker_open", 0, 0, None, None), "pending"),
+    (retry_is_due_when_its_breaker_may_be_closed, ("waiting", "retry", 0, 0, None, DUE), "pending"),
+    (retry_behind_a_breaker_that_has_closed, ("waiting", "retry", 0, 0, None, DUE), "pending"),
+    (paused_before_its_breaker, ("waiting", "paused", 0, 0, None, None), "pending"),
+    (our_way_out_is_down_before_its_breaker, ("waiting", "egress_down", 0, 0, None, None), "pending"),
     (dead_letter_of_an_older_generation, ("unknown", None, 1, 0, None, None), "pending"),
 ]
 

@@ -30,6 +30,7 @@ from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy
+from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.keys import hash_secret
 from hookpost.policy.signing import parse_secret
@@ -95,6 +96,7 @@ def policies(settings: Settings) -> Policies:
     return Policies(
         breaker=BreakerPolicy(settings.breaker_failures, settings.breaker_pause_s, settings.breaker_pause_max_s),
         budget=BudgetPolicy(settings.retry_budget_part, settings.retry_budget_floor),
+        outage=OutagePolicy(receivers=settings.egress_outage_receivers),
         health=HealthPolicy(settings.alert_after_failures, settings.disable_after_days * DAY_S),
     )
 

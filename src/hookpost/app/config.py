@@ -299,6 +299,13 @@ class Settings(BaseSettings):
         30, ge=0.1, le=DAY_S, description="pause of an open breaker; twice as long each time it opens again"
     )
     breaker_pause_max_s: float = Field(600, ge=0.1, le=DAY_S, description="longest pause of an open breaker")
+    egress_outage_receivers: int = Field(
+        5,
+        ge=0,
+        le=10_000,
+        description="when so many receivers that were well, and most of them, cannot be reached and nobody answers, it"
+        " is our own network: deliveries wait and nobody is charged; 0: never",
+    )
     retry_budget_part: float = Field(
         0.2, ge=0, le=1, description="failed retries may be this part of a minute's attempts, over all workers"
     )

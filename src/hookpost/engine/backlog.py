@@ -67,6 +67,8 @@ class Backlog:
             return Wanted.NAMED if lane.unsettled == 0 else None
         if config.deleted:
             return None
+        if lane.revive is not None:
+            return Wanted.NAMED if lane.unsettled == 0 else None
         if lane.unblock and not lane.blocks:
             return Wanted.BLOCKING if lane.unsettled == 0 else None
         wait = self._gates.closed(lane, config, now=now)
@@ -96,7 +98,7 @@ class Backlog:
         if lane.head_due <= now or lane.forced is not None or self._gates.probing(lane.endpoint):
             return Wanted.HEAD
         if lane.next_deadline <= now:
-            return Wanted.EXPIRED
+            return self._expires(lane, now)
         if lane.queue and lane.head_due - now > PARK_AFTER_S:
             # What waits behind it must be written down, or nobody would see it reach its deadline.
             self.park(lane, WaitReason.ORDERED, now)
@@ -118,8 +120,16 @@ class Backlog:
             self._timers.wake_at(lane, until)
         elif lane.next_deadline > now:
             self._timers.wake_at(lane, min(until, lane.next_deadline))
-        else:
+        elif wait.reason is not WaitReason.EGRESS_DOWN:
+            return self._expires(lane, now)
+        return None
+
+    def _expires(self, lane: Lane, now: float) -> Wanted | None:
+        """A deadline has passed: not before there was time to try again behind an outage of ours."""
+        spare_until = self._gates.outage.spare_until
+        if spare_until <= now:
             return Wanted.EXPIRED
+        self._timers.wake_at(lane, spare_until)
         return None
 
     def park(self, lane: Lane, reason: WaitReason, now: float) -> None:
@@ -165,7 +175,8 @@ class Backlog:
                     return fetch(after=lane.forward_after, until=now, stored_by=lane.forward_to)
                 return fetch(after=FROM_START, until=now, stored_by=NEVER)
             case Wanted.NAMED:
-                return fetch(after=FROM_START, until=NEVER, event_id=lane.named[0].entry.event_id)
+                event_id = lane.named[0].entry.event_id if lane.named else lane.revive
+                return fetch(after=FROM_START, until=NEVER, event_id=event_id)
             case Wanted.HEAD | Wanted.BLOCKING:
                 return fetch(after=FROM_START, until=NEVER)
             case _:
@@ -222,6 +233,9 @@ class Backlog:
             case Wanted.NAMED:
                 if lane.named and lane.named[0].entry.event_id == fetch.event_id:
                     operations.on_named(self._books, lane, free, now, more=more)
+                elif lane.revive == fetch.event_id:
+                    lane.revive = None
+                    operations.revive(self._books, lane, free, now)
             case _:
                 assert_never(fetch.wanted)
         if lane.has_work():
@@ -261,6 +275,8 @@ class Backlog:
             elif row.due_at <= now or (hurry and row.due_at != NEVER):
                 self._books.load_early(lane, row, now) if hurry else self._books.load(lane, row)
             else:
+                if place == 0 and row.due_at == NEVER:
+                    lane.revive = row.event_id
                 lane.stored_from = row.position
                 lane.head_due = 0.0 if lane.later else row.due_at
                 return

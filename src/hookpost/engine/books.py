@@ -16,7 +16,7 @@ from hookpost.model import DeadReason, Outcome, WaitReason
 
 class Books:
     """Every move of a delivery is entered here. ``buffered``: deliveries that wait in memory; ``touched``: shards that
-    there is something to settle of."""
+    there is something to settle of; ``put_away_now``: fresh deliveries that the next settle writes to the backlog."""
 
     def __init__(self, shards: dict[int, Shard], limits: Limits, *, worker: str) -> None:
         self.shards = shards
@@ -29,6 +29,7 @@ class Books:
         self.buffered = 0
         self.buffered_bytes = 0
         self.pending_attempts = 0
+        self.put_away_now = 0
 
     # ---- in memory ------------------------------------------------------------------------------------------------
 
@@ -39,6 +40,7 @@ class Books:
             self.buffered_bytes += entry.size
         entry.queued += 1
         self.buffered += 1
+        work.lane.endpoint.tenant.buffered += 1
 
     def unbuffer(self, work: Work) -> None:
         """Out of the memory of waiting ones. A fan-out's payload counts until the last of them leaves."""
@@ -47,9 +49,10 @@ class Books:
         if entry.queued == 0:
             self.buffered_bytes -= entry.size
         self.buffered -= 1
+        work.lane.endpoint.tenant.buffered -= 1
 
     def room(self) -> tuple[int, int]:
-        """How many rows and payload bytes the reader may bring: 0 when memory is full of work that can start."""
+        """How many rows and payload bytes the reader may bring: 0 when memory is full, until a settle makes room."""
         limits = self._limits
         if self.buffered >= limits.buffer or self.buffered_bytes >= limits.buffer_bytes:
             return 0, 0
@@ -173,6 +176,7 @@ class Books:
         if not work.stored:
             if work.possible_duplicate:
                 self.shards[lane.shard].doubt_stored = True
+            self.put_away_now += 1
             self.store(work, reason, now, work.retry_count, None, now)
             return
         lane.put_back(work)
@@ -252,6 +256,6 @@ class Books:
         for lane in lanes:
             lane.due_settling, lane.due_building = lane.due_building, NEVER
             lane.deadline_settling, lane.deadline_building = lane.deadline_building, NEVER
-        self.pending_attempts = 0
+        self.pending_attempts = self.put_away_now = 0
         since, self._taken_at = self._taken_at, now
         return Settle([shard.take() for shard in touched], released, lanes, since)

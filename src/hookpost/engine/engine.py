@@ -30,6 +30,7 @@ from hookpost.engine.work import (
     HELD,
     REPLAY,
     RETRY_NOW,
+    TICK_S,
     BacklogRow,
     Entry,
     Fetch,
@@ -45,10 +46,12 @@ from hookpost.engine.work import (
 from hookpost.model import (
     Dead,
     DeadReason,
+    Decision,
     Delivered,
     Endpoint,
     EndpointStatus,
     Health,
+    Held,
     Outcome,
     Retry,
     Tenant,
@@ -60,6 +63,7 @@ from hookpost.policy.retry import decide
 
 # Looking an enum's member up costs more than comparing with it, and every row is compared.
 _REPLAY, _CONTROL = Kind.REPLAY, Kind.CONTROL
+_HELD = Held()
 
 
 class Engine:
@@ -70,14 +74,14 @@ class Engine:
         self._limits = limits
         self._rng = rng
         self._shards: dict[int, Shard] = {}
-        self._gates = Gates(breaker=policies.breaker, budget=policies.budget)
+        self._gates = Gates(breaker=policies.breaker, budget=policies.budget, outage=policies.outage)
         self._findings = Findings(policies.health)
         self._turns = Turns(limits.in_flight)
         self._timers = Timers()
         self._books = Books(self._shards, limits, worker=worker)
         self._roster = Roster(self._shards, self._gates, self._turns, self._findings)
         self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers)
-        self._spill = Spill(self._books, self._backlog, self._gates, limits)
+        self._spill = Spill(self._books, self._backlog, self._gates, self._roster.tenants, limits)
         self.in_flight = 0
         self.in_flight_bytes = 0
 
@@ -214,7 +218,7 @@ class Engine:
         return self._books.buffered_bytes
 
     def room(self) -> tuple[int, int]:
-        """How many rows and payload bytes the reader may bring: 0 when memory is full of work that can start."""
+        """How many rows and payload bytes the reader may bring: 0 when memory is full, until a settle makes room."""
         return self._books.room()
 
     def read_to(self, number: int) -> tuple[int, int]:
@@ -390,13 +394,24 @@ class Engine:
         """An attempt ended: record it, decide, and let the next one of its endpoint go."""
         lane = work.lane
         endpoint = lane.endpoint
-        changed = self._gates.ended(endpoint, work, outcome, now=now)
+        gates = self._gates
+        if gates.outage.observe(work, outcome, now=now):
+            self._egress_changed(now)
+        ours = gates.outage.is_ours(outcome)
+        if ours:
+            changed = gates.excuse(endpoint, work, now=now)
+        else:
+            if outcome.error_code is not None:
+                gates.outage.charge(endpoint, work.origin, outcome)
+            changed = gates.ended(endpoint, work, outcome, now=now)
         self._end(work, lane, endpoint)
         if outcome.retry_after is not None:
             self._findings.note_hold(endpoint, outcome, now)
-        if lane.ordered:
+        if not endpoint.in_flight:
+            # What keeps an order waits until nothing of its endpoint is under way, in whichever lane that was.
             for each in endpoint.lanes:
-                self._backlog.consider(each, now)
+                if each.ordered:
+                    self._backlog.consider(each, now)
         if changed is not None:
             self._breaker_changed(endpoint.tenant, work.origin, changed.state, now)
         if not lane.open:
@@ -406,27 +421,19 @@ class Engine:
         assert config is not None
         if not work.deadline:
             work.deadline = work.entry.created_at + config.retry.deadline_s
-        self._findings.judge_health(shard, work, outcome, now)
-        decision = decide(
-            outcome,
-            retry_count=work.retry_count,
-            deadline=work.deadline,
-            policy=config.retry,
-            now=now,
-            rng=self._rng,
-        )
+        if not ours:
+            self._findings.judge_health(shard, work, outcome, now)
+        decision = _HELD if ours else self._decide(work, outcome, config, now)
         match decision:
             case Delivered():
                 self._books.record(shard, work, outcome, "delivered")
                 self._books.finish(work)
             case Retry(due_at=due_at):
                 self._books.record(shard, work, outcome, "retry")
-                if config.deleted or work.entry.seq < lane.cancelled.get(work.entry.event_id, 0):
-                    self._books.finish(work)
-                else:
-                    self._books.store(work, WaitReason.RETRY, due_at, work.retry_count + 1, outcome, now)
-                    if lane.ordered:
-                        self._books.wait_for_head(lane, due_at)
+                self._store_again(work, WaitReason.RETRY, due_at, work.retry_count + 1, outcome, now)
+            case Held():
+                self._books.record(shard, work, outcome, "retry")
+                self._store_again(work, WaitReason.EGRESS_DOWN, now, work.retry_count, outcome, now)
             case Dead(reason=reason):
                 self._books.record(shard, work, outcome, "dead")
                 if outcome.status == 410:
@@ -436,6 +443,30 @@ class Engine:
                 assert_never(decision)
         if lane.cancelled and not endpoint.in_flight:
             lane.cancelled = NO_CANCELS
+
+    def _decide(self, work: Work, outcome: Outcome, config: Endpoint, now: float) -> Decision:
+        return decide(
+            outcome,
+            retry_count=work.retry_count,
+            deadline=work.deadline,
+            policy=config.retry,
+            now=now,
+            rng=self._rng,
+        )
+
+    def _store_again(
+        self, work: Work, reason: WaitReason, due_at: float, retry_count: int, outcome: Outcome, now: float
+    ) -> None:
+        """It is tried again, unless nobody wants it any more."""
+        lane = work.lane
+        config = lane.endpoint.config
+        assert config is not None
+        if config.deleted or work.entry.seq < lane.cancelled.get(work.entry.event_id, 0):
+            self._books.finish(work)
+            return
+        self._books.store(work, reason, due_at, retry_count, outcome, now)
+        if lane.ordered:
+            self._books.wait_for_head(lane, due_at)
 
     def _end(self, work: Work, lane: Lane, endpoint: EndpointState) -> None:
         tenant = endpoint.tenant
@@ -466,12 +497,14 @@ class Engine:
                 if lane.has_work():
                     self._turns.enter(lane)
                 self._backlog.consider(lane, now)
+        if self._gates.outage.probe_at <= now:
+            self._choose_probe(now)
         if self._roster.look_at <= now:
             self._roster.forget_lanes(now)
 
     def next_wakeup(self) -> float | None:
         """When `tick` has something to do, as a Unix time."""
-        moment = min(self._timers.next(), self._gates.over_budget.look_at)
+        moment = min(self._timers.next(), self._gates.over_budget.look_at, self._gates.outage.probe_at)
         return None if moment == NEVER else moment
 
     # ---- the backlog ------------------------------------------------------------------------------------------------
@@ -508,6 +541,7 @@ class Engine:
         for shard in self._books.touched:
             if shard.progress.fragments > self._limits.fragments:
                 self._spill.mend(shard, now)
+        self._spill.make_room(now)
         return self._books.take_settle(now)
 
     def on_settled(self, settle: Settle, *, now: float) -> None:
@@ -580,6 +614,44 @@ class Engine:
                 self._backlog.consider(lane, now)
             if state is not BreakerState.OPEN:
                 self._turns.wake_waiting(endpoint, everyone=True)
+
+    @property
+    def egress_down_since(self) -> float | None:
+        """Since when our own way out is down, a Unix time; None while it is up."""
+        return self._gates.outage.down_since
+
+    def _egress_changed(self, now: float) -> None:
+        """Our way out is down: what that cost endpoints is taken back. Or it is up again, and all lanes may go on."""
+        outage = self._gates.outage
+        if outage.down_since is None:
+            self._resume(outage.seen_by, now)
+            return
+        for endpoint, before in outage.take_charged().items():
+            self._findings.take_back(endpoint, before.health)
+            if self._gates.take_back(endpoint, before, now=now) is not None:
+                self._breaker_changed(endpoint.tenant, endpoint.origin, BreakerState.CLOSED, now)
+
+    def _choose_probe(self, now: float) -> None:
+        """Somebody is asked whether our way out is back, with anything that waits for it."""
+        outage = self._gates.outage
+        endpoint = outage.choose(now=now)
+        if outage.down_since is None:
+            self._resume(outage.seen_by, now)
+        for lane in () if endpoint is None else endpoint.lanes:
+            if lane.has_work():
+                self._turns.enter(lane)
+            self._backlog.consider(lane, now)
+
+    def _resume(self, seen_by: Iterable[EndpointState], now: float) -> None:
+        for endpoint in seen_by:
+            for lane in endpoint.lanes:
+                # The answer that ended it may be a failure: that one, written down just now, keeps its schedule.
+                self._bring_forward(lane, now - TICK_S)
+        for shard in self._shards.values():
+            for lane in shard.lanes.values():
+                if lane.has_work():
+                    self._turns.enter(lane)
+                self._backlog.consider(lane, now)
 
     def take_probes(self) -> list[Receiver]:
         """Receivers (tenant, origin) whose probe this worker wants to send; answered by ``on_probes``."""

@@ -5,6 +5,7 @@ Relies on: the worker to write down what is taken, or to bring it again. Promise
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 from hookpost.engine.lanes import EndpointState
@@ -66,6 +67,11 @@ class Findings:
         if judged.disable:
             reason = FAILED_FOR_LONG.format(days=policy.disable_after_s / 86_400)
             self._gone[endpoint.endpoint_id] = Gone(entry.tenant_id, endpoint.endpoint_id, reason)
+
+    def take_back(self, endpoint: EndpointState, health: Health) -> None:
+        """It was charged with failures of ours. That they were announced stays, so that its recovery is, too."""
+        endpoint.health = replace(health, announced=health.announced or endpoint.health.announced)
+        self._health[endpoint.endpoint_id] = endpoint.health
 
     def note_gone(self, config: Endpoint) -> None:
         """The receiver says that nobody is there any more."""

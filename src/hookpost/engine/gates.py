@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from uuid import UUID
 
 from hookpost.engine.lanes import NEVER, EndpointState, Lane, TenantState
+from hookpost.engine.outage import Before, Outage
 from hookpost.engine.work import HELD, PROBE, RETRY, Work
 from hookpost.model import Endpoint, Outcome, WaitReason
 from hookpost.policy.breaker import Breaker, BreakerPolicy, BreakerRecord, BreakerState, Verdict, verdict
 from hookpost.policy.budget import BudgetPolicy, RetryBudget
 from hookpost.policy.egress import origin_of
+from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.gate import Wait, endpoint_gate
 from hookpost.policy.rate import TokenBucket
 
@@ -23,6 +25,7 @@ from hookpost.policy.rate import TokenBucket
 RATE_TICK_S = 0.001
 # How often what waits for the retry budget is looked at again: its books are kept by the second.
 BUDGET_LOOK_S = 1.0
+_EGRESS_DOWN = Wait(WaitReason.EGRESS_DOWN)
 _NOTHING_MORE = Wait(WaitReason.BREAKER_OPEN)
 _BARRED = Wait(WaitReason.ORDERED)
 _FULL = Wait(WaitReason.IN_FLIGHT_CAP)
@@ -68,12 +71,13 @@ class OverBudget:
 
 
 class Gates:
-    """Rate limits, breakers and the retry budget of one worker."""
+    """Rate limits, breakers, the retry budget and our own way out of one worker."""
 
-    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy) -> None:
+    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy, outage: OutagePolicy) -> None:
         self._breaker_policy = breaker
         self.budget = RetryBudget(budget)
         self.over_budget = OverBudget(self.budget)
+        self.outage = Outage(outage)
         self._ended = 0
         self._probes: set[Receiver] = set()
         self._changed: dict[Receiver, BreakerRecord] = {}
@@ -86,6 +90,8 @@ class Gates:
         wait = endpoint_gate(config, hold_until=endpoint.hold_until, now=now)
         if wait is not None:
             return wait
+        if self.outage.down_since is not None and self.outage.holds(endpoint, now=now):
+            return _EGRESS_DOWN
         if config.barred and endpoint.tenant.lives_in(lane.shard):
             return _BARRED
         if endpoint.tenant.breakers:
@@ -130,6 +136,8 @@ class Gates:
             work.marks |= RETRY
         if breaker is not None and breaker.start():
             work.marks |= PROBE
+        if endpoint is self.outage.chosen:
+            self.outage.start(work)
         work.origin = endpoint.origin
         return None
 
@@ -148,10 +156,13 @@ class Gates:
             endpoint.tenant.breakers[endpoint.origin].probing = False
         if endpoint.bucket is not None:
             endpoint.bucket.give_back()
+        self.outage.withdraw(work)
         work.marks = 0
 
     def probing(self, endpoint: EndpointState) -> bool:
         """May this endpoint's receiver be probed now, with anything there is?"""
+        if endpoint is self.outage.chosen:
+            return True
         breakers = endpoint.tenant.breakers
         breaker = breakers.get(endpoint.origin) if breakers else None
         return breaker is not None and breaker.state is BreakerState.HALF_OPEN and not breaker.probing
@@ -169,9 +180,32 @@ class Gates:
         work.marks = 0
         if not (failed or tenant.breakers):
             return None
-        return self._observe(tenant, work.origin, verdict(outcome), probe, now)
+        return self._observe(tenant, work.origin, verdict(outcome), probe=probe, now=now)
 
-    def _observe(self, tenant: TenantState, origin: str, seen: Verdict, probe: bool, now: float) -> Breaker | None:
+    def excuse(self, endpoint: EndpointState, work: Work, *, now: float) -> Breaker | None:
+        """An attempt that was admitted failed, and that was ours: nobody is charged. A breaker whose probe it was stays
+        open for another pause; that breaker if its state changed."""
+        self._ended += 1
+        tenant = endpoint.tenant
+        if work.marks & RETRY:
+            self.budget.end(tenant.tenant_id, failed=False, now=now)
+        probe, work.marks = bool(work.marks & PROBE), 0
+        return self._observe(tenant, work.origin, Verdict.NOTHING, probe=True, now=now) if probe else None
+
+    def take_back(self, endpoint: EndpointState, before: Before, *, now: float) -> Breaker | None:
+        """What its receiver's breaker was charged with was ours; the breaker if its state changed."""
+        tenant, origin = endpoint.tenant, endpoint.origin
+        breaker = tenant.breakers.get(origin)
+        if breaker is None or not before.closed:
+            return None
+        if breaker.forgive(before.failures, before.openings, now=now):
+            self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
+            return breaker
+        if breaker.at_rest:
+            del tenant.breakers[origin]
+        return None
+
+    def _observe(self, tenant: TenantState, origin: str, seen: Verdict, *, probe: bool, now: float) -> Breaker | None:
         breaker = tenant.breakers.get(origin)
         if breaker is None:
             if seen is not Verdict.SICK:

@@ -35,12 +35,13 @@ LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker. ``breakers``: of its receivers that are not at rest, by origin; ``recovered``:
-    when others were seen to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and
-    forgotten with the next change."""
+    """One tenant's share of this worker. ``buffered``: its deliveries that wait in memory; ``breakers``: of its
+    receivers that are not at rest, by origin; ``recovered``: when others were seen to recover; ``origins``: all of its
+    endpoints by origin, made when a breaker asks for it and forgotten with the next change."""
 
     __slots__ = (
-        "breakers", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "tenant_id", "turning",
+        "breakers", "buffered", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "tenant_id",
+        "turning",
     )  # fmt: skip
 
     def __init__(self, tenant_id: UUID) -> None:
@@ -48,6 +49,7 @@ class TenantState:
         self.config: Tenant | None = None
         self.endpoints: dict[UUID, EndpointState] = {}
         self.in_flight = 0
+        self.buffered = 0
         self.cap = 0
         self.lanes: Ready = deque()
         self.turning = False
@@ -113,7 +115,8 @@ class Lane:
     in the order of positions: no row of the backlog that is not in memory lies before ``stored_from``; the first one is
     not due before ``head_due``, or is ``forced`` (an event whose retry was asked for now). Nothing is sent before
     ``quiet_until``. ``ordered_to``: it is ordered only as long as it holds something up to there. ``blocks``: a dead
-    delivery holds up those behind it; ``unblock``: some may, and should no more.
+    delivery holds up those behind it; ``unblock``: some may, and should no more; ``revive``: the event of the one that
+    does, when a replay of it may lie in the backlog already.
 
     ``named``: operations on deliveries of one event, which are looked up in the backlog; ``cancelled``: events, and up
     to which position, that are to be dropped when what is under way of them comes back. ``forward_to``: the receiver
@@ -125,8 +128,8 @@ class Lane:
         "after", "alarm", "blocked", "blocks", "busy", "cancelled", "deadline_building", "deadline_settling",
         "due_building", "due_settling", "endpoint", "fetching", "forced", "forward_after", "forward_to", "head_due",
         "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "ordered_to",
-        "over_budget", "queue", "quiet_until", "ready", "recovered_at", "released", "rescan", "shard", "stored",
-        "stored_from", "turn", "unblock", "unsettled", "wanted",
+        "over_budget", "queue", "quiet_until", "ready", "recovered_at", "released", "rescan", "revive", "shard",
+        "stored", "stored_from", "turn", "unblock", "unsettled", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -164,6 +167,7 @@ class Lane:
         self.cancelled = NO_CANCELS
         self.unsettled = 0
         self.unblock = False
+        self.revive: UUID | None = None
         self.recovered_at = 0.0
         self.forward_to = 0.0
         self.forward_after = FROM_START

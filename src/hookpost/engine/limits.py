@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
+from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
 
 
@@ -31,3 +32,4 @@ class Policies:
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     budget: BudgetPolicy = field(default_factory=BudgetPolicy)
     health: HealthPolicy = field(default_factory=HealthPolicy)
+    outage: OutagePolicy = field(default_factory=OutagePolicy)

@@ -87,15 +87,34 @@ def _replay_in_order(
             lane.line_up(work)
         return
     books.unbuffer(work)
-    # Of one event there is one dead letter, whichever of its replays died, too.
+    deadline = work.entry.created_at + config.retry.deadline_s
+    _take_its_place(books, lane, blocking, work.entry.generation, deadline, now)
+    books.finish(work)
+
+
+def revive(books: Books, lane: Lane, rows: Sequence[BacklogRow], now: float) -> None:
+    """All that the backlog holds of an event whose dead delivery blocks the lane. A replay of it was written down while
+    the lane kept no order, or before the delivery died: it would wait for itself."""
+    blocking = [row for row in rows if row.due_at == NEVER]
+    replay = next((row for row in rows if blocking and row.due_at != NEVER and row.generation), None)
+    if replay is None or not lane.blocks:
+        return
+    _take_its_place(books, lane, blocking, replay.generation, replay.deadline, now)
+    books.drop(lane, replay)
+    shard = books.shards[lane.shard]
+    shard.revived.append((replay.event_id, lane.endpoint.endpoint_id))
+
+
+def _take_its_place(
+    books: Books, lane: Lane, blocking: Sequence[BacklogRow], generation: int, deadline: float, now: float
+) -> None:
+    """What blocks becomes its own replay. Of one event there is one dead letter, whichever of its replays died, too."""
     for row in blocking[1:]:
         books.drop(lane, row)
     revived = books.work_of(lane, blocking[0])
-    revived.entry.generation = work.entry.generation
+    revived.entry.generation = generation
     lane.occupy(blocking[0].position)
-    deadline = work.entry.created_at + config.retry.deadline_s
     books.store(revived, WaitReason.ORDERED, now, 0, None, now, deadline=deadline)
-    books.finish(work)
     lane.head_due = 0.0
 
 

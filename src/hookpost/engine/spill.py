@@ -1,70 +1,111 @@
-"""Memory is full, or a settle would have too much to write down: whose deliveries go to the backlog.
+"""Memory fills, or a settle would have too much to write down: whose deliveries go to the backlog.
 
-Relies on: nothing can start just now. Promises: reading never stops for one lane, and what is spilled at once is
-bounded.
+Relies on: a look with every settle. Promises: reading never stops for one tenant, and of what is spilled a settle has
+a bounded part to write.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from heapq import heapify, heappop, heappush
+from uuid import UUID
+
 from hookpost.engine.backlog import Backlog
 from hookpost.engine.books import Books
 from hookpost.engine.gates import Gates
-from hookpost.engine.lanes import Lane
+from hookpost.engine.lanes import Lane, TenantState
 from hookpost.engine.limits import Limits
 from hookpost.engine.shard import Shard
 from hookpost.model import WaitReason
 
-# When memory is full it is emptied down to this part, so that one spill serves many reads.
-ROOM_LEFT = 0.75
-# Of a lane that fills the memory so many go to the backlog at once: writing twenty thousand rows in one go would hold
-# up everybody else for a tenth of a second.
-SPILL_AT_ONCE = 1000
+# From here on memory is emptied: what is left of it is for what the reader brings until settles have made room.
+SPILL_FROM = 0.75
+# So many deliveries go from memory to the backlog with one settle, as many as a read brings: writing twenty thousand
+# rows in one go would hold up everybody else for a tenth of a second.
+SPILL_AT_ONCE = 500
+
+# Which delivery of a lane goes first, the least first of all; None: it has none.
+_Place = Callable[[Lane], tuple[float, int] | None]
 
 
 class Spill:
     """Keeps one worker within its ``limits`` of memory and fragments."""
 
-    def __init__(self, books: Books, backlog: Backlog, gates: Gates, limits: Limits) -> None:
+    def __init__(
+        self, books: Books, backlog: Backlog, gates: Gates, tenants: Mapping[UUID, TenantState], limits: Limits
+    ) -> None:
         self._books = books
         self._backlog = backlog
         self._gates = gates
+        self._tenants = tenants
         self._limits = limits
 
     def make_room(self, now: float) -> None:
-        """Nothing can start and memory is full: the longest lanes go to the backlog, so that reading goes on."""
-        books, limits = self._books, self._limits
-        if books.buffered < limits.buffer and books.buffered_bytes < limits.buffer_bytes:
+        """Memory fills, and the rows that come next may be another tenant's: the newest deliveries of the tenant that
+        holds most of it go to the backlog."""
+        if not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
-        lanes = [lane for shard in books.shards.values() for lane in shard.lanes.values() if lane.has_work()]
-        lanes.sort(key=lambda lane: len(lane.queue) + len(lane.later), reverse=True)
-        spilled_to = books.buffered - SPILL_AT_ONCE
-        for lane in lanes:
-            if books.buffered <= limits.buffer * ROOM_LEFT and books.buffered_bytes <= limits.buffer_bytes * ROOM_LEFT:
+        holders = [tenant for tenant in self._tenants.values() if tenant.buffered]
+        for tenant in sorted(holders, key=lambda tenant: tenant.buffered, reverse=True):
+            left = SPILL_AT_ONCE - self._books.put_away_now
+            if left <= 0 or not self._is_filling():
                 return
-            if books.buffered <= spilled_to:
-                return
-            self._spill(lane, now, books.buffered - spilled_to)
+            lanes = [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
+            self._put_away(lanes, _newest, left, self._is_filling, now)
+
+    def _is_filling(self) -> bool:
+        books, limits = self._books, self._limits
+        rows, size = limits.buffer * SPILL_FROM, limits.buffer_bytes * SPILL_FROM
+        return books.buffered >= rows or books.buffered_bytes >= size
 
     def mend(self, shard: Shard, now: float) -> None:
-        """Too much to write down in each settle: the lanes that lag behind most go to the backlog."""
-        lanes = [lane for lane in shard.lanes.values() if lane.has_work()]
-        lanes.sort(key=lambda lane: (lane.queue or lane.later)[0].entry.seq)
-        for lane in lanes:
-            if shard.progress.fragments <= self._limits.fragments // 2:
-                return
-            self._spill(lane, now)
+        """Too much to write down in each settle: the oldest open deliveries go to the backlog."""
+        half = self._limits.fragments // 2
+        self._put_away(shard.lanes.values(), _oldest, SPILL_AT_ONCE, lambda: shard.progress.fragments > half, now)
 
-    def _spill(self, lane: Lane, now: float, count: int = -1) -> None:
-        """So many of its newest deliveries go to the backlog, or (-1, or if it keeps an order) all of them, unless it
-        waits for its endpoint's configuration."""
-        config = lane.endpoint.config
-        if config is None:
-            return
-        wait = self._gates.closed(lane, config, now=now)
-        reason = WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason
-        if 0 <= count < len(lane.queue) and not (lane.in_order or lane.ordered):
-            for _ in range(count):
-                self._books.put_away(lane.queue.pop(), reason, now)
+    def _put_away(
+        self, lanes: Iterable[Lane], first: _Place, count: int, needed: Callable[[], bool], now: float
+    ) -> None:
+        """As long as it is needed, at most ``count``, the ``first`` of all these lanes each time: one lane after the
+        other would leave a hole at each of their rows. What keeps an order goes at once, and nothing before its
+        endpoint's configuration is known."""
+        known = [lane for lane in lanes if lane.endpoint.config is not None]
+        heap = [(place, number, lane) for number, lane in enumerate(known) if (place := first(lane)) is not None]
+        heapify(heap)
+        put_away_to = self._books.put_away_now + count
+        reasons: dict[Lane, WaitReason] = {}
+        while heap and self._books.put_away_now < put_away_to and needed():
+            _, number, lane = heappop(heap)
+            if lane not in reasons:
+                reasons[lane] = self._reason(lane, now)
+            if lane.in_order or lane.ordered or not lane.queue:
+                self._backlog.park(lane, reasons[lane], now)
+                continue
+            self._books.put_away(lane.queue.pop() if first is _newest else lane.queue.popleft(), reasons[lane], now)
+            if (place := first(lane)) is not None:
+                heappush(heap, (place, number, lane))
+        for lane in reasons:
             self._backlog.consider(lane, now)
-        else:
-            self._backlog.park(lane, reason, now)
+
+    def _reason(self, lane: Lane, now: float) -> WaitReason:
+        """What its rows are shown to wait for."""
+        assert lane.endpoint.config is not None
+        wait = self._gates.closed(lane, lane.endpoint.config, now=now)
+        return WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason
+
+
+def _newest(lane: Lane) -> tuple[float, int] | None:
+    """Where its newest delivery in memory comes, the newest of all lanes first; what was fetched comes last."""
+    if lane.queue:
+        entry = lane.queue[-1].entry
+        return -entry.created_at, -entry.seq
+    return (0.0, -len(lane.later)) if lane.later else None
+
+
+def _oldest(lane: Lane) -> tuple[float, int] | None:
+    """Where its oldest delivery comes that is open in the journal. What was fetched from the backlog is not: to put
+    that back would mend nothing, and it would be fetched again."""
+    if lane.queue:
+        return 0.0, lane.queue[0].entry.seq
+    replay = next((work for work in lane.later if not work.stored), None)
+    return None if replay is None else (0.0, replay.entry.seq)

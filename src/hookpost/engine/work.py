@@ -229,11 +229,6 @@ class Fetch:
     stored_by: float = 0.0
     event_id: UUID | None = None
 
-    @property
-    def expired(self) -> bool:
-        """Are rows asked for whose deadline has passed?"""
-        return self.wanted is Wanted.EXPIRED
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:

@@ -184,6 +184,17 @@ class Breaker:
         self.ramp = RAMP_START
         return True
 
+    def forgive(self, failures: int, openings: int, *, now: float) -> bool:
+        """It was closed, with so many failures behind it, and what was counted since was not the receiver's; True when
+        the state changed."""
+        self.failures, self.openings = failures, openings
+        if self.state is BreakerState.CLOSED:
+            return False
+        self.state = BreakerState.CLOSED
+        self.since = now
+        self.ramp = RAMP_START
+        return True
+
     def grant(self, probe: Probe, *, now: float) -> bool:
         """Take over what the store said of the probe; True when the state changed."""
         if probe.granted and self.state is BreakerState.OPEN:

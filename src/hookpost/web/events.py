@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -35,6 +35,8 @@ Read = Callable[[Fields, bytes], tuple[list[Submission], Render]]
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 KEY_CHARS_MAX = 255
+# Types that are known to be valid; a tenant has dozens, and an event's is looked at before anything is known of it.
+TYPES_REMEMBERED = 1024
 # Of a content-length; Python refuses to read thousands of them.
 DIGITS_MAX = 18
 # More targets than a tenant may have endpoints are a mistake.
@@ -318,10 +320,7 @@ def _checked(event: _Event, disguise: _Disguise | None, trace_id: UUID | None) -
     payload, key = bytes(event.payload), event.idempotency_key
     if disguise is not None:
         payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
-    if _TYPE.fullmatch(event.type) is None:
-        raise _bad("type", "1 to 128 characters out of A-Z a-z 0-9 _ . -")
-    if event.type.startswith(RESERVED_PREFIX):
-        raise _bad("type", f"types that begin with {RESERVED_PREFIX} are reserved for the platform")
+    _check_type(event.type)
     if key is not None:
         _check_key(key)
     return Submission(
@@ -331,6 +330,14 @@ def _checked(event: _Event, disguise: _Disguise | None, trace_id: UUID | None) -
         targets=None if event.target_endpoints is None else _targets(event.target_endpoints),
         trace_id=trace_id,
     )
+
+
+@lru_cache(maxsize=TYPES_REMEMBERED)
+def _check_type(event_type: str) -> None:
+    if _TYPE.fullmatch(event_type) is None:
+        raise _bad("type", "1 to 128 characters out of A-Z a-z 0-9 _ . -")
+    if event_type.startswith(RESERVED_PREFIX):
+        raise _bad("type", f"types that begin with {RESERVED_PREFIX} are reserved for the platform")
 
 
 def _targets(texts: list[str]) -> tuple[UUID, ...]:
@@ -400,8 +407,8 @@ def _batch_answer(results: list[bytes | None], answers: list[Answer]) -> bytes:
 
 
 def _accepted(answer: Appended) -> bytes:
-    return b'{"event_id":"evt_%032x","delivery_count":%d,"duplicate":%b}' % (
-        answer.event_id.int,
+    return b'{"event_id":"evt_%b","delivery_count":%d,"duplicate":%b}' % (
+        answer.event_id.hex.encode(),
         answer.delivery_count,
         b"true" if answer.verdict is Verdict.DUPLICATE else b"false",
     )

@@ -19,8 +19,10 @@ measures for ``run.seconds``, and returns the fields of its JSON line. A scenari
 - `curl`       libcurl at its best;  `pipe` the bare HTTP server, alone or with that behind it: the limit
 - `machine`    /proc: CPU seconds and memory of processes; what machine this is
 - `server`     a `hookpost serve` of its own, its processes, its database
+- `slices`     several subjects measured in turns;  `limits` those that the others are measured against
 - `run`        what a scenario is given: the above, and `Window` for what a measurement cost
 - `scenarios`  what is measured;  `waiting` what drains a full store, `growth` what a growing one costs, `fill` fills it
+- `isolation`  a tenant beside one that floods and one that never answers
 - `report`     the table at the end, with the targets
 
 A run is void unless published = delivered + waiting + dead, by the receiver's ledger and by the database, and every
@@ -36,7 +38,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import growth, report, rollups, scenarios, waiting
+from hookpost.app.bench import growth, isolation, limits, report, rollups, scenarios, waiting
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -45,8 +47,13 @@ __all__ = ["SCENARIOS", "USUAL", "Figures", "Run", "Scenario", "VoidRun", "bench
 
 Scenario = Callable[[Run], Figures]
 
-USUAL: dict[str, Scenario] = {**scenarios.SCENARIOS, **waiting.SCENARIOS}
-"""What runs, in this order, when no scenario is named: about ten minutes with the default of ten seconds each."""
+USUAL: dict[str, Scenario] = {
+    **limits.SCENARIOS,
+    **scenarios.SCENARIOS,
+    **waiting.SCENARIOS,
+    **isolation.SCENARIOS,
+}
+"""What runs, in this order, when no scenario is named: a quarter of an hour with the default of ten seconds each."""
 
 SCENARIOS: dict[str, Scenario] = {**USUAL, **growth.SCENARIOS, **rollups.SCENARIOS}
 """All there are; those that are not usual fill many rows first, up to tens of millions."""

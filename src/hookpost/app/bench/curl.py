@@ -38,9 +38,10 @@ _MASKS = {
     pycurl.POLL_OUT: select.EPOLLOUT,
     pycurl.POLL_INOUT: select.EPOLLIN | select.EPOLLOUT,
 }
-# libcurl adds its own unless the name stands here bare.
-_SUPPRESSED = ["Accept:", "Expect:", "User-Agent:"]
-_ALWAYS = ["content-type: application/json", f"user-agent: Hookpost/{__version__}", *_SUPPRESSED[:2]]
+# libcurl adds its own unless the name stands here bare. All other lines are given to it as one: copying and searching a
+# list of them costs 3 µs (see `transport`).
+_SUPPRESSED = ["Accept:", "Expect:"]
+_ALWAYS = f"content-type: application/json\r\nuser-agent: Hookpost/{__version__}"
 
 
 class CurlLoop:
@@ -84,9 +85,10 @@ class CurlLoop:
         easy = pycurl.Curl()
         easy.setopt(pycurl.URL, self._url)
         easy.setopt(pycurl.NOSIGNAL, 1)
+        easy.setopt(pycurl.USERAGENT, "")
         easy.setopt(pycurl.PROXY, "")
         easy.setopt(pycurl.WRITEFUNCTION, self._swallowed.append)
-        easy.setopt(pycurl.HTTPHEADER, _ALWAYS)
+        easy.setopt(pycurl.HTTPHEADER, [_ALWAYS, *_SUPPRESSED])
         return easy
 
     def _turn(self) -> None:
@@ -205,16 +207,13 @@ class Pipe:
         event_id, event_type, payload = self._frames.popleft()
         trace, at = event_id.hex(), int(time.time())
         message_id = "evt_" + trace
-        return payload, [
-            *_ALWAYS,
-            f"webhook-id: {message_id}",
-            f"webhook-timestamp: {at}",
-            f"webhook-signature: {signature_header(message_id, at, payload, self._keys)}",
-            f"x-webhook-event-id: {message_id}",
-            f"x-webhook-event-type: {event_type}",
-            "x-webhook-attempt: 1",
-            f"traceparent: 00-{trace}-{trace[16:]}-01",
-        ]
+        signature = signature_header(message_id, at, payload, self._keys)
+        lines = (
+            f"{_ALWAYS}\r\nwebhook-id: {message_id}\r\nwebhook-timestamp: {at}\r\nwebhook-signature: {signature}\r\n"
+            f"x-webhook-event-id: {message_id}\r\nx-webhook-event-type: {event_type}\r\nx-webhook-attempt: 1\r\n"
+            f"traceparent: 00-{trace}-{trace[16:]}-01"
+        )
+        return payload, [lines, *_SUPPRESSED]
 
     def read(self, fd: int) -> bool:
         """Take what there is."""

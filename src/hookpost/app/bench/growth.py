@@ -9,21 +9,24 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from uuid_utils.compat import uuid7
 
 from hookpost.app.bench import fill
 from hookpost.app.bench.ledger import VoidRun
+from hookpost.app.bench.limits import curl_at_rest
 from hookpost.app.bench.load import EVENT_TYPE, PAYLOAD, Load
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.server import Server
-from hookpost.app.bench.waiting import QUIET_S, drain, on_database, receivers, refill, take_over, until_none
+from hookpost.app.bench.slices import Contender, alternate, costs
+from hookpost.app.bench.waiting import QUIET_S, drain_beside, on_database, receivers, refill, take_over, until_none
 from hookpost.storage.contract import NewEvent
 from hookpost.storage.postgres.store import PostgresStore
 
 # Rows kept for each second of `--seconds`, so that ten seconds mean 1, 10 and 30 million; a delivery keeps two.
-ROWS_PER_S = (100_000, 1_000_000, 3_000_000)
+SIZES = (100_000, 1_000_000, 3_000_000)
 ROWS_A_DELIVERY = 2
 SHARDS = (10, 100, 1000)
 WORKERS = (1, 2, 4, 8)
@@ -97,11 +100,38 @@ def project(
 
 def growth(run: Run) -> Figures:
     """All points, a line each; then the projection from the largest store."""
-    sizes = [round(run.seconds * rows) for rows in ROWS_PER_S]
-    points = [point(run, rows) for rows in sizes]
-    points += [point(run, sizes[0], shards=shards) for shards in SHARDS]
-    points += [point(run, sizes[0], workers=workers) for workers in WORKERS]
-    return {"points": len(points), **projection(points[len(sizes) - 1])}
+    growth_shards(run)
+    growth_workers(run)
+    return {"points": len(SIZES) + len(SHARDS) + len(WORKERS), **[_rows(run, size) for size in SIZES][-1]}
+
+
+def growth_rows_1(run: Run) -> Figures:
+    """The smallest store, and what it projects."""
+    return _rows(run, SIZES[0])
+
+
+def growth_rows_10(run: Run) -> Figures:
+    """Ten times as large."""
+    return _rows(run, SIZES[1])
+
+
+def growth_rows_30(run: Run) -> Figures:
+    """Thirty times as large."""
+    return _rows(run, SIZES[2])
+
+
+def growth_shards(run: Run) -> Figures:
+    """The smallest store at 10, 100, 1000 shards."""
+    return {"points": [point(run, SIZES[0], shards=shards)["shards"] for shards in SHARDS]}
+
+
+def growth_workers(run: Run) -> Figures:
+    """The smallest store at 1 to 8 workers."""
+    return {"points": [point(run, SIZES[0], workers=workers)["workers"] for workers in WORKERS]}
+
+
+def _rows(run: Run, rows_per_s: int) -> Figures:
+    return projection(point(run, rows_per_s))
 
 
 def projection(figures: Figures) -> Figures:
@@ -114,11 +144,16 @@ def projection(figures: Figures) -> Figures:
     }  # fmt: skip
 
 
-def point(run: Run, rows: int, *, shards: int = USUAL_SHARDS, workers: int = USUAL_WORKERS) -> Figures:
-    """One store of ``rows`` finished rows: a journal drained, then events posted and delivered, then appends alone."""
-    drained = round(run.seconds * DRAIN_PER_S)
+def point(run: Run, rows_per_s: int, *, shards: int = USUAL_SHARDS, workers: int = USUAL_WORKERS) -> Figures:
+    """One store of finished rows: a journal drained, then events posted and delivered, both beside libcurl's loop, in
+    whose requests costs are told; then appends alone."""
+    drained, rows = round(run.seconds * DRAIN_PER_S), round(run.seconds * rows_per_s)
     started = time.monotonic()
-    with run.server(shards=shards, workers=workers) as server, run.load() as load:
+    with (
+        curl_at_rest(run) as unit,
+        run.server(shards=shards, workers=workers) as server,
+        run.load() as load,
+    ):
         server.sql("update tenants set max_in_flight = $1", CAP)
         owed = receivers(server, load, max_in_flight=CAP)
         refill(server, lambda c: _fill(c, owed, rows, drained))
@@ -128,7 +163,8 @@ def point(run: Run, rows: int, *, shards: int = USUAL_SHARDS, workers: int = USU
         figures = {
             "rows": rows, "shards": shards, "workers": workers, "filled_s": round(filled_s, 1),
             "started_in_s": round(server.started_in_s, 2),
-            **_drained(run, server, load, drained), **_posted(run, server, load), **_check(server, load),
+            **_drained(run, unit, server, load, drained), **_posted(run, unit, server, load),
+            **_check(server, load),
             "worker_mb": server.rss_mb()["worker"],
         }  # fmt: skip
         server.stop()
@@ -142,29 +178,26 @@ async def _fill(connection: Any, owed: fill.Owed, rows: int, drained: int) -> No
     await fill.journal(connection, owed, drained)
 
 
-def _drained(run: Run, server: Server, load: Load, count: int) -> Figures:
-    figures = drain(run, server, load, count).figures()
-    return {
-        "deliver_per_second": figures["per_second"],
-        "deliver_worker_us": figures["worker_us"],
-        "deliver_postgres_us": figures["postgres_us"],
-        "deliver_cores_used_by_others": figures["cores_used_by_others"],
-    }
+def _drained(run: Run, unit: Contender, server: Server, load: Load, count: int) -> Figures:
+    figures = drain_beside(run, unit, server, load, count)
+    shown = ("per_second", "of_curl", "worker_us", "worker_in_curls", "postgres_us", "postgres_in_curls")
+    return {f"deliver_{name}": figures[name] for name in shown}
 
 
-def _posted(run: Run, server: Server, load: Load) -> Figures:
+def _posted(run: Run, unit: Contender, server: Server, load: Load) -> Figures:
     load.target(server.url, server.key, endpoints=[listener.endpoint_id for listener in load.listeners])
-    load.sustained(run.warm_up_s)
     before, counted = load.ledger.delivered, server.counters()["wal_bytes"]
-    with run.measure(server, load) as window:
-        load.sustained(run.seconds)
-    load.drain(quiet_s=QUIET_S)
-    figures = window.figures()
+    posted = Contender(subject=server, load=load, work=load.sustained, rest=partial(load.drain, quiet_s=QUIET_S))
+    rounds = alternate(run, {"curl": unit, "posted": posted})
     wal_bytes = (server.counters()["wal_bytes"] - counted) / max(1, load.ledger.delivered - before)
+    figures = rounds.figures("posted")
     return {
         "e2e_per_second": figures["per_second"],
+        "e2e_of_curl": rounds.ratio("posted", "curl"),
         **{name: figures[name] for name in ("api_us", "worker_us", "postgres_us", "cores_used_by_others")},
-        **window.latencies(),
+        **costs(rounds, "posted", ("api", "worker", "postgres")),
+        "curl_us": rounds.figures("curl")["curl_us"],
+        **rounds.latencies("posted"),
         "wal_bytes": round(wal_bytes),
     }
 
@@ -226,4 +259,7 @@ def _events(owed: fill.Owed) -> list[NewEvent]:
     ]
 
 
-SCENARIOS = {"growth": growth}
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (growth, growth_rows_1, growth_rows_10, growth_rows_30, growth_shards, growth_workers)
+}

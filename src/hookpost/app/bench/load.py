@@ -50,6 +50,9 @@ RECEIVE_BYTES = 65_536
 LISTEN_BACKLOG = 1024
 # epoll waits in whole milliseconds and select in microseconds: shorter waits go through select.
 COARSE_S = 0.02
+# select takes descriptors below 1024 only, so those of several loads are made before their sockets, and used again.
+LOADS_AT_ONCE = 8
+_epolls = [select.epoll() for _ in range(LOADS_AT_ONCE)]
 
 EVENT_TYPE = "invoice.paid"
 PAYLOAD_BYTES = 500
@@ -112,7 +115,7 @@ class Load:
         self.batch = 1
         self._clock = self.now = clock
         self._connections = connections
-        self._epoll = select.epoll()
+        self._epoll = _epolls.pop()
         self._ready: dict[int, Callable[[], None]] = {}
         self._posters: list[_Poster] = []
         self.idle_posters: list[_Poster] = []
@@ -135,7 +138,7 @@ class Load:
             *(listener.socket for listener in self.listeners if listener.socket is not None),
         ]:
             socket_.close()
-        self._epoll.close()
+        _epolls.append(self._epoll)
 
     # ---- setting up -------------------------------------------------------------------------------------------------
 
@@ -166,7 +169,8 @@ class Load:
     def target(self, url: str, key: str, *, batch: int = 1, endpoints: Sequence[str] = ()) -> None:
         """Post to this server from now on, ``batch`` events a request.
 
-        With ``endpoints`` each event goes to one of them: the sequence, which may repeat them, is gone through in turn.
+        With ``endpoints`` each request goes to one of them: the sequence, which may repeat them, is gone through in
+        turn.
         """
         host, _, port = url.removeprefix("http://").partition(":")
         self.batch = batch
@@ -197,11 +201,12 @@ class Load:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, self._clock()))
             self._turn(min(0.1, until - now))
 
-    def open_loop(self, seconds: float, rate: float) -> None:
-        """Post ``rate`` events a second for so long; each is due when the schedule says, sent or not."""
+    def open_loop(self, seconds: float, rate: float, *, done: Callable[[], bool] = lambda: False) -> None:
+        """Post ``rate`` events a second for so long, or until ``done()``; each is due when the schedule says, sent or
+        not."""
         started = self._clock()
         schedule = Schedule(started, rate / self.batch, round(seconds * rate / self.batch))
-        while not schedule.finished:
+        while not (schedule.finished or done()):
             now = self._clock()
             while self.idle_posters and schedule.next_due <= now:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, schedule.take()))
@@ -281,7 +286,7 @@ class Load:
 
     def request(self, first: int) -> bytes:
         """The request that posts the events from ``first``."""
-        form = self.forms[first % len(self.forms)]
+        form = self.forms[first // self.batch % len(self.forms)]
         return form % first if self.batch == 1 else form % tuple(range(first, first + self.batch))
 
     def _sweep(self) -> None:

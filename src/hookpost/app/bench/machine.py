@@ -10,12 +10,15 @@ import os
 import platform
 import subprocess
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# As they were before anything was pinned.
+CORES = tuple(sorted(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,16 @@ def cpu_s(process: Process, descendants: list[Process]) -> float:
     return process.ended_children_s + sum(child.own_s for child in descendants)
 
 
+@contextmanager
+def off_the_first_core() -> Iterator[None]:
+    """Leave the first core to what is measured; only with several of them."""
+    os.sched_setaffinity(0, CORES[1:] or CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
+
+
 def busy_s(stat: str | None = None) -> float:
     """CPU seconds that all processes of the machine and its host have used (stolen time included), from /proc/stat."""
     text = Path("/proc/stat").read_text() if stat is None else stat
@@ -91,7 +104,7 @@ def describe_machine() -> dict[str, object]:
     memory_kib = int(Path("/proc/meminfo").read_text().split(None, 2)[1])
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(CORES),
         "memory_gib": round(memory_kib / 1024**2, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,6 +23,14 @@ RECORDED_S_MAX = 30.0
 RECORDED_POLL_S = 0.2
 
 Figures = dict[str, object]
+
+
+def number(figures: Figures, name: str) -> float:
+    """A figure that is a number; KeyError when it was not measured."""
+    found = figures[name]
+    if not isinstance(found, int | float):
+        raise KeyError(name)
+    return float(found)
 
 
 class Subject(Protocol):
@@ -70,15 +78,30 @@ class Run:
         load.drain()
         return window
 
-    def writes(self, server: Server, load: Load, *, per: str = "delivery") -> Figures:
-        """Rows, transactions and WAL of all this server has done since it started, per delivery or event. Slow."""
+    def writes(
+        self, server: Server, load: Load, *, per: str = "delivery", work: Callable[[float], None] | None = None
+    ) -> Figures:
+        """Rows, transactions and WAL, per delivery or event: of ``work``, which loads the server without a pause, or of
+        all it has done since it started. Slow."""
+
+        def count() -> int:
+            return load.ledger.delivered if per == "delivery" else load.ledger.accepted
+
+        before, counted = 0, server.counted_at_start
+        if work is not None:
+            load.idle(COUNTERS_LATE_S)
+            before, counted = count(), server.counters()
+            work(self.seconds)
+            load.answered()
+            if per == "delivery":
+                load.drain()
         load.idle(COUNTERS_LATE_S)
-        count = max(1, load.ledger.delivered if per == "delivery" else load.ledger.accepted)
-        counted = {name: value - server.counted_at_start[name] for name, value in server.counters().items()}
+        done = max(1, count() - before)
+        counted = {name: value - counted[name] for name, value in server.counters().items()}
         return {
-            f"row_writes_per_{per}": round((counted["inserts"] + counted["updates"] + counted["deletes"]) / count, 3),
-            f"transactions_per_{per}": round(counted["transactions"] / count, 4),
-            f"wal_bytes_per_{per}": round(counted["wal_bytes"] / count),
+            f"row_writes_per_{per}": round((counted["inserts"] + counted["updates"] + counted["deletes"]) / done, 3),
+            f"transactions_per_{per}": round(counted["transactions"] / done, 4),
+            f"wal_bytes_per_{per}": round(counted["wal_bytes"] / done),
         }
 
     def per_second(self, scenario: str) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from random import Random
 
 from hookpost.app.bench.ledger import VoidRun, percentile
+from hookpost.app.bench.limits import BARE_COST_MAX, at_rest, curl_at_rest, of_its_parts
 from hookpost.app.bench.load import Load
-from hookpost.app.bench.pipe import limit
+from hookpost.app.bench.machine import CORES, off_the_first_core
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.server import Server
+from hookpost.app.bench.slices import Contender, Rounds, alternate, costs, measured_slice, slices
 
 FAN_OUT = 10
 BATCH = 100
@@ -34,82 +37,6 @@ KEPT_UP = 0.95
 SLOW_S = 8.0
 
 
-# The bare pipe is at its best only if it costs little more than its parts.
-BARE_COST_MAX = 2.0
-# Numbers that the ledger of `curl` has ready for a sender that nobody paces.
-AHEAD = 100_000
-
-
-def curl(run: Run) -> Figures:
-    """libcurl's loop alone, sending as fast as it can to one receiver: no server, no signature."""
-    with run.load() as load:
-        listener = load.listen()[0]
-        with limit(receiver=listener.url, server=False) as sender:
-            _receive_for(load, run.warm_up_s)
-            with run.measure(sender, load) as window:
-                _receive_for(load, run.seconds)
-            sender.release()
-            load.receive(sender.ended)
-            answers = sender.stop()
-        if answers != {"200": load.ledger.delivered} or load.ledger.duplicates:
-            raise VoidRun(f"{load.ledger.delivered} arrived, the sender counts {answers}")
-        return {**window.figures(), "published": answers["200"], "delivered": load.ledger.delivered}
-
-
-def _receive_for(load: Load, seconds: float) -> None:
-    until = load.now() + seconds
-
-    def done() -> bool:
-        if load.ledger.delivered + AHEAD > load.ledger.posted:
-            load.ledger.open(AHEAD, load.now())
-        return load.now() >= until
-
-    load.receive(done)
-
-
-def server(run: Run) -> Figures:
-    """The bare HTTP server alone: it decodes, answers 202, and forgets."""
-    with run.load() as load, limit() as bare:
-        load.target(bare.url, "none")
-        load.unbounded(run.warm_up_s)
-        with run.measure(bare, load) as window:
-            load.unbounded(run.seconds)
-        load.answered()
-        return {**window.figures(per="event"), "published": load.ledger.accepted, "refused": load.ledger.refused}
-
-
-def bare(run: Run) -> Figures:
-    """The limit: the bare server and libcurl's loop with a pipe between them. Signed, delivered, nothing stored."""
-    for part in (curl, server):
-        if part.__name__ not in run.results:
-            run.results[part.__name__] = part(run)
-    key = secrets.token_bytes(24)
-    with run.load() as load:
-        listener = load.listen()[0]
-        listener.key = key
-        with limit(receiver=listener.url, key=key) as pipe:
-            load.target(pipe.url, "none")
-            window = run.in_balance(pipe, load)
-        figures = {**window.figures(), **window.latencies()}
-        ledger = load.ledger
-        figures |= {"published": ledger.accepted, "delivered": ledger.delivered, "duplicates": ledger.duplicates,
-                    "refused": ledger.refused, "signatures_checked": ledger.verified}  # fmt: skip
-    parts_us = _number(run.results["curl"], "curl_us") + _number(run.results["server"], "server_us")
-    spent_us = _number(figures, "server_us") + _number(figures, "sender_us")
-    figures |= {"bare_us": round(spent_us, 1), "of_its_parts": round(spent_us / parts_us, 2)}
-    if ledger.accepted != ledger.delivered or ledger.forged:
-        raise VoidRun(f"{ledger.accepted} published, {ledger.delivered} delivered, {ledger.forged} forged", figures)
-    if spent_us > BARE_COST_MAX * parts_us:
-        raise VoidRun(f"it costs {spent_us:.0f} µs, its parts {parts_us:.0f} µs", figures)
-    return figures
-
-
-def _number(figures: Figures, name: str) -> float:
-    found = figures[name]
-    assert isinstance(found, int | float)
-    return float(found)
-
-
 def ingest(run: Run) -> Figures:
     """One event a request, owed to nobody: the cost of accepting alone."""
     return _ingest(run, batch=1)
@@ -121,18 +48,18 @@ def ingest_batch(run: Run) -> Figures:
 
 
 def _ingest(run: Run, *, batch: int) -> Figures:
-    with run.server() as server, run.load(connections=None if batch == 1 else BATCH_CONNECTIONS) as load:
+    connections = None if batch == 1 else BATCH_CONNECTIONS
+    with curl_at_rest(run) as unit, run.server() as server, run.load(connections=connections) as load:
         load.target(server.url, server.key, batch=batch)
-        load.unbounded(run.warm_up_s)
-        with run.measure(server, load) as window:
-            load.unbounded(run.seconds)
-        load.answered()
+        contender = Contender(subject=server, load=load, work=load.unbounded, rest=load.answered, per="event")
+        rounds = alternate(run, {"curl": unit, "ingest": contender})
         stored = server.accounts()["events"]
         if stored < load.ledger.accepted:
             raise VoidRun(f"{load.ledger.accepted} events were acknowledged, {stored} are stored")
-        figures = window.figures(per="event")
-        return {**figures, "batch": batch, "published": load.ledger.accepted, "stored": stored, "owed_to": "nobody",
-                "refused": load.ledger.refused, **run.writes(server, load, per="event")}  # fmt: skip
+        return {**rounds.figures("ingest"), **costs(rounds, "ingest", ("api", "postgres")), "batch": batch,
+                "published": load.ledger.accepted, "stored": stored, "owed_to": "nobody",
+                "refused": load.ledger.refused,
+                **run.writes(server, load, per="event", work=load.unbounded)}  # fmt: skip
 
 
 def e2e(run: Run) -> Figures:
@@ -146,34 +73,61 @@ def e2e_fanout(run: Run) -> Figures:
 
 
 def _e2e(run: Run, *, fan_out: int) -> Figures:
-    with run.server() as server, run.load(slots=fan_out) as load:
+    with at_rest(run) as yardsticks, run.server() as server, run.load(slots=fan_out) as load:
         server.subscribe(load.listen(fan_out, own_slots=True))
         load.target(server.url, server.key)
-        window = run.in_balance(server, load)
+        rounds = alternate(run, {**yardsticks, "e2e": _balanced(server, load)})
         return {
-            **window.figures(),
-            **window.latencies(),
+            **rounds.figures("e2e"),
+            **rounds.latencies("e2e"),
+            **_beside(rounds),
             "fan_out": fan_out,
+            **run.writes(server, load, work=load.sustained),
             **run.accounts(server, load),
-            **run.writes(server, load),
             **server.attempt_sizes(),
             "settings": server.important_settings(),
         }
 
 
+def _balanced(server: Server, load: Load, ready: Callable[[], object] = lambda: None) -> Contender:
+    return Contender(subject=server, load=load, ready=ready, work=load.sustained, rest=load.drain)
+
+
+def _beside(rounds: Rounds) -> Figures:
+    """The ratios to the yardsticks, and their own figures; none to a pipe that was not at its best."""
+    of_parts = of_its_parts(rounds)
+    found: Figures = {"bare_of_its_parts": of_parts}
+    if of_parts <= BARE_COST_MAX:
+        found |= {"of_bare": rounds.ratio("e2e", "bare"), "of_bare_by_cpu": rounds.ratio("bare", "e2e", "all_us")}
+    return {
+        **found,
+        **costs(rounds, "e2e", ("api", "worker", "postgres")),
+        "beside": {name: rounds.figures(name) for name in ("curl", "server", "bare")},
+    }
+
+
 def own_core(run: Run) -> Figures:
-    """`e2e` with the worker, then the API, on a core of its own: what each costs when nobody shares its caches."""
-    with run.server() as server, run.load() as load:
+    """`e2e` with the worker, then the API, on a core of its own: what each costs when nobody shares its caches.
+
+    So has libcurl's loop, in whose requests the costs are told. The load is with all others on the other cores.
+    """
+    if len(CORES) < 2:
+        raise VoidRun("one core only: nobody can have one of its own")
+    with curl_at_rest(run, pinned=True) as unit, run.server() as server, run.load() as load, off_the_first_core():
         server.subscribe(load.listen())
-        figures: Figures = {}
-        for role, name, batch in (("worker", "worker", 1), ("api", "api", 1), ("api", "api_batch", BATCH)):
-            if not server.pin(role):
-                raise VoidRun("one core only: nobody can have one of its own", figures)
-            load.target(server.url, server.key, batch=batch)
-            found = run.in_balance(server, load).figures()
-            figures |= {f"{name}_us": found[f"{role}_us"], f"{name}_pinned_per_second": found["per_second"]}
-            figures |= {"cores_used_by_others": found["cores_used_by_others"]}
-        return {"per_second": figures["worker_pinned_per_second"], **figures, **run.accounts(server, load)}
+        roles = {"worker": ("worker", 1), "api": ("api", 1), "api_batch": ("api", BATCH)}
+        pinned = {name: _balanced(server, load, partial(_pin, server, load, *role)) for name, role in roles.items()}
+        rounds = alternate(run, {"curl": unit, **pinned})
+        figures: Figures = {"curl_us": rounds.figures("curl")["curl_us"]}
+        for name, (role, _) in roles.items():
+            figures |= {f"{name}_us": rounds.figures(name)[f"{role}_us"]}
+            figures |= {f"{name}_in_curls": rounds.ratio(name, "curl", f"{role}_us", "curl_us")}
+        return {"per_second": rounds.figures("worker")["per_second"], **figures, **run.accounts(server, load)}
+
+
+def _pin(server: Server, load: Load, role: str, batch: int) -> None:
+    server.pin(role)
+    load.target(server.url, server.key, batch=batch)
 
 
 def domains(run: Run) -> Figures:
@@ -193,23 +147,37 @@ def domains(run: Run) -> Figures:
 
 
 def latency(run: Run) -> Figures:
-    """A fixed rate, half of what `e2e` sustains, then next to nothing; counted from when each event was due."""
+    """A fixed rate, half of what was sustained a moment before, again and again; then next to nothing.
+
+    Counted from when each event was due. The percentiles are medians over the slices: what is half of its capacity on a
+    machine whose speed changes is known for a moment only.
+    """
     with run.server() as server, run.load() as load:
         server.subscribe(load.listen())
         load.target(server.url, server.key)
-        rate = (run.per_second("e2e") or _sustained_rate(run, server, load)) / 2
-        load.open_loop(run.warm_up_s, rate)
-        with run.measure(server, load) as window:
-            load.open_loop(run.seconds, rate)
+        contenders = {"full": _balanced(server, load), "half": _balanced(server, load)}
+        rates: list[float] = []
+
+        def half(seconds: float) -> None:
+            load.open_loop(seconds, rates[-1])
+
+        load.sustained(run.warm_up_s)
         load.drain()
+        rounds = Rounds(contenders)
+        for _ in range(slices(run)):
+            full = measured_slice(run, contenders["full"])
+            rates.append(full.delivered / full.seconds / 2)
+            rounds.add("full", full)
+            rounds.add("half", measured_slice(run, replace(contenders["half"], work=half)))
         with run.measure(server, load) as quiet:
             load.open_loop(min(run.seconds, IDLE_S_MAX), IDLE_RATE)
         load.drain()
         idle = quiet.latencies()
         return {
-            **window.figures(),
-            "scheduled_per_second": round(rate),
-            **window.latencies(),
+            **rounds.figures("half"),
+            "full_per_second": rounds.figures("full")["per_second"],
+            "full_all_us": rounds.figures("full")["all_us"],
+            **rounds.latencies("half"),
             "idle_p50_ms": idle["p50_ms"],
             "idle_p99_ms": idle["p99_ms"],
             **run.accounts(server, load),
@@ -300,9 +268,6 @@ def idle(run: Run) -> Figures:
 SCENARIOS: dict[str, Callable[[Run], Figures]] = {
     scenario.__name__: scenario
     for scenario in (
-        curl,
-        server,
-        bare,
         ingest,
         ingest_batch,
         e2e,

@@ -21,7 +21,7 @@ from typing import Any, Self
 import asyncpg
 
 from hookpost.app.bench.load import Listener
-from hookpost.app.bench.machine import arguments_of, cpu_s, processes, tree
+from hookpost.app.bench.machine import CORES, Process, arguments_of, cpu_s, processes, tree
 from hookpost.app.client import Client
 from hookpost.app.config import PREFIX
 from hookpost.app.demo import fresh_folder
@@ -33,7 +33,7 @@ STOP_S_MAX = 60.0
 POLL_S = 0.02
 _URL = re.compile(r"ready at (http://\S+)")
 _KEY = re.compile(r"its API key\s+(\S+)")
-_ADMIN_KEY = re.compile(r"admin key\s+(\S+)")
+_ADMIN_KEY = re.compile(r"admin key\s+(hpk_\S+)")
 # Settings worth printing with every run; the rest are the defaults of `hookpost serve`.
 SHOWN = ("fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "server_version")
 
@@ -205,16 +205,33 @@ class Server:
 
     def pin(self, role: str) -> bool:
         """A core of its own for a role, the other cores for all others; False where there is one core only."""
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) < 2:
+        if len(CORES) < 2:
             return False
-        table = processes()
-        for each, pids in self.pids().items():
-            for pid in pids:
-                for process in tree(pid, table) if each == "postgres" else [table[pid]]:
-                    with contextlib.suppress(ProcessLookupError):  # a backend that has ended since
-                        os.sched_setaffinity(process.pid, cores[:1] if each == role else cores[1:])
+        for each, processes_ in self._processes().items():
+            for process in processes_:
+                with contextlib.suppress(ProcessLookupError):  # a backend that has ended since
+                    os.sched_setaffinity(process.pid, CORES[:1] if each == role else CORES[1:])
         return True
+
+    def hold(self, role: str) -> None:
+        """Let the processes of a role stand still, for a time well below their lease."""
+        self._signal(role, signal.SIGSTOP)
+
+    def go_on(self, role: str) -> None:
+        """Let them work again."""
+        self._signal(role, signal.SIGCONT)
+
+    def _signal(self, role: str, number: signal.Signals) -> None:
+        for pid in self.pids()[role]:
+            os.kill(pid, number)
+
+    def _processes(self) -> dict[str, list[Process]]:
+        """The processes of each role; PostgreSQL's backends are the postmaster's children."""
+        table = processes()
+        return {
+            role: [process for pid in pids for process in (tree(pid, table) if role == "postgres" else [table[pid]])]
+            for role, pids in self.pids().items()
+        }
 
     def pids(self) -> dict[str, list[int]]:
         """Process ids by role: supervisor, api, worker, postgres (the postmaster)."""

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,12 @@ import asyncpg
 
 from hookpost.app.bench import fill
 from hookpost.app.bench.ledger import Ledger
+from hookpost.app.bench.limits import curl_at_rest
 from hookpost.app.bench.load import EVENT_TYPE, WINDOW, Load
-from hookpost.app.bench.run import Figures, Run, Window
+from hookpost.app.bench.machine import off_the_first_core
+from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.server import Server
+from hookpost.app.bench.slices import Contender, alternate, costs
 from hookpost.model import WaitReason
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
 
@@ -35,8 +39,8 @@ TENANTS_PER_S, TENANTS_MAX = 1_000, 10_000
 ENDPOINTS_A_TENANT = 10
 # One receiver stands for the hosts of so many endpoints.
 ENDPOINTS_A_LISTENER = 100
-# The drain is measured between these parts: connections and plans are made before, the last lanes end one by one.
-DRAIN_FROM, DRAIN_TO = 0.1, 0.95
+# The drain is measured up to this part of it: the last lanes end one by one.
+DRAIN_TO = 0.95
 # A drain that brings nothing for so long is stuck.
 QUIET_S = 20.0
 # How long to wait for shards to be taken, or for the last results to be written.
@@ -54,28 +58,27 @@ T = TypeVar("T")
 def deliver(run: Run) -> Figures:
     """A full journal is drained to healthy endpoints; the workers start when it is full."""
     count = round(run.seconds * DELIVER_EVENTS_PER_S)
-    with run.server() as server, run.load() as load:
+    with curl_at_rest(run) as unit, run.server() as server, run.load() as load:
         owed = receivers(server, load)
         refill(server, lambda connection: fill.journal(connection, owed, count))
         take_over(load.ledger, count)
         server.start()
-        window = drain(run, server, load, count)
-        return {**window.figures(), "events": count, **run.accounts(server, load), **run.writes(server, load)}
+        figures = drain_beside(run, unit, server, load, count)
+        return {**figures, "events": count, **run.accounts(server, load), **run.writes(server, load)}
 
 
 def recover(run: Run) -> Figures:
     """Endpoints were down: all that waits for its retry is due, and drained."""
     count = round(run.seconds * RECOVER_EVENTS_PER_S)
-    with run.server() as server, run.load() as load:
+    with curl_at_rest(run) as unit, run.server() as server, run.load() as load:
         owed = receivers(server, load)
         before_mb = worker_mb(server)
         refill(server, lambda c: fill.backlog(c, owed, count, reason=WaitReason.RETRY, due_in_s=-1.0))
         take_over(load.ledger, count)
         server.start()
-        window = drain(run, server, load, count)
+        figures = drain_beside(run, unit, server, load, count)
         memory = {"worker_mb_before": before_mb, "worker_mb_peak": worker_mb(server, peak=True)}
-        figures = {**window.figures(), "waiting_before": count, **memory, **run.accounts(server, load)}
-    return {**figures, **_ratio(run, figures, "deliver")}
+        return {**figures, "waiting_before": count, **memory, **run.accounts(server, load)}
 
 
 def memory(run: Run) -> Figures:
@@ -119,13 +122,12 @@ def scale(run: Run) -> Figures:
         made = _add_tenants(server, load, tenants, endpoints)
         server.start()
         start = {"started_in_s": round(server.started_in_s, 2), "owned_s": await_owned(server)}
-        one = _one_tenant(run, server, load)
-        every = _every_tenant(run, server, load, made)
+        every = _in_turns(run, server, load, made)
         memory = server.rss_mb()
         run.accounts(server, load)
         waiting = _start_with_waiting(server, load, endpoints)
         return {
-            **every, "tenants": tenants, "endpoints": endpoints, **_compared(every, one), **start,
+            **every, "tenants": tenants, "endpoints": endpoints, **start,
             "started_empty_in_s": round(empty_s, 2), "api_mb": memory["api"], "worker_mb": memory["worker"], **waiting,
             **run.accounts(server, load, all_delivered=False),
         }  # fmt: skip
@@ -135,7 +137,7 @@ def workers(run: Run) -> Figures:
     """A full journal drained by one to eight workers, all on one core: what a delivery costs each time."""
     count = round(run.seconds * WORKERS_EVENTS_PER_S)
     points = {number: _workers(run, number, count) for number in WORKERS}
-    costs = {number: float(str(point["worker_us"])) for number, point in points.items()}
+    costs = {number: float(str(point["worker_in_curls"])) for number, point in points.items()}
     return {
         "per_second": points[1]["per_second"],
         "events": count,
@@ -146,16 +148,16 @@ def workers(run: Run) -> Figures:
 
 
 def _workers(run: Run, number: int, count: int) -> Figures:
-    with run.server(workers=number) as server, run.load() as load:
+    with curl_at_rest(run, pinned=True) as unit, run.server(workers=number) as server, run.load() as load:
         owed = receivers(server, load)
         refill(server, lambda connection: fill.journal(connection, owed, count))
         take_over(load.ledger, count)
         server.start()
         pinned = server.pin("worker")
-        window = drain(run, server, load, count)
-        figures = window.figures()
+        with off_the_first_core():
+            figures = drain_beside(run, unit, server, load, count)
         run.accounts(server, load)
-        shown = ("per_second", "worker_us", "postgres_us")
+        shown = ("per_second", "worker_us", "worker_in_curls", "postgres_us")
         return {**{name: figures[name] for name in shown}, "pinned": pinned}
 
 
@@ -212,15 +214,26 @@ def take_over(ledger: Ledger, count: int) -> None:
 # ---- draining -------------------------------------------------------------------------------------------------------
 
 
-def drain(run: Run, server: Server, load: Load, count: int) -> Window:
-    """Receive all; what lies between the beginning and the end is measured."""
+def drain_beside(run: Run, unit: Contender, server: Server, load: Load, count: int) -> Figures:
+    """Receive all; slices of it are measured, and libcurl's loop while the workers stand still."""
     ledger = load.ledger
-    load.receive(lambda: ledger.delivered >= count * DRAIN_FROM, quiet_s=QUIET_S)
-    with run.measure(server, load) as window:
-        load.receive(lambda: ledger.delivered >= count * DRAIN_TO, quiet_s=QUIET_S)
+    drained = Contender(
+        subject=server, load=load, work=partial(_receive_for, load, count=count),
+        ready=partial(server.go_on, "worker"), rest=partial(server.hold, "worker"),
+    )  # fmt: skip
+    try:
+        rounds = alternate(run, {"drain": drained, "curl": unit}, more=lambda: ledger.delivered < count * DRAIN_TO)
+    finally:
+        server.go_on("worker")
     load.drain(quiet_s=QUIET_S)
     until_none(server, "select 1 from backlog limit 1")
-    return window
+    return {
+        **rounds.figures("drain"),
+        "of_curl": rounds.ratio("drain", "curl"),
+        **costs(rounds, "drain", ("worker", "postgres")),
+        "curl_us": rounds.figures("curl")["curl_us"],
+        "curl_per_second": rounds.figures("curl")["per_second"],
+    }
 
 
 def until_none(server: Server, sql: str) -> float:
@@ -260,11 +273,6 @@ where s.owner is null or not exists (select from progress p where p.shard = s.sh
 def await_owned(server: Server) -> float:
     """Seconds from the server's start until every shard has an owner that knows what waits in it."""
     return round(server.started_in_s + until_none(server, _NOT_TAKEN_OVER), 2)
-
-
-def _ratio(run: Run, figures: Figures, scenario: str) -> Figures:
-    other = run.per_second(scenario)
-    return {f"of_{scenario}": round(float(str(figures["per_second"])) / other, 3)} if other else {}
 
 
 # ---- many tenants ---------------------------------------------------------------------------------------------------
@@ -318,44 +326,33 @@ def _start_with_waiting(server: Server, load: Load, endpoints: int) -> Figures:
     return {"owned_with_waiting_s": await_owned(server), "worker_with_waiting_mb": worker_mb(server, peak=True)}
 
 
-def _compared(every: Figures, one: Figures) -> Figures:
-    """All tenants against one: by deliveries a second, and by CPU, which others on the machine disturb less."""
-    rates = float(str(every["per_second"])), float(str(one["per_second"]))
-    return {
-        "one_tenant_per_second": one["per_second"],
-        "of_one_tenant": round(rates[0] / max(1.0, rates[1]), 3),
-        "of_one_tenant_by_cpu": round(cpu_us(one) / max(1.0, cpu_us(every)), 3),
-    }
-
-
-def _one_tenant(run: Run, server: Server, load: Load) -> Figures:
+def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
+    """One tenant's events, then those of all, again and again. Before the clock runs each endpoint gets one: all of its
+    configuration has to be loaded."""
     load.target(server.url, server.key)
-    return run.in_balance(server, load).figures()
-
-
-def cpu_us(figures: Figures) -> float:
-    """What a delivery costs Hookpost and its database."""
-    return sum(float(str(figures[f"{role}_us"])) for role in ("api", "worker", "postgres"))
-
-
-def _every_tenant(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
-    """First each endpoint gets one event: all of its configuration has to be loaded; then the clock runs."""
+    one = load.forms
     load.target(server.url, made[0].key)
-    forms = TenantsForms(load.forms[0], made[0].key, made, order=random.Random(1))  # noqa: S311 - an order, no secret
-    load.forms = forms
+    every = TenantsForms(load.forms[0], made[0].key, made, order=random.Random(1))  # noqa: S311 - an order, no secret
+    load.forms = every
     started, before = load.now(), load.ledger.accepted
-    while load.ledger.accepted - before < len(forms):
+    while load.ledger.accepted - before < len(every):
         load.sustained(0.5, window=WINDOW)
     load.drain(quiet_s=QUIET_S)
-    first_s = load.now() - started
-    with run.measure(server, load) as window:
-        load.sustained(run.seconds)
-    load.drain(quiet_s=QUIET_S)
+    first = {"first_events_per_second": round((load.ledger.accepted - before) / (load.now() - started))}
+    rounds = alternate(run, {
+        name: Contender(
+            subject=server, load=load, ready=partial(setattr, load, "forms", forms), work=load.sustained,
+            rest=partial(load.drain, quiet_s=QUIET_S),
+        )
+        for name, forms in (("one", one), ("every", every))
+    })  # fmt: skip
     return {
-        **window.figures(),
-        **window.latencies(),
-        "first_events_per_second": round((load.ledger.accepted - before - window.accepted) / first_s),
-    }
+        **rounds.figures("every"), **rounds.latencies("every"), **first,
+        "one_tenant_per_second": rounds.figures("one")["per_second"],
+        "of_one_tenant": rounds.ratio("every", "one"),
+        # The same by CPU, which other programs on the machine disturb less.
+        "of_one_tenant_by_cpu": rounds.ratio("one", "every", "all_us"),
+    }  # fmt: skip
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ a change was acknowledged is matched with it. Rows come out as dicts of plain va
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -38,6 +38,8 @@ ENDPOINT_COLUMNS = (
 TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
+# What holds a delivery before anybody asks its receiver's breaker.
+_BEFORE_BREAKERS = (WaitReason.EGRESS_DOWN, WaitReason.ORDERED)
 # Times a replay is aimed anew because its tenant's configuration changed under it.
 _STALE_MAX = 10
 
@@ -232,7 +234,8 @@ class AdminQueries:
             row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
             event = _found(row, "event")
             states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
-        deliveries = [delivery_state(state) for state in states]
+            held = await _held_until(connection, event["tenant_id"], states)
+        deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
         event["status"] = event_status([delivery["status"] for delivery in deliveries])
         return EventView(event, deliveries)
 
@@ -286,10 +289,13 @@ class AdminQueries:
         async with self._connections.use(f"list what waits for endpoint {endpoint_id}") as connection:
             row = await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id)
             endpoint = _found(row, "endpoint")
+            of = endpoint["tenant_id"], origin_of(endpoint["url"])
+            breaker = (await _breakers(connection, {of})).get(of)
             rows = await connection.fetch(SQL["list_waiting"], tenant_id, endpoint_id, *_after(after, 2), limit + 1)
         page = _page(rows, limit, ("shard", "position"))
         for waiting in page.rows:
-            waiting["reason"] = _shown_reason(waiting["reason"], endpoint["status"])
+            held_until = None if breaker is None else breaker["held_until"]
+            waiting["reason"] = _shown_reason(waiting["reason"], waiting["due_at"], endpoint["status"], held_until)
         return page
 
     async def list_dead_letters(
@@ -339,9 +345,10 @@ class AdminQueries:
 # ---- what the rows mean ----------------------------------------------------------------------------------------------
 
 
-def delivery_state(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of one delivery, derived from what its shard's owner has written down (design.md §5)."""
-    status, reason, next_attempt_at = _derived(row)
+def delivery_state(row: Mapping[str, Any], held_until: float | None = None) -> dict[str, Any]:
+    """The state of one delivery, derived from what its shard's owner has written down (design.md §5). ``held_until``:
+    by its receiver's breaker, at least; None: it is closed."""
+    status, reason, next_attempt_at = _derived(row, held_until)
     return {
         "endpoint_id": row["endpoint_id"],
         "generation": row["generation"],
@@ -353,12 +360,12 @@ def delivery_state(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _derived(row: Mapping[str, Any]) -> tuple[str, str | None, float | None]:
+def _derived(row: Mapping[str, Any], held_until: float | None = None) -> tuple[str, str | None, float | None]:
     """Status, reason and time of the next attempt; the order of the questions is the rule."""
     if row["queued"]:
         return "queued", None, None
     if row["waiting_reason"] is not None and not _blocks_its_lane(row):
-        reason = _shown_reason(row["waiting_reason"], row["endpoint_status"])
+        reason = _shown_reason(row["waiting_reason"], row["due_at"], row["endpoint_status"], held_until)
         return "waiting", reason, row["due_at"] if reason == WaitReason.RETRY else None
     if row["dead_reason"] is not None:
         return "dead", row["dead_reason"], None
@@ -383,9 +390,13 @@ def is_controllable(row: Mapping[str, Any], action: ControlAction) -> bool:
     return status in ("queued", "waiting") or row["older_waits"] or blocks
 
 
-def _shown_reason(stored: str, endpoint_status: str | None) -> str:
-    """What waits for a paused endpoint waits for that, whatever it waited for before."""
-    return endpoint_status if endpoint_status in _HELD else stored
+def _shown_reason(stored: str, due_at: float, endpoint_status: str | None, held_until: float | None) -> str:
+    """What holds it now, whatever it was written down for: its endpoint that is paused; then the breaker of its
+    receiver, if it is due before that lets anything through."""
+    if endpoint_status in _HELD:
+        return endpoint_status
+    by_breaker = held_until is not None and due_at <= held_until and stored not in _BEFORE_BREAKERS
+    return WaitReason.BREAKER_OPEN if by_breaker else stored
 
 
 def event_status(deliveries: Sequence[str]) -> str:
@@ -420,15 +431,34 @@ def _endpoint(row: Any) -> dict[str, Any]:
 
 async def _with_breakers(connection: Any, endpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The endpoints with the state of the breaker of each one's origin; a breaker without a row never opened."""
-    keys = {(endpoint["tenant_id"], origin_of(endpoint["url"])) for endpoint in endpoints}
-    rows = await connection.fetch(SQL["breakers"], [of for of, _ in keys], [origin for _, origin in keys])
-    known = {(row["tenant_id"], row["origin"]): row for row in rows}
+    known = await _breakers(connection, {(e["tenant_id"], origin_of(e["url"])) for e in endpoints})
     for endpoint in endpoints:
         row = known.get((endpoint["tenant_id"], origin_of(endpoint["url"])))
         endpoint["breaker_state"] = "closed" if row is None else row["state"]
         endpoint["breaker_since"] = None if row is None else row["since"]
         endpoint["breaker_reopen_at"] = None if row is None else row["reopen_at"]
     return endpoints
+
+
+async def _breakers(connection: Any, keys: Collection[tuple[UUID, str]]) -> dict[tuple[UUID, str], Any]:
+    """What is stored of the breakers of these (tenant, origin)."""
+    if not keys:
+        return {}
+    rows = await connection.fetch(SQL["breakers"], [of for of, _ in keys], [origin for _, origin in keys])
+    return {(row["tenant_id"], row["origin"]): row for row in rows}
+
+
+async def _held_until(
+    connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]
+) -> dict[UUID, float | None]:
+    """Until when at least the breakers of their receivers hold the deliveries that wait, by endpoint."""
+    of = {
+        state["endpoint_id"]: (tenant_id, origin_of(state["endpoint_url"]))
+        for state in states
+        if state["waiting_reason"] is not None and state["endpoint_url"] is not None
+    }
+    breakers = await _breakers(connection, set(of.values()))
+    return {endpoint_id: breakers[key]["held_until"] for endpoint_id, key in of.items() if key in breakers}
 
 
 def _merged(current: Mapping[str, Any], changes: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:

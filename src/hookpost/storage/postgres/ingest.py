@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 import msgspec
+from asyncpg.pgproto.pgproto import UUID as DriverUUID
 
 from hookpost.storage.contract import (
     ApiKey,
@@ -69,13 +70,11 @@ class IngestQueries:
         if stale is not None:
             return Stale(frozenset(stale))
         if verdicts is None:
-            return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
+            return [_new(event) for event in events]
         if _TRY_AGAIN in verdicts:
             raise StoreUnavailable("an idempotency key expired at this very moment")
         return [
-            Appended(Verdict.NEW, event.event_id, len(event.owed))
-            if verdict == Verdict.NEW
-            else Appended(Verdict(verdict), first_id, first_count)
+            _new(event) if verdict == Verdict.NEW else Appended(Verdict(verdict), first_id, first_count)
             for event, verdict, first_id, first_count in zip(events, verdicts, first_ids, first_counts, strict=True)
         ]
 
@@ -138,3 +137,8 @@ class IngestQueries:
         names = ",".join(map(str, shards)) if len(shards) <= RING_SHARDS_MAX else ""
         async with self._connections.use("ring") as connection:
             await connection.execute(SQL["ring"], names)
+
+
+def _new(event: NewEvent) -> Appended:
+    """With an id that is equal to what the database tells of it later: that which was minted need not be."""
+    return Appended(Verdict.NEW, DriverUUID(event.event_id.bytes), len(event.owed))

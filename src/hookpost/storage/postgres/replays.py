@@ -45,7 +45,7 @@ class _Owed:
 
     event_id: UUID
     type: str
-    endpoint_ids: Sequence[UUID]
+    endpoint_ids: list[UUID]
 
 
 class ReplayQueries:
@@ -73,18 +73,9 @@ class ReplayQueries:
     async def _append(
         self, connection: Any, tenant_id: UUID, tenant: Mapping[str, Any], events: Sequence[_Owed]
     ) -> tuple[int, ...]:
-        """Append replays of different events, each to a shard that ingest may choose for it now; returns the shards."""
-        endpoint_ids = {endpoint_id for event in events for endpoint_id in event.endpoint_ids}
-        home_shards = tenant["home_shards"]
-        pins = await connection.fetch(SQL["pins"], list(endpoint_ids))
-        pinned = {row["endpoint_id"] for row in pins if self._is_pinned(row, home_shards)}
-        all_pinned = routing.is_pinned(tenant["tenant_cap"], home_shards)
-        shards = [
-            routing.shard_for(
-                event.event_id, home_shards, pinned=all_pinned or not pinned.isdisjoint(event.endpoint_ids)
-            )
-            for event in events
-        ]
+        """Append replays of different events, each to a shard that ingest may choose for it now, or to the one where it
+        takes the place of what blocks there; returns the shards."""
+        events, shards = await self._aim(connection, tenant, events)
         owed: list[UUID] = []
         starts: list[int] = []
         for event in events:
@@ -95,6 +86,34 @@ class ReplayQueries:
         oldest = min(map(minted_at, ids))
         await connection.execute(SQL["append_replays"], tenant_id, oldest, shards, ids, types, owed, starts, counts)
         return tuple(sorted(set(shards)))
+
+    async def _aim(
+        self, connection: Any, tenant: Mapping[str, Any], events: Sequence[_Owed]
+    ) -> tuple[list[_Owed], list[int]]:
+        """The events, and the shard of each. One that blocks an endpoint in a shard of its own stands there as well."""
+        pairs = [(event.event_id, endpoint_id) for event in events for endpoint_id in event.endpoint_ids]
+        rows = await connection.fetch(SQL["blocking"], [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        blocking = {(row["event_id"], row["endpoint_id"]): row["shard"] for row in rows}
+        aimed: dict[tuple[UUID, int], _Owed] = {}
+        for event, shard in zip(events, await self._choose(connection, tenant, events), strict=True):
+            for endpoint_id in event.endpoint_ids:
+                at = event.event_id, blocking.get((event.event_id, endpoint_id), shard)
+                aimed.setdefault(at, _Owed(event.event_id, event.type, [])).endpoint_ids.append(endpoint_id)
+        return list(aimed.values()), [shard for _, shard in aimed]
+
+    async def _choose(self, connection: Any, tenant: Mapping[str, Any], events: Sequence[_Owed]) -> list[int]:
+        """The shards that ingest may choose for the events now."""
+        endpoint_ids = {endpoint_id for event in events for endpoint_id in event.endpoint_ids}
+        home_shards = tenant["home_shards"]
+        pins = await connection.fetch(SQL["pins"], list(endpoint_ids))
+        pinned = {row["endpoint_id"] for row in pins if self._is_pinned(row, home_shards)}
+        all_pinned = routing.is_pinned(tenant["tenant_cap"], home_shards)
+        return [
+            routing.shard_for(
+                event.event_id, home_shards, pinned=all_pinned or not pinned.isdisjoint(event.endpoint_ids)
+            )
+            for event in events
+        ]
 
     def _is_pinned(self, endpoint: Mapping[str, Any], home_shards: Sequence[int]) -> bool:
         return endpoint["pinned"] or routing.is_pinned(endpoint["cap"] or self._endpoint_cap, home_shards)

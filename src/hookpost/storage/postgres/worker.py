@@ -580,10 +580,10 @@ _MAY_GO: tuple[_Cut, bool] = ((), True)
 async def _settle_rare(connection: Any, parts: Sequence[ShardSettle], store: _StoreRows) -> None:
     """What a delivery that works the first time never writes. Lock order: dead letters, then backlog, each sorted; to
     the outbox rows are only added."""
-    revived = sorted({pair for part in parts for pair in part.revived})
+    revived = sorted({(*pair, part.shard) for part in parts for pair in part.revived})
     dead = _dead_rows(parts)
     if revived:
-        await connection.execute(SQL["settle_dead_locks"], *_columns([*revived, *(row[:2] for row in dead)]))
+        await connection.execute(SQL["settle_dead_locks"], *_columns([row[:2] for row in (*revived, *dead)]))
     dropped = sorted((part.shard, endpoint_id) for part in parts for endpoint_id in part.dropped_lanes)
     deletes = sorted((part.shard, endpoint_id, position) for part in parts for endpoint_id, position in part.deletes)
     upserts = [_upsert_row(part.shard, change) for part in parts for change in part.upserts.values()]

@@ -115,7 +115,7 @@ create index replays_running on replays (next_at) where state = 'running';
 -- How many replays of a tenant wait bounds what its bulk replays add.
 create index backlog_replays on backlog (tenant_id) where generation > 0;
 
--- Owe events of one tenant once more, each in its shard; an event stands once in a call. The caller has locked the
+-- Owe events of one tenant once more, each in its shard; an event may stand in several, for different endpoints. The caller has locked the
 -- tenant's row, so no two replays of an event count the same generation, and no endpoint changes meanwhile. None of the
 -- events is older than p_first_day.
 -- (hookpost_append_replay stays for processes of the release before.)
@@ -384,37 +384,20 @@ $$;
 create function hookpost_lift() returns int language plpgsql as
 $$
 declare
-    barriers_lifted   int;
-    departures_lifted int;
+    lifted int;
 begin
-    if not exists (select from barriers) and not exists (select from departures) then
+    if not exists (select from barriers) and not exists (select from departures)
+       or not pg_try_advisory_xact_lock(7705, 0) then
         return 0;
     end if;
-    if not pg_try_advisory_xact_lock(7705, 0) then
-        return 0;
-    end if;
-
     with done as (
-        select b.endpoint_id, b.shard, b.seq, b.tenant_id from barriers b
+        select b.tenant_id, b.endpoint_id, b.shard, b.seq from barriers b
         where hookpost_cursor(b.shard) >= b.seq and not exists (
             select from backlog w
             where w.shard = b.shard and w.endpoint_id = b.endpoint_id and w.position <= b.seq offset 0
         )
-    ), held as (
-        select t.tenant_id from tenants t where t.tenant_id in (select d.tenant_id from done d)
-        order by t.tenant_id for no key update skip locked
-    ), gone as (
-        delete from barriers b using done d, held h
-        where b.endpoint_id = d.endpoint_id and b.shard = d.shard and b.seq = d.seq and h.tenant_id = d.tenant_id
-        returning b.tenant_id
-    ), told as (
-        update tenants t set changed_at = clock_timestamp() from (select distinct g.tenant_id from gone g) g
-        where t.tenant_id = g.tenant_id
-    )
-    select count(*) into barriers_lifted from gone;
-
-    with done as (
-        select d.tenant_id, d.shard, d.seq from departures d
+        union all
+        select d.tenant_id, null, d.shard, d.seq from departures d
         where hookpost_cursor(d.shard) >= d.seq and not exists (
             select from endpoints e
             where e.tenant_id = d.tenant_id and exists (
@@ -424,15 +407,21 @@ begin
     ), held as (
         select t.tenant_id from tenants t where t.tenant_id in (select d.tenant_id from done d)
         order by t.tenant_id for no key update skip locked
+    ), free as (
+        select d.* from done d join held h on h.tenant_id = d.tenant_id
     ), gone as (
-        delete from departures d using done o, held h
-        where d.tenant_id = o.tenant_id and d.shard = o.shard and d.seq = o.seq and h.tenant_id = o.tenant_id
+        delete from barriers b using free f where (b.endpoint_id, b.shard, b.seq) = (f.endpoint_id, f.shard, f.seq)
+        returning b.tenant_id
+    ), left_behind as (
+        delete from departures d using free f
+        where f.endpoint_id is null and (d.tenant_id, d.shard, d.seq) = (f.tenant_id, f.shard, f.seq)
         returning d.tenant_id
+    ), all_gone as (
+        select g.tenant_id from gone g union all select l.tenant_id from left_behind l
     ), told as (
-        update tenants t set changed_at = clock_timestamp() from (select distinct g.tenant_id from gone g) g
-        where t.tenant_id = g.tenant_id
+        update tenants t set changed_at = clock_timestamp() where t.tenant_id in (select g.tenant_id from all_gone g)
     )
-    select count(*) into departures_lifted from gone;
-    return barriers_lifted + departures_lifted;
+    select count(*) into lifted from all_gone;
+    return lifted;
 end
 $$;

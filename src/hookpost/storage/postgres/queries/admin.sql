@@ -117,8 +117,9 @@ where endpoint_id = $1 and tenant_id = $2
 returning *
 
 -- name: breakers
--- Those of the (tenant, origin) pairs given that have ever opened.
-select b.tenant_id, b.origin, b.state, b.since, b.reopen_at
+-- Those of the (tenant, origin) pairs given that have ever opened; until when at least each holds what is due.
+select b.tenant_id, b.origin, b.state, b.since, b.reopen_at,
+       case when b.state <> 'closed' then greatest(b.reopen_at, clock_timestamp()) end as held_until
 from unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
 join breakers b on b.tenant_id = u.tenant_id and b.origin = u.origin
 
@@ -205,7 +206,7 @@ select l.endpoint_id, l.generation,
            or (l.seq <@ r.open and not coalesce(r.partial -> l.seq::text ? l.endpoint_id::text, false)) as queued,
        b.reason as waiting_reason, b.due_at, d.reason as dead_reason,
        coalesce(t.attempt_count, 0) as attempt_count, t.last_outcome, t.last_http_status,
-       e.status as endpoint_status, e.deleted_at is not null or e.endpoint_id is null as endpoint_deleted,
+       e.status as endpoint_status, e.url as endpoint_url, e.deleted_at is not null or e.endpoint_id is null as endpoint_deleted,
        coalesce(c.seq > l.seq, false) as cancelled, o.endpoint_id is not null as older_waits
 from latest l
 left join cancels c on c.endpoint_id = l.endpoint_id and c.shard = l.shard
@@ -221,7 +222,7 @@ left join lateral (
 ) d on true
 left join tries t on t.endpoint_id = l.endpoint_id and t.generation = l.generation
 left join lateral (
-    select c.endpoint_id, c.status, c.deleted_at, c.created_at from endpoints c where c.endpoint_id = l.endpoint_id
+    select c.endpoint_id, c.status, c.url, c.deleted_at, c.created_at from endpoints c where c.endpoint_id = l.endpoint_id
 ) e on true
 order by e.created_at, l.endpoint_id
 

@@ -18,6 +18,14 @@ where e.event_id = $1 and e.tenant_id = $2 and e.kind = 0
 select endpoint_id, max_in_flight as cap, pinned
 from endpoints where endpoint_id = any ($1)
 
+-- name: blocking
+-- Where a dead one of these deliveries still blocks the lane of an endpoint that keeps an order, or did when it died.
+select d.event_id, d.endpoint_id, d.shard
+from unnest($1::uuid[], $2::uuid[]) u (event_id, endpoint_id)
+join dead_letters d on d.event_id = u.event_id and d.endpoint_id = u.endpoint_id
+join backlog w on w.shard = d.shard and w.endpoint_id = d.endpoint_id and w.position = d.position
+where w.due_at = 'infinity'
+
 -- name: append_replays
 -- The day of an event lies at most one beside that of its id: $2 is the time in the oldest id.
 select hookpost_append_replays($1, (to_timestamp($2) at time zone 'utc')::date - 1, $3, $4, $5, $6, $7, $8)

@@ -179,9 +179,13 @@ where (d.event_id, d.endpoint_id) in (select * from unnest($1::uuid[], $2::uuid[
 order by d.event_id, d.endpoint_id for no key update
 
 -- name: settle_revived
--- A replay takes the delivery out of the dead letters.
-delete from dead_letters d using unnest($1::uuid[], $2::uuid[]) u (event_id, endpoint_id)
-where d.event_id = u.event_id and d.endpoint_id = u.endpoint_id
+-- A replay takes the delivery out of the dead letters; but not one that blocks its lane in another shard, as it does not
+-- take its place there.
+delete from dead_letters d using unnest($1::uuid[], $2::uuid[], $3::int[]) u (event_id, endpoint_id, shard)
+where d.event_id = u.event_id and d.endpoint_id = u.endpoint_id and (d.shard = u.shard or not exists (
+    select from backlog w
+    where w.shard = d.shard and w.endpoint_id = d.endpoint_id and w.position = d.position and w.due_at = 'infinity'
+))
 
 -- name: settle_dead
 insert into dead_letters (event_id, endpoint_id, tenant_id, shard, position, day, generation, type, reason, died_at,
