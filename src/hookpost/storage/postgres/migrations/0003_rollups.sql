@@ -73,9 +73,7 @@ create function hookpost_rolled_up(p_day date) returns boolean stable language s
 $$
     select not exists (
         select from shards s left join rollup_marks m on m.shard = s.shard
-        where exists (select from attempts a
-                      where a.shard = s.shard and a.settle_no > coalesce(m.settle_no, 0) and a.day = p_day offset 0)
-           or exists (select from events e
-                      where e.shard = s.shard and e.seq > coalesce(m.seq, 0) and e.day = p_day offset 0)
+        where (select max(a.settle_no) from attempts a where a.shard = s.shard and a.day = p_day) > coalesce(m.settle_no, 0)
+           or (select max(e.seq) from events e where e.shard = s.shard and e.day = p_day) > coalesce(m.seq, 0)
     )
 $$;
