@@ -1,5 +1,5 @@
-"""Maintenance: partitions ahead of time, expired idempotency keys, old progress, tenants spread as their load asks; and
-bulk replays, step by step.
+"""Maintenance: partitions ahead of time, expired idempotency keys, old progress, tenants spread as their load asks;
+bulk replays and rollups, step by step.
 
 Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
@@ -17,11 +17,13 @@ from hookpost.policy.routing import HOMES_MAX
 from hookpost.policy.spread import Bounds, Load, Watch, judge, loads
 from hookpost.storage.contract import (
     DataRejected,
+    Grain,
     MaintenanceStore,
     NotFound,
     ReplayLimits,
     ReplayState,
     ReplayStep,
+    RollupStore,
     ShardLoad,
     Spread,
     StoreUnavailable,
@@ -42,6 +44,16 @@ REPLAYS_TAKEN_S = 0.1
 # Steps are short transactions, as they hold shards that ingest appends to. In front of the workers a replay keeps no
 # more than they do in some seconds: what it has not appended yet costs nothing and can be cancelled.
 REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000, waiting_max=10_000, hold_s=1.0)
+# How old a dashboard's figures may be. An endpoint's minute is written once a turn: half as long, twice the writes.
+ROLLUPS_EVERY_S = 10.0
+ROLLUPS_AGAIN_S = 30.0
+# What one step counts: some tenths of a second of the database, as a settle holds some tens of attempts of a shard.
+SETTLES_AT_ONCE = 500
+EVENTS_AT_ONCE = 20_000
+# Rows that one step adds up to a coarser grain: as long.
+ROLLUPS_AT_ONCE = 24_000
+# Between two looks for rollups that are old enough to be added up.
+COMPACT_EVERY_S = 300.0
 # Between two looks at how much shards hold. A look takes some 0.1 ms of the database for each shard.
 SPREAD_EVERY_S = 10.0
 # The newest rows of a busy shard that tell whose it is busy with: 3 % off at worst for a tenant with half of them.
@@ -132,6 +144,45 @@ class Replays:
         if step.shards:
             with suppress(StoreUnavailable):  # workers look by themselves
                 await self._store.ring(step.shards)
+
+
+class Rollups:
+    """The loop that counts attempts and events, and adds old counts up: ``await run(stop)``. One at a time does it."""
+
+    def __init__(
+        self, store: RollupStore, *, minutes_kept_s: float, hours_kept_s: float, monotonic: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._compactions = ((Grain.MINUTE, Grain.HOUR, minutes_kept_s), (Grain.HOUR, Grain.DAY, hours_kept_s))
+        self._monotonic = monotonic
+        self._compact_at = monotonic()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Go on with what there is to count until ``stop`` is set."""
+        while not stop.is_set():
+            wait_s = await self.once()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), wait_s)
+
+    async def once(self) -> float:
+        """One step; returns the seconds until the next."""
+        try:
+            step = await self._store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE)
+            if step is not None:
+                telemetry.count("attempts_rolled_up", step.attempts)
+                if step.more:
+                    return 0.0
+            if self._monotonic() < self._compact_at:
+                return ROLLUPS_EVERY_S
+            for fine, coarse, age_s in self._compactions:
+                if await self._store.compact_rollups(fine, coarse, age_s=age_s, rows_max=ROLLUPS_AT_ONCE):
+                    return 0.0
+            self._compact_at = self._monotonic() + COMPACT_EVERY_S
+        except (StoreUnavailable, DataRejected) as error:
+            telemetry.count("maintenance_failures")
+            telemetry.log("maintenance_failed", task="roll up", reason=error)
+            return ROLLUPS_AGAIN_S
+        return ROLLUPS_EVERY_S
 
 
 class Spreading:

@@ -294,6 +294,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "leases_lost": "Times a worker lost its shards.",
         "child_exits": "Processes that ended although nobody stopped them.",
         "deliveries_replayed": "Deliveries that bulk replays have put into the journal.",
+        "attempts_rolled_up": "Attempts added to the rollups.",
         "alerts_told": "Alerts told, counted in each channel.",
         "alerts_given_up": "Alerts given up in one of their channels.",
         "maintenance_failures": "Maintenance tasks that failed.",

@@ -120,6 +120,7 @@ def test_a_wrong_value_is_refused_and_what_is_allowed_is_said(
             {"buffer_bytes": 1 << 20, "body_max_bytes": 2 << 20},
             "HOOKPOST_BUFFER_BYTES (1048576) must hold",
         ),
+        ({"rollup_minutes_days": 3, "rollup_hours_days": 2}, "must not exceed HOOKPOST_ROLLUP_HOURS_DAYS (2)"),
         ({"workers": 9}, "HOOKPOST_WORKERS (9) must not exceed HOOKPOST_SHARDS (8)"),
     ],
 )

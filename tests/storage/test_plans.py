@@ -22,8 +22,10 @@ from hookpost.storage.postgres.queries import load
 from tests.conftest import in_database
 
 WORKER, INGEST, MAINTENANCE, REPLAYS = load("worker"), load("ingest"), load("maintenance"), load("replays")
+ROLLUPS, STATS = load("rollups"), load("stats")
 DAYS = 30
-HOT = ("events", "attempts", "progress", "backlog", "dead_letters", "idempotency_keys", "endpoints", "endpoint_secrets")
+HOT = ("events", "attempts", "progress", "backlog", "dead_letters", "idempotency_keys", "endpoints", "endpoint_secrets",
+       "rollups", "metering")  # fmt: skip
 FILL = """
 select hookpost_make_partitions(hookpost_today() - 29, hookpost_today() + 3);
 insert into tenants (tenant_id, name, home_shards)
@@ -42,6 +44,19 @@ insert into events (day, shard, seq, event_id, tenant_id, type, payload, owed, c
 insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)
     select hookpost_today() - (29 - (n - 1) / 100)::int, shard, n, 1, n, n, hookpost_today()
     from generate_series(0, 3) shard, generate_series(1, 100 * 30) n;
+insert into attempts
+    select hookpost_today() - (29 - (n - 1) / 100)::int, md5(shard || 'a' || n)::uuid, shard, n, n, md5(shard || 'v' || n)::uuid,
+           md5('e' || n % 50)::uuid, md5('t' || n % 100)::uuid, 0, now(), now(), now(), 0, n % 500, 1, 1, 1, 1, 10, 20, 200,
+           false, 'delivered', null, 'w', '', '', null, ''
+    from generate_series(0, 3) shard, generate_series(1, 100 * 30) n;
+insert into rollup_marks select shard, 2990, 5990, hookpost_today() from generate_series(0, 3) shard;
+insert into rollups
+    select grain, timestamptz '2026-01-01 00:00:00Z' + make_interval(secs => grain * b), md5('t' || e % 10)::uuid,
+           case when e < 50 then md5('e' || e)::uuid else '00000000-0000-0000-0000-000000000000' end, 'delivered', '',
+           false, 8, 1, 9, 10, 20
+    from unnest(array[60, 3600, 86400]) grain, generate_series(0, 99) b, generate_series(0, 59) e;
+insert into metering (day, tenant_id, attempts)
+    select date '2026-01-01' + n, md5('t' || t)::uuid, 1 from generate_series(0, 99) n, generate_series(1, 100) t;
 insert into backlog (shard, endpoint_id, position, day, tenant_id, event_id, generation, reason, due_at, retry_count,
                      deadline, created_at)
     select n % 4, md5('e' || case when n % 5 = 0 then 1 else n % 500 end)::uuid, n, hookpost_today() - n % 3,
@@ -352,6 +367,83 @@ async def test_whether_progress_is_needed_is_looked_up(db: Any) -> None:
     plan = await explain(db, MAINTENANCE["progress_needed"], f"{TODAY} - 10")
     assert plan.scanned_whole() == set(), plan
     assert plan.rows_read("progress") <= 4 * 2 * (DAYS + 5), plan
+
+
+# ---- rollups and figures --------------------------------------------------------------------------------------------
+
+
+async def test_pending_settles_are_found_behind_the_marks(db: Any) -> None:
+    plan = await explain(db, ROLLUPS["pending_settles"], "5", "12")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.indexes() >= {"progress_…_pkey"}, plan
+    assert plan.rows_read("progress") <= 4 * (5 + DAYS + 5), plan
+
+
+async def test_a_step_reads_the_attempts_of_its_settles_in_their_partitions_alone(db: Any) -> None:
+    days = f"array[{TODAY}, {TODAY}, {TODAY} - 1]"
+    plan = await explain(
+        db, ROLLUPS["roll_up"], "array[0, 1, 1]", "array[2999, 2998, 2899]::bigint[]", days, f"{TODAY} - 1", TODAY,
+        "array[0, 8, 100, 200]",
+    )  # fmt: skip
+    assert plan.scanned_whole() == set(), plan
+    assert {index for index in plan.indexes() if index.startswith("attempts")} == {"attempts_…_shard_settle_no_idx"}
+    assert plan.rows_read("attempts") == pytest.approx(3, abs=0.1), plan
+    assert len(plan.scanned("attempts")) <= 2, plan
+
+
+async def test_accepted_events_are_read_behind_the_marks(db: Any) -> None:
+    plan = await explain(db, ROLLUPS["count_accepted"], "20", "100")
+    assert plan.scanned_whole() == set(), plan
+    assert {index for index in plan.indexes() if index.startswith("events")} == {"events_…_pkey"}, plan
+    assert plan.rows_read("events") <= 4 * 10 * 2, plan
+
+
+async def test_compaction_looks_up_what_it_moves(db: Any) -> None:
+    plan = await explain(db, ROLLUPS["oldest_bucket"], "60", "3600", "0")
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("rollups") <= 1, plan
+    plan = await explain(db, ROLLUPS["compact"], "60", "3600", "'2026-01-01 00:00:00Z'", "7")
+    assert plan.scanned_whole() == set(), plan
+    assert "Tid Scan" in plan.kinds(), plan
+    assert plan.rows_read("rollups") <= 60 * 7 * 3 + 1, plan  # found, fetched, deleted
+
+
+async def test_a_series_reads_the_rows_it_shows(db: Any) -> None:
+    window = ("'2026-01-01 00:00:00Z'", "'2026-01-01 01:00:00Z'", "60")
+    plan = await explain(db, STATS["series"], "md5('t7')::uuid", "md5('e7')::uuid", *window)
+    assert plan.scanned_whole() == set(), plan
+    assert plan.indexes() == {"rollups_pkey"}, plan
+    assert plan.rows_read("rollups") <= 62 * 2 + 8, plan
+
+
+PRESENT = {
+    "waiting_of_endpoint": (E1, "11"),
+    "waiting_of_tenant": ("md5('t2')::uuid", "11"),
+    "dead_of_endpoint": (E1, "11"),
+    "usage_of_tenant": ("md5('t1')::uuid", "date '2026-01-01'", "date '2027-01-01'", "null", "11"),
+    "usage_of_all": ("date '2026-01-01'", "date '2027-01-01'", "date '2026-02-01'", E1, "11"),
+    "endpoint_owner": (E1, "null"),
+}
+
+
+@pytest.mark.parametrize("name", PRESENT)
+async def test_figures_are_looked_up_no_further_than_their_limit(db: Any, name: str) -> None:
+    plan = await explain(db, STATS[name], *PRESENT[name])
+    assert plan.scanned_whole() == set(), plan
+    for table in ("backlog", "dead_letters", "metering"):
+        assert plan.rows_read(table) <= 22, plan
+
+
+async def test_all_that_waits_is_counted_up_to_the_limit(db: Any) -> None:
+    """All dead letters here are of one tenant: any way to them is right that ends."""
+    for name, key in (("waiting_of_all", ()), ("dead_of_all", ()), ("dead_of_tenant", ("md5('t1')::uuid",))):
+        plan = await explain(db, STATS[name], *key, "11")
+        assert plan.rows_read("backlog") + plan.rows_read("dead_letters") <= 11, plan
+
+
+async def test_whether_a_day_is_rolled_up_is_looked_up(db: Any) -> None:
+    touched = await Touched(db).by(("select hookpost_rolled_up(hookpost_today() - 3)",))
+    assert not any(name.startswith(HOT) for name in touched), touched
 
 
 # ---- inside the functions -------------------------------------------------------------------------------------------

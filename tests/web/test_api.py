@@ -768,6 +768,13 @@ async def test_another_tenants_ids_do_not_exist_on_any_route(
             assert_problem(answer, 404)
             tried += 1
     assert tried >= 21
+    named = 0
+    for path, operations in document["paths"].items():
+        for parameter in operations.get("get", {}).get("parameters", ()):
+            if (parameter["name"], parameter["in"]) == ("tenant_id", "query"):
+                assert_problem(await other.get(path, params={"tenant_id": tenant.tenant_id}), 404)
+                named += 1
+    assert named >= 9
     unchanged = (await tenant.get(f"{ENDPOINTS}/{endpoint['endpoint_id']}")).json()
     assert unchanged == {name: value for name, value in endpoint.items() if name != "secret"}
     assert (await tenant.get(f"/v1/replays/{ids['replay_id']}")).json()["state"] == "running"

@@ -338,6 +338,9 @@ ROUTES = [
     ("POST", "/v1/events/evt_" + "0" * 32 + "/retry_now", "replay"),
     ("GET", "/v1/replays", "replay"),
     ("GET", "/v1/replays/rpl_" + "0" * 32, "replay"),
+    ("GET", "/v1/stats", "read"),
+    ("GET", "/v1/usage", "read"),
+    ("GET", "/v1/cost", "read"),
     ("DELETE", "/v1/replays/rpl_" + "0" * 32, "replay"),
 ]
 

@@ -317,6 +317,36 @@ def replays(
     _show(client.call("GET", f"/v1/replays/{replay_id}"))
 
 
+@app.command()
+def cost(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
+    since: Annotated[str | None, typer.Option("--from", help="First day, e.g. 2026-01-01T00:00:00Z")] = None,
+    to: Annotated[str | None, typer.Option(help="End, not included.  [default: now]")] = None,
+    worker_hour: Annotated[float | None, typer.Option(help="Price of a worker for an hour.")] = None,
+    requests_per_worker: Annotated[float | None, typer.Option(help="Requests that it has under way at a time.")] = None,
+    storage_gb_month: Annotated[float | None, typer.Option(help="Price of a GB of disk for a month.")] = None,
+    egress_gb: Annotated[float | None, typer.Option(help="Price of a GB of traffic.")] = None,
+    retention_days: Annotated[float | None, typer.Option(help="Days for which attempts are kept.")] = None,
+    usage: Annotated[bool, typer.Option("--usage", help="Instead: what was used, by day and tenant.")] = False,
+    format: Annotated[str, typer.Option(help="Of --usage: csv or ndjson.")] = "csv",
+) -> None:
+    """What a month costs at the pace of some days, measured, and by your prices; or (--usage) an export for billing."""
+    about: dict[str, Any] = {"tenant_id": tenant, "from": since, "to": to}
+    prices: dict[str, Any] = {
+        "worker_cost_per_hour": worker_hour,
+        "requests_per_worker": requests_per_worker,
+        "storage_cost_per_gb_month": storage_gb_month,
+        "egress_cost_per_gb": egress_gb,
+        "retention_days": retention_days,
+    }
+    if not usage:
+        _show(Client().call("GET", "/v1/cost", **about, **prices))
+    elif any(price is not None for price in prices.values()):
+        raise ClientError("--usage is what was used, whatever the prices: leave them out")
+    else:
+        sys.stdout.write(Client().text("/v1/usage", **about, format=format))
+
+
 OfEndpoint = Annotated[str | None, typer.Option("--endpoint", help="Only the delivery to this endpoint.")]
 
 

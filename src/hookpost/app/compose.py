@@ -23,11 +23,12 @@ from hookpost.app.config import DAY_S, Settings
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
-from hookpost.maintenance import Maintenance, Replays, Spreading
+from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
+from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
@@ -78,6 +79,16 @@ def timeouts(settings: Settings) -> Timeouts:
 
 def _ca_file(settings: Settings) -> str | None:
     return None if settings.ca_file is None else str(settings.ca_file)
+
+
+def prices(settings: Settings) -> Prices:
+    """What the operator pays, unless a request for the cost says otherwise."""
+    return Prices(
+        worker_cost_per_hour=settings.cost_worker_hour,
+        requests_per_worker=settings.cost_requests_per_worker,
+        storage_cost_per_gb_month=settings.cost_storage_gb_month,
+        egress_cost_per_gb=settings.cost_egress_gb,
+    )
 
 
 def policies(settings: Settings) -> Policies:
@@ -178,6 +189,7 @@ async def run_api(
             endpoints_max=settings.endpoints_max,
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
+            prices=prices(settings),
             cursor_secret=bytes.fromhex(cursor_secret),
         ),
     )
@@ -261,6 +273,12 @@ async def run_worker(
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
     maintenance = Maintenance(store, days_ahead=settings.partition_days_ahead)
+    rollups = Rollups(
+        store,
+        minutes_kept_s=settings.rollup_minutes_days * DAY_S,
+        hours_kept_s=settings.rollup_hours_days * DAY_S,
+        monotonic=clock.monotonic,
+    )
     spreading = Spreading(
         store,
         node_id=node_id,
@@ -272,6 +290,7 @@ async def run_worker(
         tending = [
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
+            tasks.create_task(rollups.run(stop)),
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]

@@ -60,6 +60,9 @@ BODY_BYTES_MAX: Final = 16 * MIB
 TOTAL_TIMEOUT_S_MAX: Final = 30.0
 """A slow receiver holds a slot that long, and an ordered lane waits that long after a change of owner (quiet_until)."""
 
+PRICE_MAX: Final = 1e6
+"""In any currency; more is a typing mistake."""
+
 LEASE_S_MAX: Final = 300.0
 """How long the shards of a dead worker stand still at most."""
 
@@ -320,6 +323,21 @@ class Settings(BaseSettings):
         DAY_S, ge=0, le=30 * DAY_S, description="how long a rotated secret still signs, beside the new one"
     )
 
+    rollup_minutes_days: float = Field(
+        2, ge=0.05, le=60, description="for so many days stats are kept by the minute, then by the hour"
+    )
+    rollup_hours_days: float = Field(
+        90, ge=1, le=3660, description="for so many days stats are kept by the hour, then by the day, for ever"
+    )
+    cost_worker_hour: float = Field(
+        0.045, ge=0, le=PRICE_MAX, description="what a worker process costs in an hour, as `hookpost cost` takes it"
+    )
+    cost_requests_per_worker: float = Field(
+        1, ge=1, le=PRICE_MAX, description="requests that a worker has under way at a time; 1 counts a worker for each"
+    )
+    cost_storage_gb_month: float = Field(0.10, ge=0, le=PRICE_MAX, description="what a GB of disk costs in a month")
+    cost_egress_gb: float = Field(0.09, ge=0, le=PRICE_MAX, description="what a GB of traffic costs")
+
     allow_networks: NetworkList = Field(
         (), description="CIDRs that endpoints may reach although private, separated by commas, e.g. 127.0.0.0/8"
     )
@@ -495,6 +513,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
                 f"{_variable(name)} ({getattr(s, name)}) must hold at least one event: "
                 f"HOOKPOST_BODY_MAX_BYTES is {s.body_max_bytes}"
             )
+    if s.rollup_minutes_days > s.rollup_hours_days:
+        yield (
+            f"HOOKPOST_ROLLUP_MINUTES_DAYS ({s.rollup_minutes_days:g}) must not exceed "
+            f"HOOKPOST_ROLLUP_HOURS_DAYS ({s.rollup_hours_days:g})"
+        )
     if s.workers > s.shards:
         yield (
             f"HOOKPOST_WORKERS ({s.workers}) must not exceed HOOKPOST_SHARDS ({s.shards}): "

@@ -388,6 +388,38 @@ class MaintenanceStore(Protocol):
         """Change the number of home shards, if it still follows the load and is the known one; was it changed?"""
 
 
+# ---- rollups --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RolledUp:
+    """What one step of the builder of rollups counted, and whether there is more to count at once."""
+
+    attempts: int
+    events: int
+    more: bool
+
+
+class Grain(IntEnum):
+    """How long the time is that a rollup stands for, in seconds."""
+
+    MINUTE = 60
+    HOUR = 3_600
+    DAY = 86_400
+
+
+class RollupStore(Protocol):
+    """What the builder of rollups asks of the store. Harmless from several nodes at once: one of them does it."""
+
+    async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp | None:
+        """Count the attempts of at most so many settles, and so many events, behind those counted last; None while
+        another node does it. One transaction: whatever ends it, nothing is counted twice or missed."""
+
+    async def compact_rollups(self, fine: Grain, coarse: Grain, *, age_s: float, rows_max: int) -> int:
+        """Add rollups older than ``age_s`` up to the coarser grain, about ``rows_max`` at a time; returns how many. 0,
+        too, while another node builds."""
+
+
 # ---- alerts ---------------------------------------------------------------------------------------------------------
 
 
@@ -463,6 +495,52 @@ class ReplayFilter:
     type: str | None = None
     since: float | None = None
     until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PointRows:
+    """One point of a series: attempts by (outcome, error code or "", retry), and by least latency of their bucket."""
+
+    counts: dict[tuple[str, str, bool], int] = field(default_factory=dict)
+    latencies: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Attempts that ended in points of time, by their number; what was settled by ``complete_until`` is in it. None:
+    nothing was counted yet."""
+
+    points: dict[int, PointRows]
+    complete_until: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many there are; not ``exact``: at least so many."""
+
+    count: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How things stand now: deliveries that wait, dead letters, entries of the journal that are not done. ``depth`` is
+    None where it was not asked for, as it is that of shards, which tenants share."""
+
+    waiting: Counted
+    dead: Counted
+    depth: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """What the platform and its tenants had on some days: the total and those with the most attempts (or the one tenant
+    that was asked for), as rows of the metering; and what an attempt's row takes on disk (None: too few to tell)."""
+
+    platform: dict[str, Any] | None
+    tenants: list[dict[str, Any]]
+    attempt_row_bytes: float | None
+    complete_until: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,6 +697,26 @@ class AdminStore(Protocol):
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers, as in IngestStore."""
 
+    async def series(
+        self, tenant_id: UUID | None, endpoint_id: UUID | None, *, start: float, end: float, step_s: int
+    ) -> Series:
+        """Attempts from ``start`` (the beginning of a minute, hour or day, whichever divides the step) to before
+        ``end``, by the rollups alone. Raises NotFound for an endpoint that never was, and Unfit for a step that is
+        finer than what is kept of that time."""
 
-class Store(IngestStore, WorkerStore, MaintenanceStore, AlertStore, AdminStore, Protocol):
+    async def standing(
+        self, tenant_id: UUID | None, endpoint_id: UUID | None, *, count_max: int, with_depth: bool
+    ) -> Standing:
+        """How things stand now, by the tables of the engine; nothing is counted beyond ``count_max``."""
+
+    async def list_usage(
+        self, tenant_id: UUID | None, *, first_day: float, end_day: float, after: tuple[Any, ...] | None, limit: int
+    ) -> Page:
+        """The metering by day (UTC, Unix seconds of its beginning) and tenant, newest first."""
+
+    async def metered(self, tenant_id: UUID | None, *, first_day: float, end_day: float, tenants_max: int) -> Metered:
+        """The metering of these days together; of one tenant without the platform's total."""
+
+
+class Store(IngestStore, WorkerStore, MaintenanceStore, RollupStore, AlertStore, AdminStore, Protocol):
     """Everything."""

@@ -23,6 +23,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
 from hookpost.model import DeadReason, IdError, RetryPolicy, Timeouts, parse_id, show_id
+from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
 from hookpost.policy.routing import SHARDS_MAX
@@ -76,6 +77,7 @@ class WebSettings:
     endpoints_max: int = 10_000
     replay_rate_limit: float = 500.0
     secret_grace_s: float = 86_400.0
+    prices: Prices = field(default_factory=Prices)
     now: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
 
@@ -130,13 +132,13 @@ router = APIRouter()
 # ---- queries --------------------------------------------------------------------------------------------------------
 
 
-class _Query(BaseModel):
+class UrlQuery(BaseModel):
     """Parameters of a URL: what is not known is refused, as a filter that has no effect misleads."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
-class ListQuery(_Query):
+class ListQuery(UrlQuery):
     """Of every list."""
 
     limit: Annotated[int, Field(ge=1, le=schemas.LIST_LIMIT_MAX)] = schemas.LIST_LIMIT_DEFAULT
@@ -324,7 +326,7 @@ async def create_endpoint(api: ApiOf, asking: Asking, form: schemas.EndpointCrea
 @router.get("/v1/webhook_endpoints", response_model=schemas.EndpointList, tags=["webhook endpoints"])
 async def list_endpoints(api: ApiOf, asking: Asking, query: Annotated[TenantListQuery, Query()]) -> Response:
     """The endpoints, newest first."""
-    of = _tenant_to_read(asking, query.tenant_id)
+    of = tenant_to_read(asking, query.tenant_id)
     return await _list(
         api,
         of,
@@ -467,7 +469,7 @@ async def list_endpoint_deliveries(
 @router.get("/v1/events", response_model=schemas.EventList, tags=["events"])
 async def list_events(api: ApiOf, asking: Asking, query: Annotated[EventQuery, Query()]) -> Response:
     """Events, newest first, without their payloads."""
-    of = _tenant_to_read(asking, query.tenant_id)
+    of = tenant_to_read(asking, query.tenant_id)
     since, until = query.bounds()
     return await _list(
         api,
@@ -490,7 +492,7 @@ async def get_event(api: ApiOf, asking: Asking, event_id: str) -> Response:
 async def replay_event(api: ApiOf, asking: Asking, event_id: str, form: schemas.ReplayForm | None = None) -> Response:
     """Deliver an event once more, to one endpoint or to all it was owed to that still exist."""
     tenant_id = asking.writer("replay")
-    endpoint = _field_id("ep", form.endpoint_id if form else None, "endpoint_id")
+    endpoint = field_id("ep", form.endpoint_id if form else None, "endpoint_id")
     wanted_id = _path_id("evt", event_id, "event")
     count = await api.store.append_replay(tenant_id, wanted_id, endpoint)
     telemetry.log("event_replayed", event_id=show_id("evt", wanted_id), deliveries=count)
@@ -515,7 +517,7 @@ async def _control(
     api: Api, asking: Principal, event_id: str, form: schemas.ControlForm | None, action: ControlAction
 ) -> Response:
     tenant_id = asking.writer("replay")
-    endpoint = _field_id("ep", form.endpoint_id if form else None, "endpoint_id")
+    endpoint = field_id("ep", form.endpoint_id if form else None, "endpoint_id")
     wanted_id = _path_id("evt", event_id, "event")
     count = await api.store.append_control(tenant_id, wanted_id, endpoint, action)
     if count:
@@ -557,7 +559,7 @@ async def create_replay(api: ApiOf, asking: Asking, form: schemas.ReplayCreate |
 
 
 async def _replay_filter(api: Api, tenant_id: UUID, form: schemas.ReplayCreate) -> ReplayFilter:
-    endpoint = _field_id("ep", form.endpoint_id, "endpoint_id")
+    endpoint = field_id("ep", form.endpoint_id, "endpoint_id")
     since = None if form.since is None else schemas.parse_time(form.since)
     until = None if form.until is None else schemas.parse_time(form.until)
     if since is not None and until is not None and since > until:
@@ -573,7 +575,7 @@ async def _replay_filter(api: Api, tenant_id: UUID, form: schemas.ReplayCreate) 
 @router.get("/v1/replays", response_model=schemas.ReplayList, tags=["replays"])
 async def list_replays(api: ApiOf, asking: Asking, query: Annotated[TenantListQuery, Query()]) -> Response:
     """Bulk replays, newest first."""
-    of = _tenant_to_read(asking, query.tenant_id, "replay")
+    of = tenant_to_read(asking, query.tenant_id, "replay")
     return await _list(
         api,
         of,
@@ -608,10 +610,10 @@ async def cancel_replay(api: ApiOf, asking: Asking, replay_id: str) -> Response:
 @router.get("/v1/attempts", response_model=schemas.AttemptList, tags=["deliveries"])
 async def list_attempts(api: ApiOf, asking: Asking, query: Annotated[AttemptQuery, Query()]) -> Response:
     """The history of attempts, newest first by the time they were scheduled for."""
-    of = _tenant_to_read(asking, query.tenant_id)
+    of = tenant_to_read(asking, query.tenant_id)
     since, until = query.bounds()
-    endpoint = _field_id("ep", query.endpoint_id, "endpoint_id")
-    event = _field_id("evt", query.event_id, "event_id")
+    endpoint = field_id("ep", query.endpoint_id, "endpoint_id")
+    event = field_id("evt", query.event_id, "event_id")
     filters = {
         "list": "attempts",
         "endpoint": endpoint,
@@ -642,9 +644,9 @@ async def list_attempts(api: ApiOf, asking: Asking, query: Annotated[AttemptQuer
 @router.get("/v1/dead_letters", response_model=schemas.DeadLetterList, tags=["deliveries"])
 async def list_dead_letters(api: ApiOf, asking: Asking, query: Annotated[DeadLetterQuery, Query()]) -> Response:
     """Deliveries that gave up, newest first; a replay puts one back."""
-    of = _tenant_to_read(asking, query.tenant_id)
+    of = tenant_to_read(asking, query.tenant_id)
     since, until = query.bounds()
-    endpoint = _field_id("ep", query.endpoint_id, "endpoint_id")
+    endpoint = field_id("ep", query.endpoint_id, "endpoint_id")
     return await _list(
         api,
         of,
@@ -696,7 +698,7 @@ def _path_id(prefix: str, text: str, what: str) -> UUID:
         raise not_found(what) from error
 
 
-def _field_id(prefix: str, text: str | None, name: str) -> UUID | None:
+def field_id(prefix: str, text: str | None, name: str) -> UUID | None:
     """An id in a field."""
     try:
         return None if text is None else parse_id(prefix, text)
@@ -704,7 +706,7 @@ def _field_id(prefix: str, text: str | None, name: str) -> UUID | None:
         raise invalid(name, str(error)) from error
 
 
-def _tenant_to_read(asking: Principal, named: str | None, scope: str = "read") -> UUID | None:
+def tenant_to_read(asking: Principal, named: str | None, scope: str = "read") -> UUID | None:
     """The tenant of a list; the admin may name one."""
     own = asking.reader(scope)
     if named is None:

@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from hookpost.storage.contract import AdminStore
 from hookpost.web import api as routes
-from hookpost.web import problems, schemas
+from hookpost.web import problems, schemas, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -59,6 +59,7 @@ def make_app(
     )
     app.state.api = Api(store, submit, settings, Cursors(settings.cursor_secret))
     app.include_router(routes.router)
+    app.include_router(stats.router)
     app.add_middleware(_CatchAll)
     problems.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's own way to extend the document
@@ -252,10 +253,11 @@ def _add_schemas(known: dict[str, Any]) -> None:
 
 def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     """Add what all routes under /v1 have in common."""
+    named = {parameter["name"] for parameter in operation.get("parameters", ())}
     codes = {
         *_ALWAYS,
         *(["429"] if method == "post" and (path in EVENT_PATHS or path.endswith("/test")) else []),
-        *(["404"] if "{" in path else []),
+        *(["404"] if "{" in path or "tenant_id" in named else []),
         *(["413", "415", "409"] if method != "get" else []),
     }
     for code in sorted(codes):

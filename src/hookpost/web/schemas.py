@@ -713,3 +713,164 @@ class DeadLetterList(_Answer):
 
     data: list[DeadLetterAnswer]
     next_cursor: str | None
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+class QuantileAnswer(_Answer):
+    """An estimate, the bounds of the bucket that the true value lies in, and by which part of it it may be off."""
+
+    estimate_ms: float
+    low_ms: int
+    high_ms: int
+    relative_error: float
+
+
+class LatencyAnswer(_Answer):
+    """Of all attempts, whatever their outcome."""
+
+    p50: QuantileAnswer
+    p95: QuantileAnswer
+    p99: QuantileAnswer
+
+
+class LatencyBucket(_Answer):
+    """Attempts that took from the one to the other, both included. The bounds are the same for ever: buckets add up."""
+
+    low_ms: int
+    high_ms: int
+    attempts: int
+
+
+class OutcomesAnswer(_Answer):
+    """Attempts by outcome."""
+
+    delivered: int
+    retry: int
+    dead: int
+
+
+class FiguresAnswer(_Answer):
+    """What became of some attempts. ``retries`` are those that were not the first of their delivery."""
+
+    attempts: int
+    retries: int
+    outcomes: OutcomesAnswer
+    errors: dict[str, int]
+    latency: LatencyAnswer | None
+    latency_buckets: list[LatencyBucket]
+
+
+class PointAnswer(FiguresAnswer):
+    """Attempts that ended within ``step`` seconds from ``start``."""
+
+    start: str
+
+
+class StandingAnswer(_Answer):
+    """How things stand now. Not exact: at least so many. ``depth``: entries of the journal that are not done, for the
+    admin, of the tenant's home shards (other tenants' too) or of all."""
+
+    waiting: int
+    waiting_exact: bool
+    dead: int
+    dead_exact: bool
+    depth: int | None
+
+
+class StatsAnswer(_Answer):
+    """Figures of an endpoint, a tenant or (both null) the platform."""
+
+    tenant_id: str | None
+    endpoint_id: str | None
+    since: str = Field(alias="from")
+    to: str
+    step: int
+    complete_until: str | None
+    now: StandingAnswer
+    totals: FiguresAnswer
+    series: list[PointAnswer]
+
+
+class UsageItem(_Answer):
+    """What a tenant had on a day (UTC). ``complete``: the day is over and counted."""
+
+    day: str
+    tenant_id: str
+    complete: bool
+    accepted: int
+    attempts: int
+    delivered: int
+    dead: int
+    retries: int
+    rate_limited: int
+    request_bytes: int
+    response_bytes: int
+    request_ms: int
+
+
+class UsageList(_Answer):
+    """One page."""
+
+    data: list[UsageItem]
+    next_cursor: str | None
+
+
+class PricesAnswer(_Answer):
+    """The prices that were put in."""
+
+    worker_cost_per_hour: float
+    requests_per_worker: float
+    storage_cost_per_gb_month: float
+    egress_cost_per_gb: float
+    retention_days: float
+
+
+class CostParts(_Answer):
+    """In the currency of the prices."""
+
+    compute: float
+    storage: float
+    egress: float
+    total: float
+
+
+class MeasuredAnswer(_Answer):
+    """What was measured; averages are 0 where there was no attempt."""
+
+    attempts: int
+    attempts_per_sec: float
+    avg_request_ms: float
+    request_bytes: int
+    response_bytes: int
+
+
+class CostOf(_Answer):
+    """Attempts of one kind and what a month of them costs."""
+
+    measured: MeasuredAnswer
+    cost_per_month: CostParts
+
+
+class CostItem(CostOf):
+    """Of a tenant or (null) the platform; retries and attempts answered with 429 are part of it."""
+
+    tenant_id: str | None
+    accepted: int
+    retries: CostOf
+    rate_limited: CostOf
+
+
+class CostAnswer(_Answer):
+    """Whole days (UTC), the last one as far as it has come. Tenants: those with the most attempts."""
+
+    since: str = Field(alias="from")
+    to: str
+    seconds: float
+    complete_until: str | None
+    prices: PricesAnswer
+    attempt_row_bytes: float
+    attempt_row_bytes_measured: bool
+    platform: CostItem | None
+    tenants: list[CostItem]

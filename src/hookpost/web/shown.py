@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Any
 
 import msgspec
@@ -276,3 +277,26 @@ def _endpoint_delivery(
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def show_day(days: int) -> str:
+    """A day as the store counts them, from 2000-01-01."""
+    return (date(2000, 1, 1) + timedelta(days=days)).isoformat()
+
+
+def usage(row: Row) -> dict[str, Any]:
+    """What a tenant had on a day, in the order of schemas.UsageItem."""
+    return {
+        "day": show_day(row["day"]),
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "complete": row["complete"],
+        "accepted": row["accepted"],
+        "attempts": row["attempts"],
+        "delivered": row["delivered"],
+        "dead": row["dead"],
+        "retries": row["retries"],
+        "rate_limited": row["rate_limited"],
+        "request_bytes": row["request_bytes"],
+        "response_bytes": row["response_bytes"],
+        "request_ms": row["total_ms"],
+    }

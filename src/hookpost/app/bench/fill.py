@@ -82,6 +82,13 @@ select hookpost_today(), s.shard, coalesce((select max(p.settle_no) from progres
        s.fence, l.last_seq, l.last_seq, $2, true
 from shards s cross join lateral hookpost_last(s.shard) l where s.shard = any ($1)
 """
+_COUNTED = """
+insert into rollup_marks as m (shard, settle_no, seq, day)
+select s.shard, coalesce((select max(p.settle_no) from progress p where p.shard = s.shard), 0), l.last_seq,
+       hookpost_today()
+from shards s cross join lateral hookpost_last(s.shard) l
+on conflict (shard) do update set settle_no = excluded.settle_no, seq = excluded.seq, day = excluded.day
+"""
 # One event for every endpoint of tenants that are at home in one shard.
 _ONE_EACH = """
 with numbered as materialized (
@@ -161,7 +168,9 @@ async def begin(connection: Any) -> None:
 
 
 async def finish(connection: Any) -> None:
-    """Let the database forget that it was filled in a hurry: clean rows, true statistics, nothing left to write."""
+    """Let the database forget that it was filled in a hurry: clean rows, true statistics, nothing left to write, and
+    nothing to be counted by the builder of rollups, who would be at work while something else is measured."""
+    await connection.execute(_COUNTED)
     await connection.execute("reset synchronous_commit")
     tables = [row[0] for row in await connection.fetch(_PARTITIONS)]
     for table in (*tables, *_PLAIN_TABLES):

@@ -18,6 +18,8 @@ from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
 from hookpost.storage.postgres.replays import ReplayQueries
+from hookpost.storage.postgres.rollups import RollupQueries
+from hookpost.storage.postgres.stats import StatsQueries
 from hookpost.storage.postgres.worker import WorkerQueries
 
 # The oldest PostgreSQL with multiranges, `merge`-free SQL and generic-plan pruning as used here.
@@ -30,7 +32,16 @@ class UnsafeDatabase(Exception):
     """The database may lose what it has acknowledged, or is too old; the text says what to do."""
 
 
-class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AlertQueries, AdminQueries, ReplayQueries):
+class PostgresStore(
+    IngestQueries,
+    WorkerQueries,
+    MaintenanceQueries,
+    RollupQueries,
+    AlertQueries,
+    AdminQueries,
+    ReplayQueries,
+    StatsQueries,
+):
     """Implements the whole contract on one pool of connections."""
 
     def __init__(

@@ -24,11 +24,13 @@ order by c.relname
 
 -- name: progress_needed
 -- Is the last row of some shard of that day? It is the shard's memory. The number tells which is the last, not the day:
--- clocks may have gone back.
+-- clocks may have gone back. And attempts that are not rolled up yet are found by their progress. The greatest numbers are
+-- looked up by the index; of an `exists` the planner hopes that a scan finds one soon.
 select exists (
-    select from shards s
+    select from shards s left join rollup_marks m on m.shard = s.shard
     where (select max(p.settle_no) from progress p where p.shard = s.shard and p.day = $1)
         = (select max(p.settle_no) from progress p where p.shard = s.shard)
+       or (select max(a.settle_no) from attempts a where a.shard = s.shard and a.day = $1) > coalesce(m.settle_no, 0)
 )
 
 -- name: is_eldest

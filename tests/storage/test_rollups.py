@@ -1,0 +1,455 @@
+"""Rollups and metering: every attempt and event once, whoever is late, killed or at work at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from hookpost.model import DeadReason
+from hookpost.policy.latency import bucket_low
+from hookpost.storage.contract import Grain, NotFound, Series, Store, StoreUnavailable, Unfit
+from hookpost.storage.postgres.rollups import SHARD_PART
+from tests.storage.driver import (
+    SHARDS,
+    Driver,
+    Postgres,
+    attempt,
+    dead,
+    event,
+    new_endpoint,
+    new_tenant,
+    own,
+    persist,
+    settle,
+    version,
+    waiting,
+)  # fmt: skip
+
+# The minute that attempts of these tests end in, as a rule; it begins an hour.
+MINUTE = 1_800_000_000.0
+HOUR_S, DAY_S = 3600.0, 86_400.0
+TENANT = UUID(int=7)
+
+
+@pytest.fixture
+async def database_driver(driver: Driver) -> Postgres:
+    """What happens behind the back of these tests is PostgreSQL's."""
+    assert isinstance(driver, Postgres)
+    await driver.run("select 1")  # the connection to look with, before those that hold something up
+    return driver
+
+
+async def roll_up(store: Store, **limits: int) -> tuple[int, int]:
+    """Step by step until there is nothing left; attempts and events that were counted."""
+    attempts = events = 0
+    while True:
+        step = await store.roll_up(**{"settles_max": 100, "events_max": 100, **limits})
+        assert step is not None
+        attempts, events = attempts + step.attempts, events + step.events
+        if not step.more:
+            return attempts, events
+
+
+async def of_platform(
+    store: Store, *, start: float = MINUTE, end: float = MINUTE + HOUR_S, step_s: int = 3600
+) -> Series:
+    return await store.series(None, None, start=start, end=end, step_s=step_s)
+
+
+async def counted(store: Store, **when: Any) -> int:
+    series = await of_platform(store, **when)
+    return sum(sum(point.counts.values()) for point in series.points.values())
+
+
+async def metered(driver: Postgres) -> dict[str, int]:
+    [row] = await driver.run(
+        "select coalesce(sum(attempts), 0)::int as attempts, coalesce(sum(accepted), 0)::int as accepted,"
+        " coalesce(sum(retries), 0)::int as retries, coalesce(sum(rate_limited), 0)::int as rate_limited,"
+        " coalesce(sum(request_bytes), 0)::int as bytes from metering"
+    )
+    return row
+
+
+def ended(endpoint_id: UUID, at: float = MINUTE, **values: Any) -> Any:
+    return attempt(endpoint_id, **{"finished_at": at, "started_at": at, "tenant_id": TENANT, **values})
+
+
+# ---- what is counted -------------------------------------------------------------------------------------------------
+
+
+async def test_attempts_are_counted_by_outcome_error_retry_and_latency(driver: Driver) -> None:
+    store = await driver.open()
+    await own(store)
+    tenant = await new_tenant(store)
+    first, second = [await new_endpoint(store, tenant) for _ in range(2)]
+    mine: dict[str, Any] = {"tenant_id": tenant}
+    await store.settle([
+        settle(attempts=[
+            ended(first, latency_ms=9, **mine),
+            ended(first, latency_ms=8, **mine),
+            ended(first, latency_ms=300, outcome="retry", error_code="http_429", http_status=429, **mine),
+            ended(first, MINUTE + 60, latency_ms=0, retry_count=3, **mine),
+            ended(second, latency_ms=15_000, outcome="dead", error_code="total_timeout", http_status=None, **mine),
+        ])
+    ])  # fmt: skip
+    assert await roll_up(store) == (5, 0)
+    series = await store.series(tenant, first, start=MINUTE, end=MINUTE + 180, step_s=60)
+    assert series.points[0].counts == {("delivered", "", False): 2, ("retry", "http_429", False): 1}
+    assert series.points[0].latencies == {8: 2, bucket_low(300): 1}
+    assert series.points[1].counts == {("delivered", "", True): 1}
+    assert series.points[1].latencies == {0: 1}
+    assert series.points.keys() == {0, 1}
+    for tenant_id in (tenant, None):
+        whole = await store.series(tenant_id, None, start=MINUTE, end=MINUTE + HOUR_S, step_s=3600)
+        assert sum(whole.points[0].counts.values()) == sum(whole.points[0].latencies.values()) == 5
+        assert whole.points[0].counts["dead", "total_timeout", False] == 1
+    assert await store.series(None, second, start=MINUTE, end=MINUTE + 60, step_s=60) == await store.series(
+        tenant, second, start=MINUTE, end=MINUTE + 60, step_s=60
+    )
+    with pytest.raises(NotFound):
+        await store.series(await new_tenant(store), first, start=MINUTE, end=MINUTE + 60, step_s=60)
+
+
+async def test_what_was_counted_is_not_counted_again(database_driver: Postgres) -> None:
+    store = await database_driver.open()
+    await own(store)
+    await store.settle([settle(attempts=[ended(uuid7(), request_bytes=10) for _ in range(3)])])
+    assert await roll_up(store) == (3, 0)
+    assert await roll_up(store) == (0, 0)
+    await store.settle([settle(settle_no=2, attempts=[ended(uuid7(), settle_no=2, retry_count=1)])])
+    assert await roll_up(store) == (1, 0)
+    assert await counted(store) == 4
+    assert await metered(database_driver) == {
+        "attempts": 4, "accepted": 0, "retries": 1, "rate_limited": 0, "bytes": 40
+    }  # fmt: skip
+
+
+async def test_a_late_settle_counts_in_the_minute_of_its_attempts(driver: Driver) -> None:
+    store = await driver.open()
+    await own(store)
+    await store.settle([settle(attempts=[ended(uuid7(), MINUTE + 600)])])
+    assert await roll_up(store) == (1, 0)
+    await store.settle([settle(settle_no=2, attempts=[ended(uuid7(), MINUTE, settle_no=2)])])
+    assert await roll_up(store) == (1, 0)
+    series = await of_platform(store, step_s=60)
+    assert {point: sum(rows.counts.values()) for point, rows in series.points.items()} == {0: 1, 10: 1}
+
+
+async def test_a_settle_under_way_is_neither_missed_nor_waited_for(database_driver: Postgres) -> None:
+    """Other shards are counted past it; it commits later and is counted then, as its shard's mark has not moved."""
+    store, other = await database_driver.open(), await database_driver.open()
+    await own(store)
+    gate = await database_driver.connect()
+    await gate.execute("begin; lock table dead_letters in exclusive mode")
+    letter = dead(uuid7(), uuid7())
+    late = asyncio.create_task(store.settle([settle(0, attempts=[ended(uuid7())], dead=[letter])]))
+    await database_driver.waiting()
+    await other.settle([settle(1, attempts=[ended(uuid7(), shard=1)])])
+    assert await roll_up(other) == (1, 0)
+    await gate.execute("commit")
+    await late
+    assert await roll_up(other) == (1, 0)
+    assert await counted(other) == 2
+
+
+async def test_a_settle_that_was_rolled_back_and_repeated_counts_once(database_driver: Postgres) -> None:
+    store = await database_driver.open()
+    await own(store)
+    gate = await database_driver.connect()
+    await gate.execute("begin; lock table dead_letters in exclusive mode")
+    part = settle(attempts=[ended(uuid7())], dead=[dead(uuid7(), uuid7())])
+    dying = asyncio.create_task(store.settle([part]))
+    await database_driver.waiting()
+    [blocked] = await database_driver.blocked()
+    await database_driver.run("select pg_terminate_backend($1, 5000)", blocked["pid"])
+    with pytest.raises(StoreUnavailable):
+        await dying
+    assert await roll_up(store) == (0, 0)
+    await gate.execute("commit")
+    await persist(lambda: store.settle([part]))
+    await store.settle([part])  # its end was unknown: repeated, it is known to be there
+    assert await roll_up(store) == (1, 0)
+
+
+async def test_a_clock_that_goes_back_over_midnight_loses_nothing(database_driver: Postgres) -> None:
+    store = await database_driver.open()
+    await own(store)
+    [row] = await database_driver.run("select hookpost_today()::text as today, (hookpost_today() - 1)::text as before")
+    for number, day in enumerate((row["today"], row["before"], row["today"]), start=1):
+        await database_driver.set_clock(f"{day} 00:00:10Z")
+        await store.settle([settle(settle_no=number, attempts=[ended(uuid7(), settle_no=number)])])
+    assert await roll_up(store) == (3, 0)
+    await database_driver.set_clock(None)
+
+
+async def test_latencies_that_are_no_latencies_do_not_stop_the_builder(driver: Driver) -> None:
+    store = await driver.open()
+    await own(store)
+    await store.settle([settle(attempts=[ended(uuid7(), latency_ms=-40), ended(uuid7(), latency_ms=2**31 - 1)])])
+    assert await roll_up(store) == (2, 0)
+    assert (await of_platform(store)).points[0].latencies == {0: 1, 131_072: 1}
+
+
+# ---- accepted events -------------------------------------------------------------------------------------------------
+
+
+async def test_accepted_events_are_counted_once_and_only_those_of_producers(database_driver: Postgres) -> None:
+    store = await database_driver.open()
+    tenant = await new_tenant(store, (0, 1))
+    known = await version(store, tenant)
+    posted = event(tenant, key="k")
+    await store.append(0, [posted, event(tenant), event(tenant, type="hookpost.endpoint.failing")], known)
+    await store.append(1, [event(tenant, key="k")], known)  # a duplicate
+    await database_driver.run(
+        "select hookpost_append_replay(0, $1, $2, 'a.b', '{}'::uuid[])", posted.event_id, tenant
+    )  # a replay
+    assert await roll_up(store) == (0, 4)
+    assert (await metered(database_driver))["accepted"] == 2
+    await store.append(1, [event(tenant)], known)
+    assert await roll_up(store) == (0, 1)
+    assert (await metered(database_driver))["accepted"] == 3
+
+
+# ---- one step --------------------------------------------------------------------------------------------------------
+
+
+async def test_steps_are_bounded_take_from_all_shards_and_end_complete(driver: Driver) -> None:
+    store = await driver.open()
+    await own(store)
+    for number in range(1, 8):
+        await store.settle([settle(0, settle_no=number, attempts=[ended(uuid7(), settle_no=number)])])
+    await store.settle([settle(1, attempts=[ended(uuid7(), shard=1)])])
+    step = await store.roll_up(settles_max=2 * SHARD_PART, events_max=100)
+    assert step is not None
+    assert (step.attempts, step.more) == (3, True)  # two of the busy shard, and the other one's
+    assert (await of_platform(store)).complete_until is None
+    before = await store.ping()
+    assert await roll_up(store, settles_max=2 * SHARD_PART) == (5, 0)
+    complete_until = (await of_platform(store)).complete_until
+    assert complete_until is not None
+    assert before <= complete_until <= await store.ping()
+
+
+async def blocked_at(driver: Postgres, table: str, work: Callable[[], Awaitable[Any]]) -> tuple[Any, Any, int]:
+    """Work that stands still when it comes to write to a table: the task, what holds it up, its connection."""
+    gate = await driver.connect()
+    await gate.execute(f"begin; lock table {table} in share mode")
+    task = asyncio.create_task(work())  # type: ignore[arg-type]
+    await driver.waiting()
+    [blocked] = await driver.blocked()
+    return task, gate, blocked["pid"]
+
+
+@pytest.mark.parametrize("table", ["rollups", "metering", "rollup_marks", "rollup_state"])
+async def test_a_builder_killed_within_a_step_has_counted_nothing(database_driver: Postgres, table: str) -> None:
+    store, other = await database_driver.open(), await database_driver.open()
+    await own(store)
+    tenant = await new_tenant(store)
+    await store.append(0, [event(tenant), event(tenant)], await version(store, tenant))
+    await store.settle([settle(attempts=[ended(uuid7()) for _ in range(3)])])
+    task, gate, pid = await blocked_at(database_driver, table, lambda: store.roll_up(settles_max=100, events_max=100))
+    assert await other.roll_up(settles_max=100, events_max=100) is None  # the turn is the first one's
+    await database_driver.run("select pg_terminate_backend($1, 5000)", pid)
+    with pytest.raises(StoreUnavailable):
+        await task
+    await gate.execute("commit")
+    assert await counted(other) == 0
+    assert await roll_up(other) == (3, 2)
+    assert await counted(other) == 3
+    assert (await metered(database_driver)) | {"bytes": 0} == {
+        "attempts": 3, "accepted": 2, "retries": 0, "rate_limited": 0, "bytes": 0
+    }  # fmt: skip
+
+
+async def test_builders_at_once_killed_again_and_again_count_each_attempt_once(database_driver: Postgres) -> None:
+    """Settles of all shards go on while three builders work and lose their connections at random."""
+    rng = Random(11)
+    writer = await database_driver.open()
+    await own(writer)
+    builders = [await database_driver.open(size_max=1, application=f"builder {n}") for n in range(3)]
+    done = asyncio.Event()
+    written = 0
+
+    async def build(store: Store) -> None:
+        while not done.is_set():
+            try:
+                step = await store.roll_up(settles_max=SHARD_PART * 2, events_max=100)
+            except StoreUnavailable:
+                continue
+            if step is None:
+                await asyncio.sleep(0)
+
+    tasks = [asyncio.create_task(build(store)) for store in builders]
+    for number in range(1, 41):
+        parts = []
+        for shard in range(SHARDS):
+            attempts = [
+                ended(uuid7(), MINUTE + rng.randrange(3600), shard=shard, settle_no=number)
+                for _ in range(rng.randrange(4))
+            ]
+            written += len(attempts)
+            parts.append(settle(shard, settle_no=number, attempts=attempts))
+        await writer.settle(parts)
+        if number % 4 == 0:
+            await database_driver.run(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where datname = current_database() and application_name like 'builder%' order by random() limit 1"
+            )
+    done.set()
+    await asyncio.gather(*tasks)
+    await roll_up(writer)
+    assert await counted(writer) == written
+    assert (await metered(database_driver))["attempts"] == written
+    [row] = await database_driver.run("select count(*)::int as kept from attempts")
+    assert row["kept"] == written
+
+
+# ---- what must not be dropped ----------------------------------------------------------------------------------------
+
+
+async def test_what_is_not_counted_is_kept(database_driver: Postgres) -> None:
+    """Attempts are found by the progress of their settle; neither that nor their partition may go before."""
+    store = await database_driver.open()
+    await own(store)
+    [row] = await database_driver.run(
+        "select (hookpost_today() - 1)::text as first, (hookpost_today() + 2)::text as later"
+    )
+    await database_driver.set_clock(f"{row['first']} 12:00:00Z")
+    await store.settle([settle(attempts=[ended(uuid7())])])
+    await database_driver.set_clock(f"{row['later']} 12:00:00Z")
+    await store.settle([settle(settle_no=2)])
+
+    async def rolled_up() -> bool:
+        [answer] = await database_driver.run("select hookpost_rolled_up($1::text::date) as done", row["first"])
+        done: bool = answer["done"]
+        return done
+
+    assert await rolled_up() is False
+    assert await store.prune_progress() == 1  # the day after, which is empty
+    assert await roll_up(store) == (1, 0)
+    assert await rolled_up() is True
+    assert await store.prune_progress() == 1
+
+
+# ---- coarser grains --------------------------------------------------------------------------------------------------
+
+
+async def compact(store: Store, fine: Grain, coarse: Grain, *, age_s: float = 0.0, rows_max: int = 240) -> int:
+    moved = 0
+    while step := await store.compact_rollups(fine, coarse, age_s=age_s, rows_max=rows_max):
+        moved += step
+    return moved
+
+
+async def grains(driver: Postgres) -> dict[int, int]:
+    rows = await driver.run("select grain, sum(attempts)::int as attempts from rollups group by grain")
+    return {row["grain"]: row["attempts"] // 3 for row in rows}  # endpoint, tenant, platform
+
+
+async def filled(driver: Postgres) -> Store:
+    """90 attempts: one each minute for an hour and a half, of two endpoints."""
+    store = await driver.open()
+    await own(store)
+    endpoints = [uuid7(), uuid7()]
+    attempts = [ended(endpoints[n % 2], MINUTE + 60 * n, latency_ms=n) for n in range(90)]
+    await store.settle([settle(attempts=attempts)])
+    assert await roll_up(store) == (90, 0)
+    await driver.set_clock("2027-01-15 10:00:00Z")  # two hours after MINUTE
+    return store
+
+
+async def test_no_step_of_compaction_changes_what_is_counted(database_driver: Postgres) -> None:
+    store = await filled(database_driver)
+    whole: dict[str, Any] = {"start": MINUTE, "end": MINUTE + 2 * HOUR_S, "step_s": 3600}
+    before = await of_platform(store, **whole)
+    steps = 0
+    while await store.compact_rollups(Grain.MINUTE, Grain.HOUR, age_s=0.0, rows_max=120):
+        steps += 1
+        assert await of_platform(store, **whole) == before
+    assert steps > 2
+    assert await grains(database_driver) == {Grain.HOUR: 90}
+    assert await compact(store, Grain.HOUR, Grain.DAY) == 0  # the day is not over
+    await database_driver.set_clock("2027-01-16 00:00:00Z")
+    assert await compact(store, Grain.HOUR, Grain.DAY) > 0
+    assert await grains(database_driver) == {Grain.DAY: 90}
+    day = MINUTE // DAY_S * DAY_S
+    assert await counted(store, start=day, end=day + DAY_S, step_s=86_400) == 90
+
+
+async def test_only_whole_hours_that_are_old_enough_are_added_up(database_driver: Postgres) -> None:
+    store = await filled(database_driver)
+    assert await compact(store, Grain.MINUTE, Grain.HOUR, age_s=2 * HOUR_S + 1) == 0
+    assert await compact(store, Grain.MINUTE, Grain.HOUR, age_s=0.5 * HOUR_S) > 0
+    assert await grains(database_driver) == {Grain.HOUR: 60, Grain.MINUTE: 30}
+    # Over the border nothing is counted twice or left out, and finer than what is kept it is refused.
+    assert await counted(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=7200) == 90
+    assert await counted(store, start=MINUTE + HOUR_S, end=MINUTE + 2 * HOUR_S, step_s=60) == 30
+    with pytest.raises(Unfit, match="multiple of 3600") as refused:
+        await of_platform(store, start=MINUTE + HOUR_S - 60, end=MINUTE + 2 * HOUR_S, step_s=60)
+    assert refused.value.field == "step"
+
+
+async def test_an_attempt_settled_after_its_hour_was_added_up_is_counted_there(database_driver: Postgres) -> None:
+    store = await filled(database_driver)
+    await compact(store, Grain.MINUTE, Grain.HOUR)
+    await database_driver.set_clock(None)
+    await store.settle([settle(settle_no=2, attempts=[ended(uuid7(), MINUTE + 1, settle_no=2)])])
+    assert await roll_up(store) == (1, 0)
+    assert await counted(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=7200) == 91
+    await database_driver.set_clock("2027-01-15 10:00:00Z")
+    assert await compact(store, Grain.MINUTE, Grain.HOUR) == 3
+    assert await counted(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=7200) == 91
+    assert await grains(database_driver) == {Grain.HOUR: 91}
+
+
+async def test_a_compaction_killed_within_a_step_has_moved_nothing(database_driver: Postgres) -> None:
+    store = await filled(database_driver)
+    other = await database_driver.open()
+    task, gate, pid = await blocked_at(
+        database_driver,
+        "rollup_state",
+        lambda: store.compact_rollups(Grain.MINUTE, Grain.HOUR, age_s=0.0, rows_max=10_000),
+    )
+    await database_driver.run("select pg_terminate_backend($1, 5000)", pid)
+    with pytest.raises(StoreUnavailable):
+        await task
+    await gate.execute("commit")
+    assert await grains(database_driver) == {Grain.MINUTE: 90}
+    assert await compact(other, Grain.MINUTE, Grain.HOUR) == 90 * 3
+    assert await grains(database_driver) == {Grain.HOUR: 90}
+
+
+# ---- the present -----------------------------------------------------------------------------------------------------
+
+
+async def test_how_things_stand_is_counted_up_to_a_limit(driver: Driver) -> None:
+    store = await driver.open()
+    await own(store)
+    tenant, other = await new_tenant(store, (0, 1)), await new_tenant(store, (0,))
+    mine, theirs = await new_endpoint(store, tenant), await new_endpoint(store, other)
+    await store.append(
+        0, [event(tenant), event(other)], {**await version(store, tenant), **await version(store, other)}
+    )
+    await store.settle([
+        settle(0, upserts=[waiting(mine, 1), waiting(theirs, 2), waiting(theirs, 3)]),
+        settle(1, upserts=[waiting(mine, 1)], dead=[dead(mine, uuid7(), tenant_id=tenant, reason=DeadReason.DEADLINE)]),
+    ])  # fmt: skip
+
+    async def standing(*whose: UUID | None, count_max: int = 100) -> tuple[int, bool, int, int | None]:
+        now = await store.standing(*whose, count_max=count_max, with_depth=whose[1] is None)
+        return now.waiting.count, now.waiting.exact, now.dead.count, now.depth
+
+    assert await standing(None, None) == (4, True, 1, 2)
+    assert await standing(tenant, None) == (2, True, 1, 2)
+    assert await standing(other, None) == (2, True, 0, 2)
+    assert await standing(tenant, mine) == (2, True, 1, None)
+    assert await standing(None, theirs) == (2, True, 0, None)
+    assert await standing(None, None, count_max=3) == (3, False, 1, 2)
+    with pytest.raises(NotFound):
+        await standing(tenant, theirs)
