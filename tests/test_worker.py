@@ -20,6 +20,7 @@ from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
 from hookpost.model import Endpoint, EndpointStatus, Tenant
 from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import RECONFIGURED, Claimed, StoreUnavailable, Survey
+from hookpost.storage.payloads import ObjectStore
 from hookpost.worker import Worker, WorkerSettings
 
 SHARDS = frozenset(range(4))
@@ -181,7 +182,7 @@ class Nowhere:
 
 def new_worker(store: Leases, node_id: UUID) -> Worker:
     return Worker(
-        store=store, sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
+        store=store, payloads=ObjectStore("memory:///"), sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
         settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005), rng=Random(1),
     )  # fmt: skip
 

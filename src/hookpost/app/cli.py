@@ -21,7 +21,7 @@ from hookpost import __version__, telemetry
 from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
 from hookpost.policy.signing import SecretError, VerificationError, parse_secret, verify
-from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.contract import PayloadStoreForeign, StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
 from hookpost.storage.postgres.store import UnsafeDatabase
@@ -50,7 +50,7 @@ Hidden = typer.Option(hidden=True)
 
 _EXPECTED = (
     ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
-    OSError,
+    PayloadStoreForeign, OSError,
 )  # fmt: skip
 
 

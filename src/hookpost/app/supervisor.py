@@ -23,7 +23,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
 from hookpost.app.children import READY
-from hookpost.app.compose import make_store
+from hookpost.app.compose import check_payloads, make_store
 from hookpost.app.config import Settings, as_environment, unknown_variables
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
@@ -60,6 +60,7 @@ async def prepare_database(settings: Settings, dsn: str) -> FirstKeys | None:
     if migrated:
         telemetry.log("migrated", old_revision=migrated[0], new_revision=migrated[1])
     tenant_id = await bootstrap(dsn, shards=settings.shards, tenant_id=uuid7(), pool="default")
+    await check_payloads(settings, dsn)
     if tenant_id is None:
         return None
     telemetry.log("default_tenant_created", tenant_id=show_id("ten", tenant_id))

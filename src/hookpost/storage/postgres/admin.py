@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 
 from hookpost.model import EndpointStatus, WaitReason
+from hookpost.model import minted_at as _minted_at
 from hookpost.policy.egress import origin_of
 from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
 from hookpost.storage.postgres import moves
@@ -23,7 +24,6 @@ from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as _after
 from hookpost.storage.postgres.rows import found as _found
-from hookpost.storage.postgres.rows import minted_at as _minted_at
 from hookpost.storage.postgres.rows import page as _page
 
 SQL = load("admin")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from hookpost.model import minted_at
 from hookpost.policy import routing
 from hookpost.storage.contract import (
     Conflict,
@@ -27,7 +28,7 @@ from hookpost.storage.contract import (
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as after_key
-from hookpost.storage.postgres.rows import found, minted_at, page
+from hookpost.storage.postgres.rows import found, page
 
 SQL = load("replays")
 # Candidates that are counted one by one: some seconds at the worst; beyond them the count is "at least".

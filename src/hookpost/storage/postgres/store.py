@@ -17,6 +17,7 @@ from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
 from hookpost.storage.postgres.replays import ReplayQueries
+from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.worker import WorkerQueries
 
 # The oldest PostgreSQL with multiranges, `merge`-free SQL and generic-plan pruning as used here.
@@ -29,7 +30,9 @@ class UnsafeDatabase(Exception):
     """The database may lose what it has acknowledged, or is too old; the text says what to do."""
 
 
-class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AlertQueries, AdminQueries, ReplayQueries):
+class PostgresStore(
+    IngestQueries, WorkerQueries, MaintenanceQueries, RetentionQueries, AlertQueries, AdminQueries, ReplayQueries
+):
     """Implements the whole contract on one pool of connections."""
 
     def __init__(
@@ -45,6 +48,7 @@ class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AlertQueri
         timeouts: Timeouts | None = None,
         endpoint_cap: int = 64,
         longest_s: float = 30.0,
+        deadline_s_max: float = 28 * 86_400.0,
     ) -> None:
         self._connections = Connections(dsn, application=application, size_min=size_min, size_max=size_max)
         self._idempotency_s = idempotency_s
@@ -53,6 +57,7 @@ class PostgresStore(IngestQueries, WorkerQueries, MaintenanceQueries, AlertQueri
         self._timeouts = timeouts or Timeouts()
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
+        self._deadline_s_max = deadline_s_max
         self._listener: Any = None
         self._rung = asyncio.Event()
         self._rung_for: set[int] = set()

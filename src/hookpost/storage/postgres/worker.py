@@ -37,6 +37,8 @@ from hookpost.model import (
     Health,
     OnDead,
     OperationalType,
+    Payload,
+    PayloadRef,
     RetryPolicy,
     Secret,
     Tenant,
@@ -94,6 +96,7 @@ class WorkerQueries:
     _timeouts: Timeouts
     _endpoint_cap: int
     _longest_s: float
+    _deadline_s_max: float
 
     # ---- leases -------------------------------------------------------------------------------------------------
 
@@ -219,7 +222,7 @@ class WorkerQueries:
             status=EndpointStatus(row["status"]),
             deleted=row["deleted"],
             secrets=tuple(map(Secret, row["keys"], row["created"], row["expires"])),
-            retry=_with_own(self._retry, row),
+            retry=_ended(_with_own(self._retry, row), self._deadline_s_max),
             timeouts=_bounded(_with_own(self._timeouts, row), self._longest_s),
             max_in_flight=_or(row["max_in_flight"], self._endpoint_cap),
             hold_until=row["hold_until"] or 0.0,
@@ -361,6 +364,11 @@ def _with_own(default: _Policy, row: Any) -> _Policy:
     return replace(default, **own) if own else default
 
 
+def _ended(retry: RetryPolicy, deadline_s_max: float) -> RetryPolicy:
+    """Nothing may be owed for longer than its event is kept; the bound may be younger than the endpoint."""
+    return retry if retry.deadline_s <= deadline_s_max else replace(retry, deadline_s=deadline_s_max)
+
+
 def _bounded(timeouts: Timeouts, longest_s: float) -> Timeouts:
     """No request may take longer than what a change of owner waits for; the bound may be younger than the endpoint."""
     if timeouts.total_s <= longest_s:
@@ -377,9 +385,15 @@ def _by_shard(rows: Iterable[Any]) -> dict[int, list[JournalRow]]:
     return {shard: [JournalRow(*row) for row in of_shard] for shard, of_shard in groupby(rows, itemgetter(0))}
 
 
+def _payload(row: Any) -> Payload:
+    """The bytes, or where they lie."""
+    ref: str | None = row["payload_ref"]
+    return row["payload"] if ref is None else PayloadRef.parse(ref)
+
+
 def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
     return BacklogRow(
-        row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and event["payload"],
+        row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and _payload(event),
         row["generation"], row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
         row["stored_at"],
     )  # fmt: skip
@@ -414,9 +428,15 @@ def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable
 
 
 async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_max: int) -> dict[int, list[JournalRow]]:
-    """Give the replays their payloads. Of each shard come as many rows as fit into the bytes."""
-    kind = Kind.REPLAY  # looked up once, not for each row
-    replays = {shard: [row for row in rows if row.kind == kind and row.owed] for shard, rows in found.items()}
+    """Give what lies in the payload store its place, and the replays their payloads. Of each shard come as many rows as
+    fit into the bytes."""
+    elsewhere = {shard: [row for row in rows if row.payload is None] for shard, rows in found.items()}
+    replays: dict[int, list[JournalRow]] = {}
+    for shard, rows in elsewhere.items():
+        for row in rows:
+            if row.ref is not None:
+                row.payload = PayloadRef.parse(row.ref)
+        replays[shard] = [row for row in rows if row.kind == Kind.REPLAY and row.owed]
     asked = [(shard, row.event_id) for shard, rows in replays.items() for row in rows]
     if not asked:
         return found
@@ -424,17 +444,15 @@ async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_m
     return {shard: _filled(rows, replays[shard], payloads.get(shard, ())) for shard, rows in found.items()}
 
 
-async def _payloads(
-    connection: Any, asked: Sequence[tuple[int, UUID]], bytes_max: int
-) -> dict[int, list[bytes | None]]:
+async def _payloads(connection: Any, asked: Sequence[tuple[int, UUID]], bytes_max: int) -> dict[int, list[Payload]]:
     """Of each shard the payloads of the first of these events."""
-    payloads: dict[int, list[bytes | None]] = {}
+    payloads: dict[int, list[Payload]] = {}
     for row in await connection.fetch(SQL["replayed"], *_columns(asked), bytes_max) if asked else ():
-        payloads.setdefault(row["shard"], []).append(row["payload"])
+        payloads.setdefault(row["shard"], []).append(_payload(row))
     return payloads
 
 
-def _filled(rows: list[_Replay], replays: Sequence[_Replay], payloads: Sequence[bytes | None]) -> list[_Replay]:
+def _filled(rows: list[_Replay], replays: Sequence[_Replay], payloads: Sequence[Payload]) -> list[_Replay]:
     """The rows up to the first replay that there was no room for."""
     for replay, payload in zip(replays, payloads, strict=False):
         replay.payload = payload
