@@ -46,6 +46,8 @@ REPLAYS_TAKEN_S = 0.1
 REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000, waiting_max=10_000, hold_s=1.0)
 # Between two looks at how much shards hold. A look takes some 0.1 ms of the database for each shard.
 SPREAD_EVERY_S = 10.0
+# Objects of removed payloads that are removed before they are noted as gone.
+OBJECTS_AT_ONCE = 500
 # What was put into the payload store and is not referred to by then never will be: an append refuses what was put more
 # than 10 minutes ago (hookpost_append).
 ORPHAN_AGE_S = 3600.0
@@ -79,6 +81,7 @@ class Maintenance:
             await self._attempt("prune progress", self._prune_progress),
             await self._attempt("retire events", self._retire_events),
             await self._attempt("retire attempts", self._retire_attempts),
+            await self._attempt("remove payloads", self._remove_payloads),
             await self._attempt("sweep the payload store", self._sweep_payloads),
         ]
         return all(results)
@@ -111,6 +114,13 @@ class Maintenance:
 
     async def _retire_attempts(self) -> None:
         self._tell(await self._store.retire_attempts(keep_days=self._keep_days))
+
+    async def _remove_payloads(self) -> None:
+        """Those of deleted tenants, then all objects that were noted."""
+        while (tenant_id := await self._store.empty_tenant()) is not None:
+            telemetry.log("tenant_emptied", tenant_id=show_id("ten", tenant_id))
+        while await self._store.remove_objects(self._payloads.delete, limit=OBJECTS_AT_ONCE) == OBJECTS_AT_ONCE:
+            pass
 
     def _tell(self, retired: Retired) -> None:
         for partition in retired.dropped:

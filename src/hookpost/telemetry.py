@@ -145,6 +145,16 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "partition {partition} is kept although its time is over: something in it is still to be delivered",
             "A dead delivery blocks an ordered endpoint (replay or cancel it), or a shard has no worker.",
         ),
+        "payload_removed": Event(
+            logging.INFO,
+            "payload of {event_id} removed, {deliveries} deliveries asked to be cancelled (admin: {admin})",
+            "Somebody asked for it. What happened to the event stays on record.",
+        ),
+        "tenant_emptied": Event(
+            logging.INFO,
+            "the payloads of {tenant_id} are removed",
+            "The tenant was deleted; its history stays until it leaves.",
+        ),
         "payloads_swept": Event(
             logging.INFO,
             "{objects} objects that no event refers to were removed from the payload store",

@@ -406,6 +406,13 @@ class MaintenanceStore(Protocol):
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
 
+    async def remove_objects(self, forget: Callable[[Sequence[str]], Awaitable[None]], *, limit: int) -> int:
+        """Have ``forget`` remove some of the objects whose payloads were removed on request; returns how many."""
+
+    async def empty_tenant(self) -> UUID | None:
+        """Remove the payloads of a deleted tenant's events, whose rows stay; returns whose they were, None when there
+        is none such."""
+
     async def swept_to(self) -> int:
         """The hour (since 1970) up to which the payload store was swept; that of the first call, at the beginning."""
 
@@ -648,7 +655,7 @@ class AdminStore(Protocol):
 
     async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         """Owe the event once more, to one endpoint or to all it was owed to that still exist; returns to how many.
-        Raises NotFound."""
+        Raises NotFound, and Conflict when its payload was removed on request."""
 
     async def append_control(
         self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
@@ -656,6 +663,13 @@ class AdminStore(Protocol):
         """Ask the owners of the event's shards to cancel or hurry its deliveries, to one endpoint or to all; returns of
         how many: those that are not over, and, to cancel, those that are dead and block an ordered endpoint. Raises
         NotFound, also for an endpoint that the event was not owed to."""
+
+    async def remove_payload(self, tenant_id: UUID, event_id: UUID) -> int:
+        """Take an event's payload away for good, and cancel what is not over of its deliveries; returns how many. Its
+        row stays. Raises NotFound."""
+
+    async def remove_objects(self, forget: Callable[[Sequence[str]], Awaitable[None]], *, limit: int) -> int:
+        """As in MaintenanceStore."""
 
     async def count_replay(self, tenant_id: UUID, wanted: ReplayFilter) -> Matched:
         """What a bulk replay would match if it were created now."""

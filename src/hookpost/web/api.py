@@ -49,6 +49,8 @@ TEST_EVENT_TYPE = "hookpost.test"
 DEFAULT_POOL = "default"
 # Running bulk replays of one tenant: each is paced by itself, and their rates add up.
 REPLAYS_RUNNING_MAX = 20
+# Of removed payloads' objects a request removes no more; as a rule there is but its own.
+OBJECTS_REMOVED_AT_ONCE = 20
 # Written as they are given, null for the default.
 _PLAIN_COLUMNS = ("description", "uid", "max_in_flight", "rate_limit", "on_dead", "spread")
 _RETRY_COLUMNS = ("base_s", "cap_s", "max_attempts", "deadline_s")
@@ -542,6 +544,21 @@ async def _control(
         with suppress(StoreUnavailable):
             await api.store.ring()
     return _json({"delivery_count": count}, 202)
+
+
+@router.delete("/v1/events/{event_id}/payload", response_model=schemas.Controlled, tags=["events"])
+async def remove_payload(api: ApiOf, asking: Asking, event_id: str) -> Response:
+    """Take an event's payload away for good, wherever it lies; what is not delivered yet is cancelled. That there was
+    such an event, and what became of it, stays on record."""
+    tenant_id = asking.writer("events:write")
+    wanted_id = _path_id("evt", event_id, "event")
+    count = await api.store.remove_payload(tenant_id, wanted_id)
+    telemetry.log("payload_removed", event_id=show_id("evt", wanted_id), deliveries=count, admin=asking.admin)
+    with suppress(StoreUnavailable):  # it is noted, and maintenance comes for it
+        await api.store.remove_objects(api.payloads.delete, limit=OBJECTS_REMOVED_AT_ONCE)
+    with suppress(StoreUnavailable):
+        await api.store.ring()
+    return _json({"delivery_count": count})
 
 
 # ---- bulk replays ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hookpost.storage.postgres.alerts import AlertQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
+from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.worker import WorkerQueries
@@ -31,7 +32,14 @@ class UnsafeDatabase(Exception):
 
 
 class PostgresStore(
-    IngestQueries, WorkerQueries, MaintenanceQueries, RetentionQueries, AlertQueries, AdminQueries, ReplayQueries
+    IngestQueries,
+    WorkerQueries,
+    MaintenanceQueries,
+    RetentionQueries,
+    RemovalQueries,
+    AlertQueries,
+    AdminQueries,
+    ReplayQueries,
 ):
     """Implements the whole contract on one pool of connections."""
 

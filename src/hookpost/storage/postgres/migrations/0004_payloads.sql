@@ -185,3 +185,15 @@ begin
     return coalesce(names, '{}');
 end
 $$;
+
+-- ---- payloads removed on request -----------------------------------------------------------------------------------
+
+create table payload_removals (
+    key        text primary key,
+    created_at timestamptz not null default clock_timestamp()
+);
+comment on table payload_removals is 'objects whose events have lost their payload: to be removed from the payload store';
+
+alter table tenants add column payloads_removed_at timestamptz;
+comment on column tenants.payloads_removed_at is 'a deleted tenant''s payloads are gone';
+create index tenants_to_empty on tenants (deleted_at) where deleted_at is not null and payloads_removed_at is null;
