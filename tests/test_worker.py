@@ -70,6 +70,7 @@ class Leases:
         self.status = EndpointStatus.PAUSED
         self.loads: list[str] = []
         self.taken_over: list[int] = []
+        self.paused = False
 
     async def tell(self) -> None:
         async with self.changed:
@@ -152,6 +153,9 @@ class Leases:
         self.looks += 1
         await self.tell()
         return dict(self.changes), self.clock.time
+
+    async def is_paused(self) -> bool:
+        return self.paused
 
     async def lift_barriers(self) -> int:
         return 0
@@ -361,3 +365,17 @@ async def test_an_endpoint_whose_deliveries_wait_is_loaded_when_they_are_due(mon
         assert store.loads == []
         store.clock.time += 60
         await store.until(lambda: store.loads == ["tenants", "endpoints", "fetch"])
+
+
+async def test_a_paused_platform_reads_nothing_until_the_operator_says_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.paused = True
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        store.rows = {0: [row(0, 1)]}
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.rows, "what is posted meanwhile waits in the journal"
+        store.paused = False
+        await store.until(lambda: not store.rows)

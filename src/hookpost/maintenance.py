@@ -74,16 +74,20 @@ class Maintenance:
                 continue
 
     async def once(self) -> bool:
-        """Every task once; False when one failed."""
+        """Every task once; False when one failed. While sending is paused nothing of value is removed: a restored
+        backup must not clean up behind an installation that it is a copy of."""
         results = [
             await self._attempt("make partitions", self._make_partitions),
             await self._attempt("expire idempotency keys", self._expire_keys),
             await self._attempt("prune progress", self._prune_progress),
-            await self._attempt("retire events", self._retire_events),
-            await self._attempt("retire attempts", self._retire_attempts),
-            await self._attempt("remove payloads", self._remove_payloads),
-            await self._attempt("sweep the payload store", self._sweep_payloads),
         ]
+        if not await self._is_paused():
+            results += [
+                await self._attempt("retire events", self._retire_events),
+                await self._attempt("retire attempts", self._retire_attempts),
+                await self._attempt("remove payloads", self._remove_payloads),
+                await self._attempt("sweep the payload store", self._sweep_payloads),
+            ]
         return all(results)
 
     async def _attempt(self, name: str, task: Callable[[], Awaitable[None]]) -> bool:
@@ -94,6 +98,13 @@ class Maintenance:
             telemetry.log("maintenance_failed", task=name, reason=error)
             return False
         return True
+
+    async def _is_paused(self) -> bool:
+        """Or cannot it be told?"""
+        try:
+            return await self._store.is_paused()
+        except StoreUnavailable:
+            return True
 
     async def _make_partitions(self) -> None:
         made = await self._store.make_partitions(days_ahead=self._days_ahead)

@@ -145,6 +145,12 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "partition {partition} is kept although its time is over: something in it is still to be delivered",
             "A dead delivery blocks an ordered endpoint (replay or cancel it), or a shard has no worker.",
         ),
+        "sending_paused": Event(
+            logging.WARNING,
+            "nothing is sent: the platform is paused",
+            "It was started with --paused, or by `hookpost sending --pause`. Go on: `hookpost sending --go`.",
+        ),
+        "sending_resumed": Event(logging.INFO, "sending goes on", "Somebody said `hookpost sending --go`."),
         "payload_removed": Event(
             logging.INFO,
             "payload of {event_id} removed, {deliveries} deliveries asked to be cancelled (admin: {admin})",

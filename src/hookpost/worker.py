@@ -146,6 +146,7 @@ class Worker:
         self._store = store
         self._payloads = payloads
         self._payloads_told_at = 0.0
+        self._paused = False
         self._sender = sender
         self._clock = clock
         self._node_id = node_id
@@ -189,6 +190,7 @@ class Worker:
         """Work until ``stop`` is set, then finish or hand back what is held, within the stop time."""
         await self._persist(self._register)
         self._configured_at = self._clock.now()
+        await self._persist(self._heed_pause)
         telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -319,7 +321,12 @@ class Worker:
         return self._clock.monotonic() < self._lease_until
 
     def _may_send(self) -> bool:
-        return self._has_lease() and not self._stopping and self._engine.pending_attempts < UNSETTLED_MAX
+        return (
+            self._has_lease()
+            and not self._stopping
+            and not self._paused
+            and self._engine.pending_attempts < UNSETTLED_MAX
+        )
 
     def _lose(self, shards: Collection[int], reason: str) -> None:
         """Stop for these shards at once and write nothing more."""
@@ -746,12 +753,21 @@ class Worker:
                     await self._load_missing()
                 await self._store.lift_barriers()
                 await self._refresh()
+                await self._heed_pause()
                 if self._clock.monotonic() >= self._health_due:
                     self._health_due = self._clock.monotonic() + HEALTH_S
                     await self._write_health()
             except StoreUnavailable as error:
                 self._note_store(error)
                 await asyncio.sleep(STORE_RETRY_S_MAX)
+
+    async def _heed_pause(self) -> None:
+        """Stop or go on, as the operator says for the whole platform."""
+        paused = await self._store.is_paused()
+        if paused is not self._paused:
+            self._paused = paused
+            telemetry.log("sending_paused" if paused else "sending_resumed")
+            self._kick()
 
     async def _load_missing(self) -> None:
         while missing := dict(islice(self._engine.missing.items(), CONFIG_BATCH)):

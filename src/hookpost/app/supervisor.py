@@ -29,6 +29,7 @@ from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
+from hookpost.storage.postgres.sending import pause
 from hookpost.storage.postgres.store import PostgresStore, bootstrap, check_database, migrate_database, require_migrated
 
 # Waits before a process that died is started again; it falls back to the first after a quiet minute.
@@ -166,8 +167,9 @@ class _Child:
 class Supervisor:
     """One server: ``await run(stop)``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, paused: bool = False) -> None:
         self._settings = settings
+        self._paused = paused
         self._stopping = False
         self._dsn = ""
         self._embedded: EmbeddedPostgres | None = None
@@ -188,6 +190,8 @@ class Supervisor:
             else:
                 self._dsn = settings.database_url
             keys = await prepare_database(settings, self._dsn)
+            if self._paused:
+                await pause(self._dsn)
             if keys is not None:
                 on_keys(keys)
             listener = stack.enter_context(bind(settings))

@@ -283,6 +283,9 @@ class WorkerStore(Protocol):
     async def settled(self, part: ShardSettle) -> bool:
         """Was this part committed? Asked after CommitUnknown."""
 
+    async def is_paused(self) -> bool:
+        """Has the operator said that nothing is to be sent, on the whole platform?"""
+
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         """Endpoints as the engine needs them, deleted ones too."""
 
@@ -399,6 +402,9 @@ class MaintenanceStore(Protocol):
 
     async def forget_replays(self, *, keep_days: int) -> int:
         """Forget some of the bulk replays that ended more than so many days ago; returns how many."""
+
+    async def is_paused(self) -> bool:
+        """As in WorkerStore."""
 
     async def make_partitions(self, *, days_ahead: int) -> int:
         """Have the partitions of today and the coming days; returns how many were made."""

@@ -207,6 +207,11 @@ class WorkerQueries:
             found: bool = await connection.fetchval(SQL["settled"], part.shard, part.settle_no, part.fence)
             return found
 
+    async def is_paused(self) -> bool:
+        async with self._connections.use("look whether sending is paused") as connection:
+            paused: bool = await connection.fetchval(SQL["is_paused"])
+            return paused
+
     # ---- configuration ------------------------------------------------------------------------------------------
 
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:

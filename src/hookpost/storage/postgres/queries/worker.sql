@@ -271,6 +271,9 @@ select tenant_id, changed_at from tenants where changed_at > $1
 -- name: lift_barriers
 select hookpost_lift()
 
+-- name: is_paused
+select exists (select from platform where name = 'sending' and value = 'paused')
+
 -- name: now
 select clock_timestamp()
 
