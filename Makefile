@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench sim lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench sim torture lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo '  ARGS="…" is passed on to demo, test and bench; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
+	@echo '  ARGS="…" is passed on to demo, test, bench and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
 demo: venv ## a server, a receiver and a producer on this machine (ARGS="--events 10000 --exit")
 	@$(BIN)/hookpost demo $(ARGS)
@@ -34,6 +34,9 @@ bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
 
 sim: venv-dev ## the simulator: SEEDS=20 worlds, or the one world SEED=n
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 lint: venv-dev ## ruff: rules and format
 	@$(BIN)/ruff check .

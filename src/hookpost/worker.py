@@ -156,6 +156,7 @@ class Worker:
         self._user_agent = f"Hookpost/{__version__}"
         self._fences: dict[int, int] = {}
         self._lease_until = 0.0
+        self._skewed = False
         self._store_failing = False
         self._stopping = False
         self._kicked = False
@@ -274,12 +275,14 @@ class Worker:
         settings = self._settings
         sent = self._clock.monotonic()
         now = await self._store.register(self._node_id, pool=settings.pool, name=self._name, lease_s=settings.lease_s)
-        self._renewed(now, sent)
+        self._renewed(now, sent, self._clock.monotonic())
 
-    def _renewed(self, database_now: float, sent: float) -> None:
-        skew_s = self._clock.correct(database_now, sent=sent, received=self._clock.monotonic())
-        if abs(skew_s) > SKEW_WARNING_S:
+    def _renewed(self, database_now: float, sent: float, received: float) -> None:
+        skew_s = self._clock.correct(database_now, sent=sent, received=received)
+        skewed = abs(skew_s) > SKEW_WARNING_S
+        if skewed and not self._skewed:
             telemetry.log("clock_skew", skew_ms=round(skew_s * 1000))
+        self._skewed = skewed
         self._lease_until = sent + self._settings.lease_s
 
     async def _lease_loop(self) -> None:
@@ -290,22 +293,23 @@ class Worker:
                 progress_due += PROGRESS_AGAIN_S
                 for shard in self._engine.shards:
                     self._engine.touch(shard)
-            late = not self._has_lease()
             await self._persist(self._renew)
-            if late or not self._has_lease():
-                # Others may have taken shards meanwhile; those that are still ours go on where they stopped.
-                held = dict(self._fences)
-                self._keep(held, await self._persist(self._survey))
             self._kick()
 
     async def _renew(self) -> None:
         sent = self._clock.monotonic()
         now = await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
+        received = self._clock.monotonic()
         if now is None:
             self._lose(list(self._fences), "it was removed")
             await self._register()
         else:
-            self._renewed(now, sent)
+            if not self._has_lease():
+                # Others may have taken shards meanwhile. Nothing is sent before that is known; from the renewal on
+                # nobody takes another one, and those that are still ours go on where they stopped.
+                held = dict(self._fences)
+                self._keep(held, await self._survey())
+            self._renewed(now, sent, received)
         self._note_store(None)
 
     async def _survey(self) -> Survey:

@@ -131,7 +131,7 @@ async def test_after_a_restart_a_silent_owner_keeps_its_shards_for_a_lease(drive
     assert await claim(store, heir, lease_s=0.01) == {0: 2, 1: 2}
 
 
-async def test_concurrent_claims_never_overlap(driver: Driver) -> None:
+async def test_f4_concurrent_claims_never_overlap(driver: Driver) -> None:
     stores = [await driver.open(size_min=2, size_max=2) for _ in range(3)]
     nodes = [await register(store) for store in stores for _ in range(2)]
     for fence in range(1, 26):

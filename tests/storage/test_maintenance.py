@@ -157,7 +157,7 @@ async def test_the_last_row_stays_though_a_clock_went_back(database_driver: Post
     assert (await takeover(store, 0, 2)).read_to == 7
 
 
-async def test_pruning_by_two_at_once_fails_for_none(database_driver: Postgres) -> None:
+async def test_f43_pruning_by_two_at_once_fails_for_none(database_driver: Postgres) -> None:
     await old_progress(database_driver, at={9: [0, 1], 0: [0, 1]})
     stores = [await database_driver.open() for _ in range(3)]
     pruned = await asyncio.gather(*(store.prune_progress() for store in stores))

@@ -396,7 +396,7 @@ async def test_a_backend_killed_before_the_commit_leaves_nothing(
     assert await store.settled(part)
 
 
-async def test_a_server_that_stands_still_is_given_up_and_the_repeat_is_harmless(
+async def test_f8_a_server_that_stands_still_is_given_up_and_the_repeat_is_harmless(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that swallows packets looks like this: no error ever comes."""
@@ -420,7 +420,7 @@ async def test_a_server_that_stands_still_is_given_up_and_the_repeat_is_harmless
     assert (await counts(driver))["attempts"] == 1
 
 
-async def test_a_commit_that_does_not_answer_is_unknown(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f5_a_commit_that_does_not_answer_is_unknown(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "SETTLE_TIMEOUT_S", 0.2)
     store = await driver.open(size_max=1)
     await own(store)
@@ -510,7 +510,7 @@ async def test_a_refused_note_in_the_backlog_never_costs_the_delivery(driver: Dr
 # ---- side by side ----------------------------------------------------------------------------------------------------
 
 
-async def test_settles_of_two_workers_do_not_deadlock(driver: Driver) -> None:
+async def test_f9_settles_of_two_workers_do_not_deadlock(driver: Driver) -> None:
     """Replays of one event may live in two shards: both settles then touch the same dead letters, in any order."""
     stores = [await driver.open(), await driver.open()]
     await own(stores[0])
