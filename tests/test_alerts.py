@@ -22,6 +22,7 @@ from hookpost.policy.alerts import TRIES_MAX, Alert
 from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.signing import show_secret
 from hookpost.storage.contract import Channel, DueAlert
+from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.transport import Transport
 from tests.smtp import mailbox
@@ -110,7 +111,7 @@ async def test_an_alert_whose_teller_died_between_append_and_delete_is_one_event
     about = await new_endpoint(store, tenant, ["hookpost.*"])
     subscriber = await new_endpoint(store, tenant, ["hookpost.endpoint.failing"])
     await new_endpoint(store, tenant, ["*"])
-    ingest = Ingest(store, now=time.time, limits=IngestLimits())
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits())
     alert = Alert(OperationalType.ENDPOINT_FAILING, tenant, about, b'{"n":1}')
     taken = DueAlert(uuid7(), Channel.EVENT, alert, 1, None)
     for _ in range(2):

@@ -36,6 +36,7 @@ from hookpost.storage.contract import (
     TenantRoutes,
     Verdict,
 )
+from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
 from tests.storage.driver import new_endpoint, new_tenant, until
 
@@ -130,7 +131,7 @@ def end_in(error: Exception) -> Callable[[], Awaitable[None]]:
 
 
 def make(store: Any, limits: IngestLimits = PATIENT) -> Ingest:
-    return Ingest(store, now=time.time, limits=limits)
+    return Ingest(store, ObjectStore("memory:///"), now=time.time, limits=limits)
 
 
 def submissions(count: int, **values: Any) -> list[Submission]:

@@ -20,6 +20,7 @@ from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
 from hookpost.model import Endpoint, EndpointStatus, Tenant
 from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import RECONFIGURED, Claimed, StoreUnavailable, Survey
+from hookpost.storage.payloads import ObjectStore
 from hookpost.worker import Worker, WorkerSettings
 
 SHARDS = frozenset(range(4))
@@ -70,6 +71,7 @@ class Leases:
         self.status = EndpointStatus.PAUSED
         self.loads: list[str] = []
         self.taken_over: list[int] = []
+        self.paused = False
 
     async def tell(self) -> None:
         async with self.changed:
@@ -155,6 +157,9 @@ class Leases:
         await self.tell()
         return dict(self.changes), self.clock.time
 
+    async def is_paused(self) -> bool:
+        return self.paused
+
     async def lift_barriers(self) -> int:
         return 0
 
@@ -184,7 +189,7 @@ class Nowhere:
 
 def new_worker(store: Leases, node_id: UUID) -> Worker:
     return Worker(
-        store=store, sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
+        store=store, payloads=ObjectStore("memory:///"), sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
         settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005), rng=Random(1),
     )  # fmt: skip
 
@@ -380,3 +385,17 @@ async def test_an_endpoint_whose_deliveries_wait_is_loaded_when_they_are_due(mon
         assert store.loads == []
         store.clock.time += 60
         await store.until(lambda: store.loads == ["tenants", "endpoints", "fetch"])
+
+
+async def test_a_paused_platform_reads_nothing_until_the_operator_says_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.paused = True
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        store.rows = {0: [row(0, 1)]}
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.rows, "what is posted meanwhile waits in the journal"
+        store.paused = False
+        await store.until(lambda: not store.rows)

@@ -25,13 +25,16 @@ import msgspec
 from uuid_utils import uuid7
 
 from hookpost import telemetry
+from hookpost.model import PayloadRef
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
+from hookpost.policy.objects import object_key
 from hookpost.policy.routing import Matcher, is_pinned
 from hookpost.storage.contract import (
     Appended,
     DataRejected,
     IngestStore,
     NewEvent,
+    PayloadStore,
     Stale,
     StoreUnavailable,
     TenantRoutes,
@@ -106,7 +109,8 @@ class Refused(Exception):
 
 class Submission(msgspec.Struct, gc=False):
     """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters; to the endpoint
-    ``without`` it is not owed, whatever its filter says."""
+    ``without`` it is not owed, whatever its filter says. ``stored``: the event's id and where its payload lies, once it
+    was put into the payload store."""
 
     type: str
     payload: bytes
@@ -114,15 +118,18 @@ class Submission(msgspec.Struct, gc=False):
     targets: tuple[UUID, ...] | None = None
     trace_id: UUID | None = None
     without: UUID | None = None
+    stored: tuple[UUID, PayloadRef] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class IngestLimits:
-    """Bounds of the queue in front of the store, and how long a request waits for its answer."""
+    """Bounds of the queue in front of the store, and how long a request waits for its answer. ``inline_max``: payloads
+    of more bytes go to the payload store."""
 
     queue_events: int = 20_000
     queue_bytes: int = 64 * 1024 * 1024
     timeout_s: float = 0.9
+    inline_max: int = 16 * 1024
 
 
 Answer = Appended | UnknownEndpoint | Refused
@@ -288,9 +295,17 @@ class Ingest:
     """
 
     def __init__(
-        self, store: IngestStore, *, now: Callable[[], float], limits: IngestLimits, processes: int = 1
+        self,
+        store: IngestStore,
+        payloads: PayloadStore,
+        *,
+        now: Callable[[], float],
+        limits: IngestLimits,
+        processes: int = 1,
     ) -> None:
         self._store = store
+        self._payloads = payloads
+        self._inline_max = limits.inline_max
         self._now = now
         self._limits = limits
         self._routes: dict[UUID, _Routes] = {}
@@ -349,6 +364,7 @@ class Ingest:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             if routes.allowance is not None:
                 charged = self._charge(routes.allowance, len(submissions))
+            await self._put_large(ticket, submissions)
             for index, submission in enumerate(submissions):
                 if submission.targets is None:
                     self._enqueue(ticket, index, submission, routes, routes.match(submission))
@@ -371,13 +387,14 @@ class Ingest:
         """Like ``submit``, without a task that waits: ``tell`` hears what ``submit`` would return or raise.
 
         False, and nothing was done, unless the tenant's routes are known, it has no limit, and no event names its
-        targets. ``tell`` must not raise. Raises Overloaded.
+        targets or is too large for the database. ``tell`` must not raise. Raises Overloaded.
         """
         routes = self._routes.get(tenant_id)
+        inline_max = self._inline_max
         if (
             routes is None
             or routes.allowance is not None
-            or not all(submission.targets is None for submission in submissions)
+            or not all(each.targets is None and len(each.payload) <= inline_max for each in submissions)
         ):
             return False
         ticket, _, _ = self._admit(submissions, tell, 0.0)
@@ -445,6 +462,27 @@ class Ingest:
             joined = tenant_id in self._loading
             routes = await self._within(ticket, self._load(tenant_id))
         return routes
+
+    # ---- payloads -------------------------------------------------------------------------------------------------
+
+    async def _put_large(self, ticket: _Ticket, submissions: Sequence[Submission]) -> None:
+        """Put what is too large for the database into the payload store, before anything of the request is appended.
+        What is put and never appended is swept away later."""
+        large = [submission for submission in submissions if len(submission.payload) > self._inline_max]
+        if not large:
+            return
+        try:
+            async with asyncio.timeout_at(ticket.deadline), asyncio.TaskGroup() as puts:
+                for submission in large:
+                    puts.create_task(self._put(submission))
+        except TimeoutError:
+            raise Overloaded("the payload store did not answer in time") from None
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def _put(self, submission: Submission) -> None:
+        event_id = cast(UUID, uuid7(nanoseconds=int(self._now() * 1e9)))
+        submission.stored = event_id, await self._payloads.put(object_key(event_id), submission.payload)
 
     # ---- limits ---------------------------------------------------------------------------------------------------
 
@@ -525,12 +563,13 @@ class Ingest:
         owed: tuple[UUID, ...],
         stale: int = 0,
     ) -> None:
+        stored = submission.stored
         event = NewEvent(
             # Not the standard library's UUID, which takes five times as long to make; it has the parts that are used.
-            cast(UUID, uuid7(nanoseconds=int(self._now() * 1e9))),
+            cast(UUID, uuid7(nanoseconds=int(self._now() * 1e9))) if stored is None else stored[0],
             routes.routes.tenant_id,
             submission.type,
-            submission.payload,
+            submission.payload if stored is None else stored[1],
             owed,
             submission.key,
             None if submission.key is None else request_hash(submission),

@@ -1,5 +1,5 @@
-"""Maintenance: partitions ahead of time, expired idempotency keys, old progress, tenants spread as their load asks;
-bulk replays and rollups, step by step.
+"""Maintenance: partitions ahead of time, expired idempotency keys, old progress, what is older than it is kept,
+payloads that no event refers to, tenants spread as their load asks; bulk replays and rollups, step by step.
 
 Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
@@ -20,9 +20,11 @@ from hookpost.storage.contract import (
     Grain,
     MaintenanceStore,
     NotFound,
+    PayloadStore,
     ReplayLimits,
     ReplayState,
     ReplayStep,
+    Retired,
     RollupStore,
     ShardLoad,
     Spread,
@@ -56,6 +58,11 @@ ROLLUPS_AT_ONCE = 24_000
 COMPACT_EVERY_S = 300.0
 # Between two looks at how much shards hold. A look takes some 0.1 ms of the database for each shard.
 SPREAD_EVERY_S = 10.0
+# Objects of removed payloads that are removed before they are noted as gone.
+OBJECTS_AT_ONCE = 500
+# What was put into the payload store and is not referred to by then never will be: an append refuses what was put more
+# than 10 minutes ago (hookpost_append).
+ORPHAN_AGE_S = 3600.0
 # The newest rows of a busy shard that tell whose it is busy with: 3 % off at worst for a tenant with half of them.
 SAMPLE_ROWS = 1_000
 
@@ -63,8 +70,10 @@ SAMPLE_ROWS = 1_000
 class Maintenance:
     """The maintenance loop of one server: ``await run(stop)``."""
 
-    def __init__(self, store: MaintenanceStore, *, days_ahead: int) -> None:
+    def __init__(self, store: MaintenanceStore, payloads: PayloadStore, *, days_ahead: int, keep_days: int) -> None:
         self._store = store
+        self._payloads = payloads
+        self._keep_days = keep_days
         self._days_ahead = days_ahead
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -77,12 +86,20 @@ class Maintenance:
                 continue
 
     async def once(self) -> bool:
-        """Every task once; False when one failed."""
+        """Every task once; False when one failed. While sending is paused nothing of value is removed: a restored
+        backup must not clean up behind an installation that it is a copy of."""
         results = [
             await self._attempt("make partitions", self._make_partitions),
             await self._attempt("expire idempotency keys", self._expire_keys),
             await self._attempt("prune progress", self._prune_progress),
         ]
+        if not await self._is_paused():
+            results += [
+                await self._attempt("retire events", self._retire_events),
+                await self._attempt("retire attempts", self._retire_attempts),
+                await self._attempt("remove payloads", self._remove_payloads),
+                await self._attempt("sweep the payload store", self._sweep_payloads),
+            ]
         return all(results)
 
     async def _attempt(self, name: str, task: Callable[[], Awaitable[None]]) -> bool:
@@ -93,6 +110,13 @@ class Maintenance:
             telemetry.log("maintenance_failed", task=name, reason=error)
             return False
         return True
+
+    async def _is_paused(self) -> bool:
+        """Or cannot it be told?"""
+        try:
+            return await self._store.is_paused()
+        except StoreUnavailable:
+            return True
 
     async def _make_partitions(self) -> None:
         made = await self._store.make_partitions(days_ahead=self._days_ahead)
@@ -105,6 +129,42 @@ class Maintenance:
 
     async def _prune_progress(self) -> None:
         await self._store.prune_progress()
+
+    async def _retire_events(self) -> None:
+        """Attempts are later than their events, so events leave first."""
+        self._tell(await self._store.retire_events(keep_days=self._keep_days, forget=self._payloads.delete))
+        await self._store.forget_replays(keep_days=self._keep_days)
+
+    async def _retire_attempts(self) -> None:
+        self._tell(await self._store.retire_attempts(keep_days=self._keep_days))
+
+    async def _remove_payloads(self) -> None:
+        """Those of deleted tenants, then all objects that were noted."""
+        while (tenant_id := await self._store.empty_tenant()) is not None:
+            telemetry.log("tenant_emptied", tenant_id=show_id("ten", tenant_id))
+        while await self._store.remove_objects(self._payloads.delete, limit=OBJECTS_AT_ONCE) == OBJECTS_AT_ONCE:
+            pass
+
+    def _tell(self, retired: Retired) -> None:
+        for partition in retired.dropped:
+            telemetry.log("partition_dropped", partition=partition)
+        for partition in retired.held:
+            telemetry.log("partition_held", partition=partition)
+
+    async def _sweep_payloads(self) -> None:
+        """Remove what was put into the payload store for events that were never appended, hour by hour, each once."""
+        hour, end = await self._store.swept_to(), await self._store.sweepable_hours(age_s=ORPHAN_AGE_S)
+        while hour < end:
+            swept = 0
+            async for keys in self._payloads.list_hour(hour):
+                orphans = await self._store.orphans(keys)
+                await self._payloads.delete(orphans)
+                swept += len(orphans)
+            if swept:
+                telemetry.count("payloads_swept", swept)
+                telemetry.log("payloads_swept", objects=swept)
+            hour += 1
+            await self._store.note_swept(hour)
 
 
 class Replays:

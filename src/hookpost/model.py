@@ -13,6 +13,7 @@ from uuid import UUID
 
 __all__ = [
     "HEALTHY",
+    "REMOVED",
     "Dead",
     "DeadReason",
     "Decision",
@@ -25,6 +26,8 @@ __all__ = [
     "OnDead",
     "OperationalType",
     "Outcome",
+    "Payload",
+    "PayloadRef",
     "Request",
     "Retry",
     "RetryPolicy",
@@ -32,6 +35,7 @@ __all__ = [
     "Tenant",
     "Timeouts",
     "WaitReason",
+    "minted_at",
     "parse_id",
     "show_id",
 ]
@@ -54,6 +58,11 @@ def parse_id(prefix: str, text: str) -> UUID:
         return UUID(text[len(prefix) + 1 :])
     except ValueError as error:
         raise IdError(f"an id is {prefix}_ followed by a UUID") from error
+
+
+def minted_at(value: UUID) -> float:
+    """The time in a UUIDv7, in Unix seconds."""
+    return (value.int >> 80) / 1000
 
 
 class EndpointStatus(StrEnum):
@@ -83,6 +92,7 @@ class WaitReason(StrEnum):
     PAUSED = "paused"
     DISABLED = "disabled"
     EGRESS_DOWN = "egress_down"
+    PAYLOAD_STORE = "payload_store"
 
 
 class DeadReason(StrEnum):
@@ -128,6 +138,36 @@ class OperationalType(StrEnum):
     ENDPOINT_RECOVERED = "hookpost.endpoint.recovered"
     ENDPOINT_DISABLED = "hookpost.endpoint.disabled"
     DELIVERY_DEAD = "hookpost.delivery.dead"
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadRef:
+    """Where a payload lies in the payload store: ``length`` bytes of the object ``key`` from ``offset`` on, whose
+    SHA-256 is ``digest``. Its length is the payload's, so what counts bytes need not care where they are."""
+
+    key: str
+    offset: int
+    length: int
+    digest: bytes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.offset} {self.length} {self.digest.hex()}"
+
+    @classmethod
+    def parse(cls, text: str) -> PayloadRef:
+        """The reverse of ``str``; a removed payload is REMOVED itself."""
+        key, offset, length, digest = text.split(" ")
+        ref = cls(key, int(offset), int(length), bytes.fromhex(digest))
+        return REMOVED if ref == REMOVED else ref
+
+
+# The place of a payload whose bytes were removed on request: its deliveries end, and are no dead letters.
+REMOVED = PayloadRef("removed", 0, 0, b"\0")
+# The bytes, or where they lie; None where nothing is left of them.
+Payload: TypeAlias = bytes | PayloadRef | None
 
 
 @dataclass(frozen=True, slots=True)

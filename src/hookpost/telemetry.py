@@ -142,6 +142,55 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         "partition_created": Event(
             logging.INFO, "partition {partition} created", "Daily partitions are made some days ahead."
         ),
+        "partition_dropped": Event(
+            logging.INFO, "partition {partition} dropped", "Its day is longer ago than RETENTION_DAYS."
+        ),
+        "partition_held": Event(
+            logging.WARNING,
+            "partition {partition} is kept although its time is over: something in it is still to be delivered",
+            "A dead delivery blocks an ordered endpoint (replay or cancel it), or a shard has no worker.",
+        ),
+        "sending_paused": Event(
+            logging.WARNING,
+            "nothing is sent: the platform is paused",
+            "It was started with --paused, or by `hookpost sending --pause`. Go on: `hookpost sending --go`.",
+        ),
+        "sending_resumed": Event(logging.INFO, "sending goes on", "Somebody said `hookpost sending --go`."),
+        "payload_removed": Event(
+            logging.INFO,
+            "payload of {event_id} removed, {deliveries} deliveries asked to be cancelled (admin: {admin})",
+            "Somebody asked for it. What happened to the event stays on record.",
+        ),
+        "tenant_emptied": Event(
+            logging.INFO,
+            "the payloads of {tenant_id} are removed",
+            "The tenant was deleted; its history stays until it leaves.",
+        ),
+        "payloads_swept": Event(
+            logging.INFO,
+            "{objects} objects that no event refers to were removed from the payload store",
+            "Posts that failed behind the store, or were duplicates. Many of them: the database is slow.",
+        ),
+        "payload_store_failed": Event(
+            logging.ERROR,
+            "payloads cannot be read: {reason}",
+            "Deliveries of large payloads wait and are tried again; no endpoint is charged for it. Told once a minute.",
+        ),
+        "payload_store_foreign": Event(
+            logging.ERROR,
+            "large payloads are refused: {reason}",
+            "Give all processes the same HOOKPOST_PAYLOAD_STORE_URL, and each installation its own.",
+        ),
+        "payload_missing": Event(
+            logging.ERROR,
+            "the payload of event {event_id} is gone: {reason}",
+            "The object vanished or was altered in the payload store; its deliveries are dead letters.",
+        ),
+        "payload_store_unchecked": Event(
+            logging.WARNING,
+            "whether the payload store is ours cannot be told: {reason}",
+            "It did not answer at the start. What is in the database is delivered, large payloads wait.",
+        ),
         "maintenance_failed": Event(
             logging.ERROR,
             "maintenance task {task} failed: {reason}",
@@ -297,6 +346,8 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "attempts_rolled_up": "Attempts added to the rollups.",
         "alerts_told": "Alerts told, counted in each channel.",
         "alerts_given_up": "Alerts given up in one of their channels.",
+        "payloads_swept": "Objects that no event referred to, removed from the payload store.",
+        "payload_reads_failed": "Reads of the payload store that failed; their deliveries are tried again.",
         "maintenance_failures": "Maintenance tasks that failed.",
         "internal_errors": "Faults in Hookpost itself.",
         "log_lines_failed": "Log lines that could not be written.",

@@ -27,9 +27,18 @@ from hookpost.engine.gates import Receiver
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
-from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, Request, show_id
+from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, PayloadRef, Request, show_id
 from hookpost.policy.request import build_request
-from hookpost.storage.contract import RECONFIGURED, DataRejected, FenceLost, StoreUnavailable, Survey, WorkerStore
+from hookpost.storage.contract import (
+    RECONFIGURED,
+    DataRejected,
+    FenceLost,
+    PayloadMissing,
+    PayloadStore,
+    StoreUnavailable,
+    Survey,
+    WorkerStore,
+)
 
 # Deliveries started in one go before the loop turns to sockets again. A read of the journal takes a few such turns, and
 # what a tenant has just posted waits for it, however many deliveries of others are ready.
@@ -68,6 +77,8 @@ HEALTH_S = 1.0
 HEALTH_BATCH = 500
 # While the clock stands it is looked so often whether it goes on.
 STANDING_S = 0.001
+# That payloads cannot be read is told at most so often.
+PAYLOADS_TOLD_S = 60.0
 # Waits between tries while the store is away.
 STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
@@ -126,6 +137,7 @@ class Worker:
         self,
         *,
         store: WorkerStore,
+        payloads: PayloadStore,
         sender: Sender,
         clock: Clock,
         node_id: UUID,
@@ -134,6 +146,9 @@ class Worker:
         rng: Random,
     ) -> None:
         self._store = store
+        self._payloads = payloads
+        self._payloads_told_at = 0.0
+        self._paused = False
         self._sender = sender
         self._clock = clock
         self._node_id = node_id
@@ -179,6 +194,7 @@ class Worker:
         """Work until ``stop`` is set, then finish or hand back what is held, within the stop time."""
         await self._persist(self._register)
         self._configured_at = self._clock.now()
+        await self._persist(self._heed_pause)
         telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
@@ -312,7 +328,12 @@ class Worker:
         return self._clock.monotonic() < self._lease_until
 
     def _may_send(self) -> bool:
-        return self._has_lease() and not self._stopping and self._engine.pending_attempts < UNSETTLED_MAX
+        return (
+            self._has_lease()
+            and not self._stopping
+            and not self._paused
+            and self._engine.pending_attempts < UNSETTLED_MAX
+        )
 
     def _lose(self, shards: Collection[int], reason: str) -> None:
         """Stop for these shards at once and write nothing more."""
@@ -547,9 +568,42 @@ class Worker:
         self._kick()
 
     def _send(self, work: Work, now: float) -> None:
+        payload = work.entry.payload
+        if isinstance(payload, bytes):
+            self._send_payload(work, payload, now)
+        else:
+            assert self._tasks is not None and payload is not None
+            self._tasks.create_task(self._load(work, payload))
+
+    async def _load(self, work: Work, ref: PayloadRef) -> None:
+        """Read the payload from the payload store, then send it, if that is still to be done."""
+        engine, now = self._engine, self._clock.now
+        try:
+            payload = await self._payloads.get(ref)
+        except PayloadMissing as error:
+            telemetry.log("payload_missing", event_id=show_id("evt", work.entry.event_id), reason=error)
+            engine.on_no_payload(work, missing=True, now=now())
+        except StoreUnavailable as error:
+            telemetry.count("payload_reads_failed")
+            self._note_payloads(error)
+            engine.on_no_payload(work, missing=False, now=now())
+        else:
+            if not self._has_lease():
+                engine.on_no_payload(work, missing=False, now=now())
+            elif engine.on_payload(work, now=now()):
+                self._send_payload(work, payload, now())
+        self._kick()
+
+    def _note_payloads(self, error: StoreUnavailable) -> None:
+        """One line now and then: each delivery that waits would make one."""
+        if self._clock.monotonic() >= self._payloads_told_at:
+            self._payloads_told_at = self._clock.monotonic() + PAYLOADS_TOLD_S
+            telemetry.log("payload_store_failed", reason=error)
+
+    def _send_payload(self, work: Work, payload: bytes, now: float) -> None:
         entry = work.entry
         endpoint = work.lane.endpoint.config
-        assert endpoint is not None and entry.payload is not None
+        assert endpoint is not None
         # Not the standard library's UUID, which takes five times as long to make; it has the parts that are used.
         work.attempt_id = cast(UUID, uuid7(nanoseconds=int(now * 1e9)))
         try:
@@ -557,7 +611,7 @@ class Worker:
                 endpoint,
                 event_id=entry.event_id,
                 event_type=entry.type,
-                payload=entry.payload,
+                payload=payload,
                 attempt_id=work.attempt_id,
                 retry_count=work.retry_count,
                 user_agent=self._user_agent,
@@ -709,12 +763,21 @@ class Worker:
                     await self._load_missing()
                 await self._store.lift_barriers()
                 await self._refresh()
+                await self._heed_pause()
                 if self._clock.monotonic() >= self._health_due:
                     self._health_due = self._clock.monotonic() + HEALTH_S
                     await self._write_health()
             except StoreUnavailable as error:
                 self._note_store(error)
                 await asyncio.sleep(STORE_RETRY_S_MAX)
+
+    async def _heed_pause(self) -> None:
+        """Stop or go on, as the operator says for the whole platform."""
+        paused = await self._store.is_paused()
+        if paused is not self._paused:
+            self._paused = paused
+            telemetry.log("sending_paused" if paused else "sending_resumed")
+            self._kick()
 
     async def _load_missing(self) -> None:
         while missing := dict(islice(self._engine.missing.items(), CONFIG_BATCH)):

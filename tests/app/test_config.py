@@ -206,3 +206,34 @@ def test_how_alerts_go_out_is_shown_without_its_secrets() -> None:
     text = repr(describe(settings)) + repr(settings)
     assert not any(secret in text for secret in ("T0KEN", "aaaa", "hunter2"))
     assert "mail.example.com" in text
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/prefix", "gs://bucket", "az://container/prefix", "file:///var/lib/payloads"]
+)
+def test_a_payload_store_has_an_address_of_a_kind_we_know(url: str) -> None:
+    assert load(payload_store_url=url).payload_store_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "bucket",
+        "https://bucket.example/",
+        "memory:///",
+        "s3://",
+        "file://",
+        "file://folder",
+        "s3://key:secret@bucket/x",
+    ],
+)
+def test_any_other_address_of_a_payload_store_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="HOOKPOST_PAYLOAD_STORE_URL"):
+        load(payload_store_url=url)
+
+
+def test_no_deadline_is_later_than_its_event() -> None:
+    with pytest.raises(ConfigError, match="HOOKPOST_RETENTION_DAYS") as refused:
+        load(retention_days=4)
+    assert "allows 172800" in str(refused.value)
+    assert load(retention_days=5).deadline_s_max == 3 * 86_400

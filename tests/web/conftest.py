@@ -11,6 +11,7 @@ import pytest
 
 from hookpost.policy.egress import EgressPolicy
 from hookpost.policy.keys import hash_secret
+from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.app import WebSettings, make_app
 from hookpost.web.auth import Authenticator
@@ -54,13 +55,21 @@ def submitted() -> Submitted:
 
 
 @pytest.fixture
-async def admin(store: PostgresStore, clock: Clock, submitted: Submitted) -> AsyncIterator[httpx.AsyncClient]:
+def payloads() -> ObjectStore:
+    return ObjectStore("memory:///")
+
+
+@pytest.fixture
+async def admin(
+    store: PostgresStore, payloads: ObjectStore, clock: Clock, submitted: Submitted
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the admin key."""
     authenticator = Authenticator(
         store, admin_key_hash=hash_secret(ADMIN_KEY), now=clock.now, monotonic=clock.monotonic
     )
     app = make_app(
         store=store,
+        payloads=payloads,
         authenticator=authenticator,
         submit=submitted,
         raw_events=raw_events,

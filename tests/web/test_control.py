@@ -172,3 +172,25 @@ async def test_every_action_is_in_the_log(sql: Any, tenant: TenantClient, caplog
     assert [record.hookpost_event for record in caplog.records] == [
         "control_appended", "control_appended", "event_replayed",
     ]  # fmt: skip
+
+
+async def test_a_payload_is_removed_for_good_and_its_event_tells(sql: Any, tenant: TenantClient) -> None:
+    [endpoint_id] = await endpoints(tenant, 1)
+    event_id, seq = await append_event(sql, tenant.uuid, [endpoint_id])
+    answer = await tenant.delete(f"{event_path(event_id)}/payload")
+    assert (answer.status_code, answer.json()) == (200, {"delivery_count": 1})
+    assert await controls(sql) == [(0, seq + 1, CANCEL, {endpoint_id}, [seq])]
+    shown = (await tenant.get(event_path(event_id))).json()
+    assert (shown["payload"], shown["payload_state"]) == (None, "removed")
+    assert (await tenant.post(f"{event_path(event_id)}/replay")).status_code == 409
+    assert (await tenant.delete(f"{event_path(event_id)}/payload")).status_code == 200
+
+
+async def test_a_payload_of_nobodys_or_another_tenants_event_is_not_removed(
+    sql: Any, tenant: TenantClient, admin: Any
+) -> None:
+    other = await make_tenant(admin, "other")
+    event_id, _ = await append_event(sql, tenant.uuid, [])
+    for path in (event_path(event_id), event_path(uuid4())):
+        assert (await other.delete(f"{path}/payload")).status_code == 404
+    assert await sql.fetchval("select payload is not null from events where event_id = $1", event_id)

@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost.ingest import Ingest, IngestLimits, Overloaded
 from hookpost.policy.keys import hash_secret, make_key, parse_key
+from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web import events
 from hookpost.web.auth import Authenticator
@@ -119,7 +120,9 @@ class Posting:
 async def posting(store: PostgresStore, database: str, request: pytest.FixtureRequest) -> AsyncIterator[Posting]:
     tenant = uuid7()
     await store.create_tenant(tenant, {"name": "acme"})
-    ingest = Ingest(store, now=time.time, limits=IngestLimits(timeout_s=20.0))
+    ingest = Ingest(
+        store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits(timeout_s=20.0, inline_max=2**24)
+    )
     routes = EventRoutes(ingest, Authenticator(store), limits=LIMITS)
     db = await asyncpg.connect(database)
     posting = Posting(routes, ingest, store, tenant, await new_key(store, tenant), db)
@@ -541,7 +544,7 @@ async def test_a_slow_look_up_of_the_key_leaves_less_time_for_the_append(
             spent.append(spent_s)
             raise Overloaded("enough")
 
-    ingest = Noting(posting.store, now=time.time, limits=IngestLimits())
+    ingest = Noting(posting.store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits())
     authenticator = Authenticator(posting.store, monotonic=lambda: 0.0)
     posting.routes = EventRoutes(ingest, authenticator, limits=LIMITS)
     assert (await posting.post(body_of())).status == 503
@@ -549,7 +552,7 @@ async def test_a_slow_look_up_of_the_key_leaves_less_time_for_the_append(
 
 
 async def test_a_full_queue_is_503(posting: Posting) -> None:
-    full = Ingest(posting.store, now=time.time, limits=IngestLimits(queue_bytes=1))
+    full = Ingest(posting.store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits(queue_bytes=1))
     posting.routes = EventRoutes(full, Authenticator(posting.store), limits=LIMITS)
     answer = await posting.post(body_of())
     assert (answer.status, answer.headers[b"retry-after"]) == (503, b"1")

@@ -20,8 +20,9 @@ from uuid_utils.compat import uuid7
 from hookpost import __version__, telemetry
 from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
+from hookpost.model import show_id
 from hookpost.policy.signing import SecretError, VerificationError, parse_secret, verify
-from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.contract import PayloadStoreForeign, StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
 from hookpost.storage.postgres.store import UnsafeDatabase
@@ -50,7 +51,7 @@ Hidden = typer.Option(hidden=True)
 
 _EXPECTED = (
     ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
-    OSError,
+    PayloadStoreForeign, OSError,
 )  # fmt: skip
 
 
@@ -92,6 +93,7 @@ def serve(
     data_dir: DataDir = None,
     api_processes: Annotated[int | None, typer.Option(help="Processes that accept events.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that deliver.")] = None,
+    paused: Annotated[bool, typer.Option("--paused", help="Send nothing until `hookpost sending --go`.")] = False,
 ) -> None:
     """Everything on one machine: API, workers and, without HOOKPOST_DATABASE_URL, an embedded PostgreSQL."""
     from hookpost.app.supervisor import Supervisor, show_keys
@@ -103,7 +105,7 @@ def serve(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Supervisor(settings).run(stop, on_keys=show_keys)
+        await Supervisor(settings, paused=paused).run(stop, on_keys=show_keys)
 
     asyncio.run(run())
 
@@ -191,6 +193,31 @@ def migrate(
     if keys is not None:
         show_keys(keys)
     print(f"the schema is at revision {head()}")
+
+
+@app.command()
+def sending(
+    data_dir: DataDir = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Send nothing more, on the whole platform.")] = False,
+    go: Annotated[bool, typer.Option("--go", help="Send again.")] = False,
+) -> None:
+    """What would be sent now, for each endpoint; stop sending, or go on. Works on the database."""
+    from hookpost.storage.postgres import sending as store
+    from hookpost.web.shown import show_time
+
+    if pause and go:
+        raise ConfigError("give either --pause or --go")
+    dsn = _database(load(data_dir=data_dir))
+    if pause or go:
+        asyncio.run(store.pause(dsn) if pause else store.go_on(dsn))
+        print("paused: nothing is sent" if pause else "sending goes on")
+        return
+    owed, last = asyncio.run(store.owed(dsn))
+    for each in owed:
+        span = f"accepted {show_time(each.oldest)} to {show_time(each.newest)}"
+        print(f"{each.deliveries:>10}  {show_id('ep', each.endpoint_id)}  {each.url}  {span}")
+    total = sum(each.deliveries for each in owed)
+    print(f"{total:>10}  deliveries in all; the last thing on record is of {show_time(last) or 'never'}")
 
 
 @app.command()

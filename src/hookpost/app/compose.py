@@ -19,7 +19,7 @@ import uvicorn
 from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
-from hookpost.app.config import DAY_S, Settings
+from hookpost.app.config import DAY_S, ConfigError, Settings
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
@@ -35,7 +35,8 @@ from hookpost.policy.health import HealthPolicy
 from hookpost.policy.keys import hash_secret
 from hookpost.policy.signing import parse_secret
 from hookpost.policy.spread import Bounds
-from hookpost.storage.contract import Appended, Channel, DueAlert, StoreUnavailable, Verdict
+from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
+from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.transport import Transport
 from hookpost.web.app import WebSettings, make_app
@@ -47,6 +48,8 @@ from hookpost.worker import Worker, WorkerSettings
 # Objects made between two looks of the garbage collector: nearly all of ours die young and without cycles. A look takes
 # about 0.9 µs for each, 44 ms in all; with fewer it would look at deliveries under way again and again.
 GC_THRESHOLDS = (50_000, 25, 100)
+# The fact that this installation has made a payload store its own: an empty one is a wrong one from then on.
+PAYLOAD_STORE = "payload_store"
 # How often an API process, which holds no lease, corrects its clock by the database's.
 CLOCK_EVERY_S = 10.0
 # Idle connections of clients are kept so long; above the 60 s of common load balancers, which must close first.
@@ -114,7 +117,48 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         retry=retry_policy(settings),
         timeouts=timeouts(settings),
         longest_s=settings.total_timeout_max_s,
+        deadline_s_max=settings.deadline_s_max,
     )
+
+
+def make_payloads(settings: Settings, dsn: str) -> ObjectStore:
+    """Where large payloads lie. Raises ConfigError when the environment lacks something for it."""
+    url = settings.payload_store_url or (settings.data_dir / "payloads").as_uri()
+    try:
+        return ObjectStore(url, before_first_put=partial(_claim_payloads, dsn))
+    except ValueError as error:
+        raise ConfigError(f"HOOKPOST_PAYLOAD_STORE_URL={url}: {error}") from error
+
+
+async def _claim_payloads(dsn: str, payloads: ObjectStore) -> None:
+    """Make the payload store this installation's with its first payload; later make sure that it is."""
+    installation = await _installation(dsn)
+    try:
+        if await platform_value(dsn, PAYLOAD_STORE) is None:
+            await payloads.claim(installation)
+            await platform_value(dsn, PAYLOAD_STORE, default="claimed")
+        else:
+            await payloads.check(installation)
+    except PayloadStoreForeign as error:
+        telemetry.log("payload_store_foreign", reason=error)
+        raise StoreUnavailable(str(error)) from error
+
+
+async def check_payloads(settings: Settings, dsn: str) -> None:
+    """Raises PayloadStoreForeign when it is not the one that this installation has used. One that does not answer holds
+    up only what lies in it."""
+    try:
+        if await platform_value(dsn, PAYLOAD_STORE) is not None:
+            await make_payloads(settings, dsn).check(await _installation(dsn))
+    except StoreUnavailable as error:
+        telemetry.log("payload_store_unchecked", reason=error)
+
+
+async def _installation(dsn: str) -> str:
+    """What tells one installation from another."""
+    tenant_id = await platform_value(dsn, "default_tenant")
+    assert tenant_id is not None
+    return tenant_id
 
 
 def quieten_libraries() -> None:
@@ -129,10 +173,15 @@ def tune_gc() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-def make_ingest(settings: Settings, store: PostgresStore, clock: DatabaseClock) -> Ingest:
+def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore, clock: DatabaseClock) -> Ingest:
     """The ingest path of one process."""
-    limits = IngestLimits(settings.ingest_queue_events, settings.ingest_queue_bytes, settings.ingest_timeout_s)
-    return Ingest(store, now=clock.now, limits=limits)
+    limits = IngestLimits(
+        settings.ingest_queue_events,
+        settings.ingest_queue_bytes,
+        settings.ingest_timeout_s,
+        settings.payload_inline_max,
+    )
+    return Ingest(store, payloads, now=clock.now, limits=limits)
 
 
 class _Server(uvicorn.Server):
@@ -153,7 +202,9 @@ async def run_api(
     await store.open()
     # Ids carry the time they were minted at: not that of a machine whose clock is wrong.
     await _correct(store, clock)
-    ingest = make_ingest(settings, store, clock)
+    payloads = make_payloads(settings, dsn)
+    await check_payloads(settings, dsn)
+    ingest = make_ingest(settings, store, payloads, clock)
     # Before the first request: at the start, too, a process takes no more than its part of a tenant's limit.
     await ingest.look()
     cursor_secret = await platform_value(dsn, "cursor_secret", default=secrets.token_hex(32))
@@ -176,6 +227,7 @@ async def run_api(
     )
     app = make_app(
         store=store,
+        payloads=payloads,
         authenticator=authenticator,
         submit=submit,
         raw_events=events,
@@ -186,6 +238,7 @@ async def run_api(
             retry=retry_policy(settings),
             timeouts=timeouts(settings),
             total_timeout_max_s=settings.total_timeout_max_s,
+            deadline_s_max=settings.deadline_s_max,
             endpoints_max=settings.endpoints_max,
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
@@ -246,6 +299,8 @@ async def run_worker(
     clock = DatabaseClock()
     store = make_store(settings, dsn, application=f"hookpost {name}")
     await store.open()
+    payloads = make_payloads(settings, dsn)
+    await check_payloads(settings, dsn)
     transport = Transport(
         egress=egress_policy(settings),
         now=clock.now,
@@ -253,6 +308,7 @@ async def run_worker(
     )
     worker = Worker(
         store=store,
+        payloads=payloads,
         sender=transport,
         clock=clock,
         node_id=node_id,
@@ -267,12 +323,15 @@ async def run_worker(
                 in_flight_bytes=settings.worker_in_flight_bytes,
                 buffer=settings.buffer_events,
                 buffer_bytes=settings.buffer_bytes,
+                replay_s=settings.deadline_s_max,
             ),
             policies=policies(settings),
         ),
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
-    maintenance = Maintenance(store, days_ahead=settings.partition_days_ahead)
+    maintenance = Maintenance(
+        store, payloads, days_ahead=settings.partition_days_ahead, keep_days=settings.retention_days
+    )
     rollups = Rollups(
         store,
         minutes_kept_s=settings.rollup_minutes_days * DAY_S,
@@ -286,7 +345,7 @@ async def run_worker(
         monotonic=clock.monotonic,
     )
     tune_gc()
-    async with _alerting(settings, store, clock) as alerts, asyncio.TaskGroup() as tasks:
+    async with _alerting(settings, store, payloads, clock) as alerts, asyncio.TaskGroup() as tasks:
         tending = [
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
@@ -306,10 +365,12 @@ async def run_worker(
 
 
 @contextlib.asynccontextmanager
-async def _alerting(settings: Settings, store: PostgresStore, clock: DatabaseClock) -> AsyncIterator[Alerts]:
+async def _alerting(
+    settings: Settings, store: PostgresStore, payloads: ObjectStore, clock: DatabaseClock
+) -> AsyncIterator[Alerts]:
     """The teller of alerts, with the channels that the settings know of."""
     async with contextlib.AsyncExitStack() as stack:
-        ingest = make_ingest(settings, store, clock)
+        ingest = make_ingest(settings, store, payloads, clock)
         stack.push_async_callback(ingest.close)
         ways: dict[Channel, Tell] = {Channel.EVENT: partial(_publish, ingest)}
         if settings.smtp_host is not None:

@@ -57,6 +57,12 @@ PROCESSES_MAX: Final = 64
 BODY_BYTES_MAX: Final = 16 * MIB
 """A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
 
+LEAVING_DAYS: Final = 2
+"""Whatever is owed ends so many days before its event leaves."""
+
+PAYLOAD_STORE_SCHEMES: Final = ("file", "s3", "gs", "az")
+"""What HOOKPOST_PAYLOAD_STORE_URL may be."""
+
 TOTAL_TIMEOUT_S_MAX: Final = 30.0
 """A slow receiver holds a slot that long, and an ordered lane waits that long after a change of owner (quiet_until)."""
 
@@ -77,7 +83,9 @@ NON_HTTP_PORTS: Final = (
 )
 """Well-known services at 1024 and above that no webhook goes to, and that do harm when they get one."""
 
-SECRET_FIELDS: Final = frozenset({"admin_key", "alert_secret", "alert_url", "database_url", "smtp_password"})
+SECRET_FIELDS: Final = frozenset(
+    {"admin_key", "alert_secret", "alert_url", "database_url", "payload_store_url", "smtp_password"}
+)
 """Never shown in an error, not even when they are wrong."""
 
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -146,6 +154,22 @@ def _database_url(value: str | None) -> str | None:
     if value is None or urlsplit(value).scheme in ("postgresql", "postgres"):
         return value
     raise ValueError("an address such as postgresql://user:password@host:5432/hookpost is expected")
+
+
+def _payload_store_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    folder = parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
+    bucket = parts.scheme in PAYLOAD_STORE_SCHEMES and parts.scheme != "file" and parts.netloc
+    if not (folder or bucket):
+        raise ValueError(
+            "an address is expected such as s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
+            "file:///folder"
+        )
+    if parts.username is not None or parts.query:
+        raise ValueError("credentials come from the environment (AWS_..., GOOGLE_..., AZURE_...), not from the address")
+    return value
 
 
 def _admin_key(value: SecretStr | None) -> SecretStr | None:
@@ -249,6 +273,18 @@ class Settings(BaseSettings):
         0.9, ge=0.05, le=60, description="an event not durable by then is answered with 503, to be posted again"
     )
     idempotency_hours: float = Field(24, gt=0, le=24 * 30, description="how long an idempotency key is remembered")
+
+    retention_days: int = Field(
+        30, ge=3, le=3650, description="days that events, attempts and dead letters are kept; no deadline is later"
+    )
+    payload_store_url: Annotated[str | None, AfterValidator(_payload_store_url)] = Field(
+        None,
+        description="where large payloads go: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
+        "file:///folder; without it the folder payloads in DATA_DIR",
+    )
+    payload_inline_max: int = Field(
+        16 * 1024, ge=0, le=BODY_BYTES_MAX, description="larger payloads, in bytes, go to the payload store; 0: all do"
+    )
 
     lease_s: float = Field(15, ge=3, le=LEASE_S_MAX, description="a worker not heard of for that long loses its shards")
     renew_s: float = Field(
@@ -377,6 +413,12 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
 
+    @property
+    def deadline_s_max(self) -> float:
+        """No delivery, replays included, is owed for longer after its event was accepted. An event's partition may be
+        of the day after, and what expires must have been written down before it leaves."""
+        return (self.retention_days - LEAVING_DAYS) * DAY_S
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         problems = list(_contradictions(self))
@@ -488,6 +530,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"HOOKPOST_RETRY_BASE_S ({s.retry_base_s:g}) <= HOOKPOST_RETRY_CAP_S ({s.retry_cap_s:g}) <= "
             f"HOOKPOST_RETRY_DEADLINE_S ({s.retry_deadline_s:g}) must hold"
+        )
+    if s.retry_deadline_s > s.deadline_s_max:
+        yield (
+            f"HOOKPOST_RETRY_DEADLINE_S ({s.retry_deadline_s:g}) must end two days before the events leave: "
+            f"HOOKPOST_RETENTION_DAYS ({s.retention_days}) allows {s.deadline_s_max:g}"
         )
     if s.database_pool_min > s.database_pool_max:
         yield (

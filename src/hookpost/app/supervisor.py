@@ -23,12 +23,13 @@ from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
 from hookpost.app.children import READY
-from hookpost.app.compose import make_store
+from hookpost.app.compose import check_payloads, make_store
 from hookpost.app.config import Settings, as_environment, unknown_variables
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres.embedded import DataDirInUseError, EmbeddedPostgres, EmbeddedPostgresError
+from hookpost.storage.postgres.sending import pause
 from hookpost.storage.postgres.store import PostgresStore, bootstrap, check_database, migrate_database, require_migrated
 
 # Waits before a process that died is started again; it falls back to the first after a quiet minute.
@@ -60,6 +61,7 @@ async def prepare_database(settings: Settings, dsn: str) -> FirstKeys | None:
     if migrated:
         telemetry.log("migrated", old_revision=migrated[0], new_revision=migrated[1])
     tenant_id = await bootstrap(dsn, shards=settings.shards, tenant_id=uuid7(), pool="default")
+    await check_payloads(settings, dsn)
     if tenant_id is None:
         return None
     telemetry.log("default_tenant_created", tenant_id=show_id("ten", tenant_id))
@@ -165,8 +167,9 @@ class _Child:
 class Supervisor:
     """One server: ``await run(stop)``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, paused: bool = False) -> None:
         self._settings = settings
+        self._paused = paused
         self._stopping = False
         self._dsn = ""
         self._embedded: EmbeddedPostgres | None = None
@@ -187,6 +190,8 @@ class Supervisor:
             else:
                 self._dsn = settings.database_url
             keys = await prepare_database(settings, self._dsn)
+            if self._paused:
+                await pause(self._dsn)
             if keys is not None:
                 on_keys(keys)
             listener = stack.enter_context(bind(settings))

@@ -11,7 +11,7 @@ from hookpost.engine.lanes import NEVER, NO_QUEUE, Lane
 from hookpost.engine.limits import Limits
 from hookpost.engine.shard import Shard
 from hookpost.engine.work import HELD, TICK_S, BacklogChange, BacklogRow, DeadLetter, Entry, Settle, Work
-from hookpost.model import DeadReason, Outcome, WaitReason
+from hookpost.model import DeadReason, Endpoint, Outcome, WaitReason, minted_at
 
 
 class Books:
@@ -89,6 +89,13 @@ class Books:
             row.generation, row.created_at, 0,
         )  # fmt: skip
 
+    def deadline_of(self, entry: Entry, config: Endpoint) -> float:
+        """When the delivery is given up. A replay, however late it was asked for, ends before its event leaves."""
+        deadline = entry.created_at + config.retry.deadline_s
+        if not entry.generation:
+            return deadline
+        return min(deadline, minted_at(entry.event_id) + self._limits.replay_s)
+
     # ---- what becomes of it ---------------------------------------------------------------------------------------
 
     def record(self, shard: Shard, work: Work, outcome: Outcome, verdict: str) -> None:
@@ -140,7 +147,7 @@ class Books:
         shard = self.shards[lane.shard]
         # A row must lie behind all that was or is being fetched, or no fetch would find it again.
         due_at = max(due_at, now + TICK_S)
-        deadline = deadline or work.deadline or entry.created_at + config.retry.deadline_s
+        deadline = deadline or work.deadline or self.deadline_of(entry, config)
         key = (lane.endpoint.endpoint_id, entry.seq)
         shard.upserts[key] = BacklogChange(
             endpoint_id=key[0],

@@ -20,6 +20,7 @@ from hookpost.engine.findings import Findings
 from hookpost.engine.gates import Gates, Receiver
 from hookpost.engine.lanes import NEVER, NO_CANCELS, NO_LANES, NO_QUEUE, EndpointState, Lane, TenantState
 from hookpost.engine.limits import Limits, Policies
+from hookpost.engine.loads import AGAIN_S, Loads
 from hookpost.engine.roster import Roster
 from hookpost.engine.shard import Shard
 from hookpost.engine.spill import Spill
@@ -44,6 +45,7 @@ from hookpost.engine.work import (
     Work,
 )
 from hookpost.model import (
+    REMOVED,
     Dead,
     DeadReason,
     Decision,
@@ -81,6 +83,7 @@ class Engine:
         self._books = Books(self._shards, limits, worker=worker)
         self._roster = Roster(self._shards, self._gates, self._turns, self._findings)
         self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers)
+        self._loads = Loads(limits.loads, limits.in_flight_bytes // 2)
         self._spill = Spill(self._books, self._backlog, self._gates, self._roster.tenants, limits)
         self.in_flight = 0
         self.in_flight_bytes = 0
@@ -286,7 +289,8 @@ class Engine:
     # ---- sending ----------------------------------------------------------------------------------------------------
 
     def take_sends(self, limit: int, *, now: float) -> list[Work]:
-        """Up to ``limit`` deliveries that start now, in fair turns; each must end in one ``on_outcome``."""
+        """Up to ``limit`` deliveries that start now, in fair turns; each must end in one ``on_outcome``. A payload that
+        is a PayloadRef is to be read first: ``on_payload`` or ``on_no_payload`` says how that went."""
         sends: list[Work] = []
         limits = self._limits
         while len(sends) < limit and self.in_flight < limits.in_flight:
@@ -327,13 +331,24 @@ class Engine:
         if wait is not None:
             self._hold_back(lane, wait, now)
             return None
+        if work.entry.payload.__class__ is not bytes and not self._may_load(work, now):
+            return None
         self._take(lane, work)
         if lane.has_work():
             self._turns.enter(lane)
-        if work.entry.payload is None:
+        if work.entry.payload is None or work.entry.payload is REMOVED:
             self._without_payload(lane, work, now)
             return None
         return work
+
+    def _may_load(self, work: Work, now: float) -> bool:
+        """May its payload be read from the payload store now, if it lies there?"""
+        entry = work.entry
+        if entry.payload is None or entry.payload is REMOVED or self._loads.begin(work.lane, entry.size, now=now):
+            return True
+        self._gates.withdraw(work.lane.endpoint, work, now=now)
+        self._turns.wake_waiting(work.lane.endpoint)
+        return False
 
     def _without_head(self, lane: Lane, config: Endpoint, now: float) -> None:
         """Whose turn it is lies in the backlog, or behind something that is under way or being written."""
@@ -353,10 +368,13 @@ class Engine:
             lane.queue.popleft()
 
     def _without_payload(self, lane: Lane, work: Work, now: float) -> None:
-        """What would be sent is gone."""
+        """What would be sent is gone, or was taken back."""
         self._books.unbuffer(work)
         self._gates.withdraw(lane.endpoint, work, now=now)
-        self._books.bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
+        if work.entry.payload is REMOVED:
+            self._books.finish(work)
+        else:
+            self._books.bury(work, DeadReason.PAYLOAD_MISSING, None, attempts=work.retry_count, now=now)
         self._turns.wake_waiting(lane.endpoint)
         self._backlog.consider(lane, now)
 
@@ -387,6 +405,55 @@ class Engine:
         self._shards[lane.shard].in_flight += 1
         self.in_flight += 1
         self.in_flight_bytes += size
+
+    # ---- payloads that lie elsewhere --------------------------------------------------------------------------------
+
+    def on_payload(self, work: Work, *, now: float) -> bool:
+        """The payload was read: is it still to be sent? If not, this is its end."""
+        self._loaded(work, failed=False, now=now)
+        config = work.lane.endpoint.config
+        if work.lane.open and config is not None and not config.deleted and not _is_cancelled(work):
+            return True
+        self._take_back(work, now)
+        return False
+
+    def on_no_payload(self, work: Work, *, missing: bool, now: float) -> None:
+        """The payload could not be read, which its endpoint has no part in: it is tried again, unless it is ``missing``
+        for good or the delivery's time is over."""
+        self._loaded(work, failed=not missing, now=now)
+        self._take_back(work, now, missing=missing)
+
+    def _loaded(self, work: Work, *, failed: bool, now: float) -> None:
+        self._loads.end(work.entry.size, now=now, failed=failed)
+        self._wake_loads(now)
+
+    def _wake_loads(self, now: float) -> None:
+        for lane in self._loads.take(now=now):
+            if lane.has_work():
+                self._turns.enter(lane)
+
+    def _take_back(self, work: Work, now: float, *, missing: bool = False) -> None:
+        """It was started and is not sent."""
+        lane = work.lane
+        endpoint = lane.endpoint
+        self._gates.withdraw(endpoint, work, now=now)
+        self._end(work, lane, endpoint)
+        if not lane.open:
+            return
+        config = endpoint.config
+        assert config is not None
+        deadline = work.deadline or self._books.deadline_of(work.entry, config)
+        if config.deleted or _is_cancelled(work):
+            self._books.finish(work)
+        elif missing or deadline <= now:
+            reason = DeadReason.PAYLOAD_MISSING if missing else DeadReason.DEADLINE
+            self._books.bury(work, reason, None, attempts=work.retry_count, now=now)
+        else:
+            self._store_again(work, WaitReason.PAYLOAD_STORE, now + AGAIN_S, work.retry_count, None, now)
+        if lane.cancelled and not endpoint.in_flight:
+            lane.cancelled = NO_CANCELS
+        for each in endpoint.lanes:
+            self._backlog.consider(each, now)
 
     # ---- outcomes ---------------------------------------------------------------------------------------------------
 
@@ -420,7 +487,7 @@ class Engine:
         config = endpoint.config
         assert config is not None
         if not work.deadline:
-            work.deadline = work.entry.created_at + config.retry.deadline_s
+            work.deadline = self._books.deadline_of(work.entry, config)
         if not ours:
             self._findings.judge_health(shard, work, outcome, now)
         decision = _HELD if ours else self._decide(work, outcome, config, now)
@@ -455,13 +522,13 @@ class Engine:
         )
 
     def _store_again(
-        self, work: Work, reason: WaitReason, due_at: float, retry_count: int, outcome: Outcome, now: float
+        self, work: Work, reason: WaitReason, due_at: float, retry_count: int, outcome: Outcome | None, now: float
     ) -> None:
         """It is tried again, unless nobody wants it any more."""
         lane = work.lane
         config = lane.endpoint.config
         assert config is not None
-        if config.deleted or work.entry.seq < lane.cancelled.get(work.entry.event_id, 0):
+        if config.deleted or _is_cancelled(work):
             self._books.finish(work)
             return
         self._books.store(work, reason, due_at, retry_count, outcome, now)
@@ -497,6 +564,8 @@ class Engine:
                 if lane.has_work():
                     self._turns.enter(lane)
                 self._backlog.consider(lane, now)
+        if self._loads.look_at <= now:
+            self._wake_loads(now)
         if self._gates.outage.probe_at <= now:
             self._choose_probe(now)
         if self._roster.look_at <= now:
@@ -504,7 +573,8 @@ class Engine:
 
     def next_wakeup(self) -> float | None:
         """When `tick` has something to do, as a Unix time."""
-        moment = min(self._timers.next(), self._gates.over_budget.look_at, self._gates.outage.probe_at)
+        gates = self._gates
+        moment = min(self._timers.next(), gates.over_budget.look_at, gates.outage.probe_at, self._loads.look_at)
         return None if moment == NEVER else moment
 
     # ---- the backlog ------------------------------------------------------------------------------------------------
@@ -716,3 +786,8 @@ class Engine:
     def take_health(self) -> dict[UUID, Health]:
         """The health of the endpoints where it has changed, to be written down."""
         return self._findings.take_health()
+
+
+def _is_cancelled(work: Work) -> bool:
+    """Was it asked to be cancelled while it was under way?"""
+    return work.entry.seq < work.lane.cancelled.get(work.entry.event_id, 0)

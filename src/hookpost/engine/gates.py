@@ -152,8 +152,8 @@ class Gates:
         """What was admitted does not start after all."""
         if work.marks & RETRY:
             self.budget.end(endpoint.tenant.tenant_id, failed=False, now=now)
-        if work.marks & PROBE:
-            endpoint.tenant.breakers[endpoint.origin].probing = False
+        if work.marks & PROBE and (breaker := endpoint.tenant.breakers.get(work.origin)) is not None:
+            breaker.probing = False
         if endpoint.bucket is not None:
             endpoint.bucket.give_back()
         self.outage.withdraw(work)

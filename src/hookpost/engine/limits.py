@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from hookpost.policy.breaker import BreakerPolicy
@@ -16,6 +17,9 @@ class Limits:
 
     ``fragments``: ranges of open entries and fan-outs done in part that a shard may have, as every settle writes them
     down. Where a slow endpoint leaves holes behind healthy ones, what waits longest goes to the backlog.
+    ``loads``: payloads read from the payload store at once, of at most half of ``in_flight_bytes``; they count as
+    requests, in bytes too.
+    ``replay_s``: a replay ends so long after its event was accepted, whenever it was asked for.
     """
 
     in_flight: int = 1000
@@ -23,6 +27,8 @@ class Limits:
     buffer: int = 20_000
     buffer_bytes: int = 64 * 1024 * 1024
     fragments: int = 512
+    loads: int = 64
+    replay_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ def _replay_in_order(
             lane.line_up(work)
         return
     books.unbuffer(work)
-    deadline = work.entry.created_at + config.retry.deadline_s
+    deadline = books.deadline_of(work.entry, config)
     _take_its_place(books, lane, blocking, work.entry.generation, deadline, now)
     books.finish(work)
 

@@ -8,7 +8,7 @@ from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from hookpost.model import DeadReason, WaitReason
+from hookpost.model import DeadReason, Payload, WaitReason
 from hookpost.policy.alerts import Notice
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ TICK_S = 2e-6
 
 @dataclass(slots=True)
 class JournalRow:
-    """One row of the journal: an event and whom it is owed to, a replay of one, or a control entry."""
+    """One row of the journal: an event and whom it is owed to, a replay of one, or a control entry. ``ref`` is the
+    payload's place as it is stored; whoever hands the row to the engine has put it in the payload's stead."""
 
     shard: int
     seq: int
@@ -45,10 +46,11 @@ class JournalRow:
     event_id: UUID
     tenant_id: UUID
     type: str
-    payload: bytes | None
+    payload: Payload
     owed: list[UUID]
     generation: int
     created_at: float
+    ref: str | None = None
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class BacklogRow:
     day: int
     event_id: UUID
     type: str
-    payload: bytes | None
+    payload: Payload
     generation: int
     reason: str
     due_at: float
@@ -123,7 +125,7 @@ class Entry:
         event_id: UUID,
         tenant_id: UUID,
         type_: str,
-        payload: bytes | None,
+        payload: Payload,
         generation: int,
         created_at: float,
         remaining: int,

@@ -6,7 +6,7 @@ gapless and visible in their order; a settle is one transaction behind the fence
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ import msgspec
 
 from hookpost.engine import work
 from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Takeover
-from hookpost.model import Endpoint, Health, Tenant
+from hookpost.model import Endpoint, Health, PayloadRef, Tenant
 from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
 
@@ -39,6 +39,14 @@ class FenceLost(Exception):
     def __init__(self, shards: Sequence[int]) -> None:
         super().__init__(f"shards {list(shards)} have another owner")
         self.shards = tuple(shards)
+
+
+class PayloadMissing(Exception):
+    """The payload store answers, and what was put there is gone or altered. Asking again is of no use."""
+
+
+class PayloadStoreForeign(Exception):
+    """The payload store is not the one that this installation's payloads lie in; the text says what to do."""
 
 
 class NotFound(Exception):
@@ -66,6 +74,26 @@ RECONFIGURED = "hookpost.reconfigured"
 RECOVERED_S = 3 * 3600.0
 
 
+# ---- payloads -------------------------------------------------------------------------------------------------------
+
+
+class PayloadStore(Protocol):
+    """Where payloads lie that are too large, or too old, for the database."""
+
+    async def put(self, key: str, payload: bytes) -> PayloadRef:
+        """Store an object; durable when this returns. Raises StoreUnavailable."""
+
+    async def get(self, ref: PayloadRef) -> bytes:
+        """Exactly the bytes that were put. Raises PayloadMissing and StoreUnavailable."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that are gone already are none the worse. Raises StoreUnavailable."""
+
+    def list_hour(self, hour: int) -> AsyncIterator[list[str]]:
+        """The names of the objects whose event's id was minted in this hour (since 1970), many at a time. Raises
+        StoreUnavailable."""
+
+
 # ---- ingest ---------------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +106,8 @@ class Verdict(IntEnum):
 
 
 class NewEvent(msgspec.Struct, gc=False):
-    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones.
+    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. A payload
+    that lies in the payload store was put there under this event's id.
 
     A struct, like its answer, as there is one of each for every event: they cost a third of a dataclass.
     """
@@ -86,7 +115,7 @@ class NewEvent(msgspec.Struct, gc=False):
     event_id: UUID
     tenant_id: UUID
     type: str
-    payload: bytes
+    payload: bytes | PayloadRef
     owed: tuple[UUID, ...]
     key: str | None = None
     request_hash: bytes | None = None
@@ -254,6 +283,9 @@ class WorkerStore(Protocol):
     async def settled(self, part: ShardSettle) -> bool:
         """Was this part committed? Asked after CommitUnknown."""
 
+    async def is_paused(self) -> bool:
+        """Has the operator said that nothing is to be sent, on the whole platform?"""
+
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         """Endpoints as the engine needs them, deleted ones too."""
 
@@ -350,14 +382,54 @@ class Spread:
     pool_shards: int
 
 
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Partitions that left, and those whose time is over but that something still to be delivered lies in."""
+
+    dropped: tuple[str, ...]
+    held: tuple[str, ...]
+
+
 class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
+
+    async def retire_events(self, *, keep_days: int, forget: Callable[[Sequence[str]], Awaitable[None]]) -> Retired:
+        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still needed;
+        ``forget`` is given the names of the objects that their payloads lie in, before they are gone."""
+
+    async def retire_attempts(self, *, keep_days: int) -> Retired:
+        """Drop the attempts of days more than ``keep_days`` ago."""
+
+    async def forget_replays(self, *, keep_days: int) -> int:
+        """Forget some of the bulk replays that ended more than so many days ago; returns how many."""
+
+    async def is_paused(self) -> bool:
+        """As in WorkerStore."""
 
     async def make_partitions(self, *, days_ahead: int) -> int:
         """Have the partitions of today and the coming days; returns how many were made."""
 
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
+
+    async def remove_objects(self, forget: Callable[[Sequence[str]], Awaitable[None]], *, limit: int) -> int:
+        """Have ``forget`` remove some of the objects whose payloads were removed on request; returns how many."""
+
+    async def empty_tenant(self) -> UUID | None:
+        """Remove the payloads of a deleted tenant's events, whose rows stay; returns whose they were, None when there
+        is none such."""
+
+    async def swept_to(self) -> int:
+        """The hour (since 1970) up to which the payload store was swept; that of the first call, at the beginning."""
+
+    async def sweepable_hours(self, *, age_s: float) -> int:
+        """The first hour (since 1970) in which an event may have been minted within the last ``age_s``."""
+
+    async def orphans(self, keys: Sequence[str]) -> list[str]:
+        """Of these objects of events (by name) those that no event refers to."""
+
+    async def note_swept(self, hour: int) -> None:
+        """The payload store was swept up to this hour."""
 
     async def prune_progress(self) -> int:
         """Drop progress of past days that a later row of the same shard has replaced; returns how many partitions."""
@@ -667,7 +739,7 @@ class AdminStore(Protocol):
 
     async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         """Owe the event once more, to one endpoint or to all it was owed to that still exist; returns to how many.
-        Raises NotFound."""
+        Raises NotFound, and Conflict when its payload was removed on request."""
 
     async def append_control(
         self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
@@ -675,6 +747,13 @@ class AdminStore(Protocol):
         """Ask the owners of the event's shards to cancel or hurry its deliveries, to one endpoint or to all; returns of
         how many: those that are not over, and, to cancel, those that are dead and block an ordered endpoint. Raises
         NotFound, also for an endpoint that the event was not owed to."""
+
+    async def remove_payload(self, tenant_id: UUID, event_id: UUID) -> int:
+        """Take an event's payload away for good, and cancel what is not over of its deliveries; returns how many. Its
+        row stays. Raises NotFound."""
+
+    async def remove_objects(self, forget: Callable[[Sequence[str]], Awaitable[None]], *, limit: int) -> int:
+        """As in MaintenanceStore."""
 
     async def count_replay(self, tenant_id: UUID, wanted: ReplayFilter) -> Matched:
         """What a bulk replay would match if it were created now."""

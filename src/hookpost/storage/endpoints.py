@@ -14,12 +14,13 @@ _Policy = TypeVar("_Policy", RetryPolicy, Timeouts)
 @dataclass(frozen=True, slots=True)
 class EndpointDefaults:
     """What an endpoint takes that says nothing of its own. ``longest_s``: no request may take longer, as a change of
-    owner waits for so long."""
+    owner waits for so long. ``deadline_s_max``: nothing may be owed for longer, as its event leaves then."""
 
     retry: RetryPolicy
     timeouts: Timeouts
     max_in_flight: int
     longest_s: float
+    deadline_s_max: float
 
     def endpoint(self, row: Mapping[str, Any]) -> Endpoint:
         """Of a row with the columns of `load_endpoints`."""
@@ -30,7 +31,7 @@ class EndpointDefaults:
             status=EndpointStatus(row["status"]),
             deleted=row["deleted"],
             secrets=tuple(map(Secret, row["keys"], row["created"], row["expires"])),
-            retry=_with_own(self.retry, row),
+            retry=_ended(_with_own(self.retry, row), self.deadline_s_max),
             timeouts=_bounded(_with_own(self.timeouts, row), self.longest_s),
             max_in_flight=self.max_in_flight if row["max_in_flight"] is None else row["max_in_flight"],
             hold_until=row["hold_until"] or 0.0,
@@ -56,6 +57,11 @@ def _with_own(default: _Policy, row: Mapping[str, Any]) -> _Policy:
     """The platform's policy with what the endpoint says itself; as a rule nothing, and then all share one object."""
     own = {name: row[name] for name in default.__slots__ if row[name] is not None}
     return replace(default, **own) if own else default
+
+
+def _ended(retry: RetryPolicy, deadline_s_max: float) -> RetryPolicy:
+    """The bound may be younger than the endpoint."""
+    return retry if retry.deadline_s <= deadline_s_max else replace(retry, deadline_s=deadline_s_max)
 
 
 def _bounded(timeouts: Timeouts, longest_s: float) -> Timeouts:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
-from hookpost.model import DeadReason, IdError, RetryPolicy, Timeouts, parse_id, show_id
+from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
@@ -33,6 +33,8 @@ from hookpost.storage.contract import (
     ControlAction,
     NotFound,
     Page,
+    PayloadMissing,
+    PayloadStore,
     ReplayFilter,
     ReplayState,
     StoreUnavailable,
@@ -48,6 +50,8 @@ TEST_EVENT_TYPE = "hookpost.test"
 DEFAULT_POOL = "default"
 # Running bulk replays of one tenant: each is paced by itself, and their rates add up.
 REPLAYS_RUNNING_MAX = 20
+# Of removed payloads' objects a request removes no more; as a rule there is but its own.
+OBJECTS_REMOVED_AT_ONCE = 20
 # Written as they are given, null for the default.
 _PLAIN_COLUMNS = ("description", "uid", "max_in_flight", "rate_limit", "on_dead", "spread")
 _RETRY_COLUMNS = ("base_s", "cap_s", "max_attempts", "deadline_s")
@@ -72,6 +76,7 @@ class WebSettings:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeouts: Timeouts = field(default_factory=Timeouts)
     total_timeout_max_s: float = 30.0
+    deadline_s_max: float = 28 * 86_400.0
     endpoint_max_in_flight: int = 64
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
@@ -87,6 +92,7 @@ class Api:
     """What the routes work with, one for each application."""
 
     store: AdminStore
+    payloads: PayloadStore
     submit: Submit
     settings: WebSettings
     cursors: Cursors
@@ -485,7 +491,22 @@ async def list_events(api: ApiOf, asking: Asking, query: Annotated[EventQuery, Q
 async def get_event(api: ApiOf, asking: Asking, event_id: str) -> Response:
     """An event, its payload as it was posted, and what became of each delivery."""
     view = await api.store.get_event(asking.reader(), _path_id("evt", event_id, "event"))
-    return _json(shown.event(view))
+    payload, state = await _payload(api.payloads, view.event)
+    return _json(shown.event(view, payload, state))
+
+
+async def _payload(payloads: PayloadStore, event: Mapping[str, Any]) -> tuple[bytes | None, str]:
+    """An event's payload and what became of it: stored, removed (on request) or missing."""
+    if event["payload_ref"] is None:
+        return event["payload"], "stored"
+    ref = PayloadRef.parse(event["payload_ref"])
+    if ref is REMOVED:
+        return None, "removed"
+    try:
+        return await payloads.get(ref), "stored"
+    except PayloadMissing as error:
+        telemetry.log("payload_missing", event_id=show_id("evt", event["event_id"]), reason=error)
+        return None, "missing"
 
 
 @router.post("/v1/events/{event_id}/replay", status_code=202, response_model=schemas.Replayed, tags=["events"])
@@ -525,6 +546,21 @@ async def _control(
         with suppress(StoreUnavailable):
             await api.store.ring()
     return _json({"delivery_count": count}, 202)
+
+
+@router.delete("/v1/events/{event_id}/payload", response_model=schemas.Controlled, tags=["events"])
+async def remove_payload(api: ApiOf, asking: Asking, event_id: str) -> Response:
+    """Take an event's payload away for good, wherever it lies; what is not delivered yet is cancelled. That there was
+    such an event, and what became of it, stays on record."""
+    tenant_id = asking.writer("events:write")
+    wanted_id = _path_id("evt", event_id, "event")
+    count = await api.store.remove_payload(tenant_id, wanted_id)
+    telemetry.log("payload_removed", event_id=show_id("evt", wanted_id), deliveries=count, admin=asking.admin)
+    with suppress(StoreUnavailable):  # it is noted, and maintenance comes for it
+        await api.store.remove_objects(api.payloads.delete, limit=OBJECTS_REMOVED_AT_ONCE)
+    with suppress(StoreUnavailable):
+        await api.store.ring()
+    return _json({"delivery_count": count})
 
 
 # ---- bulk replays ---------------------------------------------------------------------------------------------------
@@ -797,6 +833,8 @@ def _check_policy(settings: WebSettings, row: Mapping[str, Any]) -> None:
         raise invalid("timeouts.total_s", f"must not be more than {settings.total_timeout_max_s:g} here")
     if timeouts.first_byte_s > timeouts.total_s:
         raise invalid("timeouts.first_byte_s", f"must not be more than total_s ({timeouts.total_s:g})")
+    if retry.deadline_s > settings.deadline_s_max:
+        raise invalid("retry.deadline_s", f"must not be more than {settings.deadline_s_max:g} here")
     if retry.deadline_s < timeouts.total_s:
         raise invalid("retry.deadline_s", f"must not be less than total_s ({timeouts.total_s:g})")
 

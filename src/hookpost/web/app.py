@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hookpost.storage.contract import AdminStore
+from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
 from hookpost.web import problems, schemas, stats
 from hookpost.web.api import Api, Submit, WebSettings
@@ -42,6 +42,7 @@ _SAFETY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in pr
 def make_app(
     *,
     store: AdminStore,
+    payloads: PayloadStore,
     authenticator: Authenticator,
     submit: Submit,
     raw_events: AsgiApp,
@@ -57,7 +58,7 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.api = Api(store, submit, settings, Cursors(settings.cursor_secret))
+    app.state.api = Api(store, payloads, submit, settings, Cursors(settings.cursor_secret))
     app.include_router(routes.router)
     app.include_router(stats.router)
     app.add_middleware(_CatchAll)

@@ -504,10 +504,12 @@ class EventItem(_Answer):
 
 
 class EventAnswer(EventItem):
-    """An event, its payload as it was posted, and the state of its deliveries."""
+    """An event, its payload as it was posted, and the state of its deliveries. ``payload`` is null, too, when it was
+    removed on request, or is missing from the payload store."""
 
     status: Literal["pending", "delivered", "dead", "partly_dead", "no_endpoints"]
     payload: JsonValue
+    payload_state: Literal["stored", "removed", "missing"]
     deliveries: list[DeliveryAnswer]
 
 

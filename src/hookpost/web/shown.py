@@ -144,14 +144,14 @@ def event_item(row: Row) -> dict[str, Any]:
     }
 
 
-def event(view: EventView) -> dict[str, Any]:
+def event(view: EventView, payload: bytes | None, payload_state: str) -> dict[str, Any]:
     """An event; its payload is the JSON text as it was posted, number spelling and order of keys included."""
     row = {**view.event, "delivery_count": len(view.event["owed"])}
-    payload = row["payload"]
     return {
         **event_item(row),
         "status": row["status"],
         "payload": None if payload is None else msgspec.Raw(payload),
+        "payload_state": payload_state,
         "deliveries": [_delivery(delivery) for delivery in view.deliveries],
     }
 

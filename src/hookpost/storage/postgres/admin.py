@@ -16,6 +16,7 @@ import asyncpg
 import msgspec
 
 from hookpost.model import EndpointStatus, WaitReason
+from hookpost.model import minted_at as _minted_at
 from hookpost.policy.egress import origin_of
 from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
 from hookpost.storage.postgres import moves
@@ -23,7 +24,6 @@ from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as _after
 from hookpost.storage.postgres.rows import found as _found
-from hookpost.storage.postgres.rows import minted_at as _minted_at
 from hookpost.storage.postgres.rows import page as _page
 
 SQL = load("admin")
@@ -328,18 +328,33 @@ class AdminQueries:
         self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
     ) -> int:
         async with self._connections.use(f"{action} of event {event_id}") as connection:
-            row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
-            _found(row, "event")
-            states = await connection.fetch(SQL["delivery_states"], event_id, tenant_id)
-            if endpoint_id is not None:
-                states = [state for state in states if state["endpoint_id"] == endpoint_id]
-                if not states:
-                    raise NotFound("the event was not owed to this endpoint")
-            wanted = [state["endpoint_id"] for state in states if is_controllable(state, action)]
-            if not wanted:
-                return 0
-            await connection.execute(SQL["append_control"], event_id, tenant_id, action, wanted)
-        return len(wanted)
+            return await _append_control(connection, tenant_id, event_id, endpoint_id, action)
+
+    async def remove_payload(self, tenant_id: UUID, event_id: UUID) -> int:
+        async with (
+            self._connections.use(f"remove the payload of event {event_id}") as connection,
+            connection.transaction(),
+        ):
+            await connection.execute(SQL["hold_tenant"], tenant_id)
+            cancelled = await _append_control(connection, tenant_id, event_id, None, ControlAction.CANCEL)
+            await connection.execute(SQL["remove_payload"], event_id, tenant_id, _minted_at(event_id))
+            return cancelled
+
+
+async def _append_control(
+    connection: Any, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
+) -> int:
+    row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
+    _found(row, "event")
+    states = await connection.fetch(SQL["delivery_states"], event_id, tenant_id)
+    if endpoint_id is not None:
+        states = [state for state in states if state["endpoint_id"] == endpoint_id]
+        if not states:
+            raise NotFound("the event was not owed to this endpoint")
+    wanted = [state["endpoint_id"] for state in states if is_controllable(state, action)]
+    if wanted:
+        await connection.execute(SQL["append_control"], event_id, tenant_id, action, wanted)
+    return len(wanted)
 
 
 # ---- what the rows mean ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 from asyncpg.pgproto.pgproto import UUID as DriverUUID
 
+from hookpost.model import PayloadRef, minted_at
 from hookpost.storage.contract import (
     ApiKey,
     Appended,
@@ -47,6 +48,7 @@ class IngestQueries:
             owed.extend(event.owed)
         keyed = any(event.key is not None for event in events)
         traced = any(event.trace_id is not None for event in events)
+        stored = any(type(event.payload) is PayloadRef for event in events)
         async with self._connections.use(f"append to shard {shard}") as connection:
             row = await connection.fetchrow(
                 SQL["append"],
@@ -57,13 +59,19 @@ class IngestQueries:
                 [event.event_id for event in events],
                 [event.tenant_id for event in events],
                 [event.type for event in events],
-                [event.payload for event in events],
+                [None if type(event.payload) is PayloadRef else event.payload for event in events],
                 owed,
                 starts,
                 [len(event.owed) for event in events],
                 [event.trace_id for event in events] if traced else None,
                 [event.key for event in events] if keyed else None,
                 [event.request_hash for event in events] if keyed else None,
+                [str(event.payload) if type(event.payload) is PayloadRef else None for event in events]
+                if stored
+                else None,
+                min(minted_at(event.event_id) for event in events if type(event.payload) is PayloadRef)
+                if stored
+                else None,
                 timeout=self._append_timeout_s,
             )
         stale, verdicts, first_ids, first_counts = row

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
+from hookpost.policy.objects import event_of
 from hookpost.storage.contract import ShardLoad, Spread
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
@@ -30,6 +31,27 @@ class MaintenanceQueries:
         async with self._connections.use("expire idempotency keys") as connection:
             answer: str = await connection.execute(SQL["expire_keys"], limit)
             return int(answer.split()[-1])
+
+    async def swept_to(self) -> int:
+        async with self._connections.use("look how far the payload store was swept") as connection:
+            hour: int = await connection.fetchval(SQL["swept_to"])
+            return hour
+
+    async def sweepable_hours(self, *, age_s: float) -> int:
+        async with self._connections.use("look how far the payload store may be swept") as connection:
+            hour: int = await connection.fetchval(SQL["sweepable"], age_s)
+            return hour
+
+    async def orphans(self, keys: Sequence[str]) -> list[str]:
+        owners = {key: event_of(key) for key in keys}
+        async with self._connections.use("look for the events of objects") as connection:
+            rows = await connection.fetch(SQL["with_events"], [owner for owner in owners.values() if owner is not None])
+        known = {row["event_id"] for row in rows}
+        return [key for key, owner in owners.items() if owner is not None and owner not in known]
+
+    async def note_swept(self, hour: int) -> None:
+        async with self._connections.use("note how far the payload store was swept") as connection:
+            await connection.execute(SQL["note_swept"], hour)
 
     async def prune_progress(self) -> int:
         # A session of its own, as its lock and its settings must end with it, however it ends.

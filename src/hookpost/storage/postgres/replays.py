@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from hookpost.model import minted_at
 from hookpost.policy import routing
 from hookpost.storage.contract import (
     Conflict,
@@ -27,7 +28,7 @@ from hookpost.storage.contract import (
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as after_key
-from hookpost.storage.postgres.rows import found, minted_at, page
+from hookpost.storage.postgres.rows import found, page
 
 SQL = load("replays")
 # Candidates that are counted one by one: some seconds at the worst; beyond them the count is "at least".
@@ -61,6 +62,8 @@ class ReplayQueries:
             tenant = found(await connection.fetchrow(SQL["lock_tenant"], tenant_id), "tenant")
             row = await connection.fetchrow(SQL["replay_source"], event_id, tenant_id, minted_at(event_id))
             source = found(row, "event")
+            if source["removed"]:
+                raise Conflict("the event's payload was removed on request: there is nothing to send any more")
             owed = source["owed"]
             if endpoint_id is not None:
                 if endpoint_id not in owed:
@@ -201,6 +204,7 @@ class ReplayQueries:
         looked_at = max(LOOKED_AT_MIN, budget)
         candidates = await connection.fetch(SQL["replayable"], *_asked(job, looked_at))
         taken, events = _chunk(candidates, budget)
+        events = await _with_payloads(connection, events)
         appended = sum(len(event.endpoint_ids) for event in events)
         shards = await self._append(connection, tenant_id, tenant, events) if events else ()
         if taken:
@@ -249,6 +253,15 @@ def _chunk(candidates: Sequence[Any], budget: int) -> tuple[Sequence[Any], list[
             endpoint_ids = [*(before.endpoint_ids if before else ()), *row["owed"]]
             owed[row["event_id"]] = _Owed(row["event_id"], row["type"], endpoint_ids)
     return candidates[:count], list(owed.values())
+
+
+async def _with_payloads(connection: Any, events: list[_Owed]) -> list[_Owed]:
+    """Without those whose payload was removed on request."""
+    if not events:
+        return events
+    ids = [event.event_id for event in events]
+    removed = {row["event_id"] for row in await connection.fetch(SQL["removed"], ids, min(map(minted_at, ids)))}
+    return [event for event in events if event.event_id not in removed]
 
 
 async def _count(connection: Any, tenant_id: UUID, wanted: ReplayFilter, moment: float) -> Matched:

@@ -1,10 +1,9 @@
-"""What all queries of the API share: a row or NotFound, pages and their sort keys, the time in an id."""
+"""What all queries of the API share: a row or NotFound, pages and their sort keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 from hookpost.storage.contract import NotFound, Page
 
@@ -29,8 +28,3 @@ def page(rows: Sequence[Any], limit: int, key: tuple[str, ...]) -> Page:
     kept = [dict(row) for row in rows[:limit]]
     more = len(rows) > limit and kept
     return Page(kept, tuple(kept[-1][column] for column in key) if more else None)
-
-
-def minted_at(event_id: UUID) -> float:
-    """The time in a UUIDv7, in Unix seconds."""
-    return (event_id.int >> 80) / 1000

@@ -17,7 +17,9 @@ from hookpost.storage.postgres.alerts import AlertQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
+from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
+from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
 from hookpost.storage.postgres.stats import StatsQueries
 from hookpost.storage.postgres.worker import WorkerQueries
@@ -37,6 +39,8 @@ class PostgresStore(
     WorkerQueries,
     MaintenanceQueries,
     RollupQueries,
+    RetentionQueries,
+    RemovalQueries,
     AlertQueries,
     AdminQueries,
     ReplayQueries,
@@ -57,11 +61,14 @@ class PostgresStore(
         timeouts: Timeouts | None = None,
         endpoint_cap: int = 64,
         longest_s: float = 30.0,
+        deadline_s_max: float = 28 * 86_400.0,
     ) -> None:
         self._connections = Connections(dsn, application=application, size_min=size_min, size_max=size_max)
         self._idempotency_s = idempotency_s
         self._append_timeout_s = append_timeout_s
-        self._defaults = EndpointDefaults(retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s)
+        self._defaults = EndpointDefaults(
+            retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s, deadline_s_max
+        )
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
         self._listener: Any = None

@@ -29,7 +29,7 @@ from hookpost.engine.work import (
     Takeover,
     Wanted,
 )
-from hookpost.model import Endpoint, Health, OperationalType, Tenant
+from hookpost.model import Endpoint, Health, OperationalType, Payload, PayloadRef, Tenant
 from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import (
@@ -190,6 +190,11 @@ class WorkerQueries:
             found: bool = await connection.fetchval(SQL["settled"], part.shard, part.settle_no, part.fence)
             return found
 
+    async def is_paused(self) -> bool:
+        async with self._connections.use("look whether sending is paused") as connection:
+            paused: bool = await connection.fetchval(SQL["is_paused"])
+            return paused
+
     # ---- configuration ------------------------------------------------------------------------------------------
 
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
@@ -317,9 +322,15 @@ def _by_shard(rows: Iterable[Any]) -> dict[int, list[JournalRow]]:
     return {shard: [JournalRow(*row) for row in of_shard] for shard, of_shard in groupby(rows, itemgetter(0))}
 
 
+def _payload(row: Any) -> Payload:
+    """The bytes, or where they lie."""
+    ref: str | None = row["payload_ref"]
+    return row["payload"] if ref is None else PayloadRef.parse(ref)
+
+
 def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
     return BacklogRow(
-        row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and event["payload"],
+        row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and _payload(event),
         row["generation"], row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
         row["stored_at"],
     )  # fmt: skip
@@ -354,9 +365,15 @@ def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable
 
 
 async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_max: int) -> dict[int, list[JournalRow]]:
-    """Give the replays their payloads. Of each shard come as many rows as fit into the bytes."""
-    kind = Kind.REPLAY  # looked up once, not for each row
-    replays = {shard: [row for row in rows if row.kind == kind and row.owed] for shard, rows in found.items()}
+    """Give what lies in the payload store its place, and the replays their payloads. Of each shard come as many rows as
+    fit into the bytes."""
+    elsewhere = {shard: [row for row in rows if row.payload is None] for shard, rows in found.items()}
+    replays: dict[int, list[JournalRow]] = {}
+    for shard, rows in elsewhere.items():
+        for row in rows:
+            if row.ref is not None:
+                row.payload = PayloadRef.parse(row.ref)
+        replays[shard] = [row for row in rows if row.kind == Kind.REPLAY and row.owed]
     asked = [(shard, row.event_id) for shard, rows in replays.items() for row in rows]
     if not asked:
         return found
@@ -364,17 +381,15 @@ async def _replayed(connection: Any, found: dict[int, list[JournalRow]], bytes_m
     return {shard: _filled(rows, replays[shard], payloads.get(shard, ())) for shard, rows in found.items()}
 
 
-async def _payloads(
-    connection: Any, asked: Sequence[tuple[int, UUID]], bytes_max: int
-) -> dict[int, list[bytes | None]]:
+async def _payloads(connection: Any, asked: Sequence[tuple[int, UUID]], bytes_max: int) -> dict[int, list[Payload]]:
     """Of each shard the payloads of the first of these events."""
-    payloads: dict[int, list[bytes | None]] = {}
+    payloads: dict[int, list[Payload]] = {}
     for row in await connection.fetch(SQL["replayed"], *_columns(asked), bytes_max) if asked else ():
-        payloads.setdefault(row["shard"], []).append(row["payload"])
+        payloads.setdefault(row["shard"], []).append(_payload(row))
     return payloads
 
 
-def _filled(rows: list[_Replay], replays: Sequence[_Replay], payloads: Sequence[bytes | None]) -> list[_Replay]:
+def _filled(rows: list[_Replay], replays: Sequence[_Replay], payloads: Sequence[Payload]) -> list[_Replay]:
     """The rows up to the first replay that there was no room for."""
     for replay, payload in zip(replays, payloads, strict=False):
         replay.payload = payload

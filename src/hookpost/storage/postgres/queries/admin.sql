@@ -160,7 +160,7 @@ delete from endpoint_secrets where endpoint_id = $1 and expires_at <= clock_time
 
 -- name: get_event
 -- The event as it was posted. Its partition is that of its id's day or lies one day beside it.
-select event_id, tenant_id, type, payload, owed, idempotency_key, trace_id, created_at
+select event_id, tenant_id, type, payload, payload_ref, owed, idempotency_key, trace_id, created_at
 from events
 where event_id = $1 and kind = 0 and ($2::uuid is null or tenant_id = $2)
   and day between (to_timestamp($3) at time zone 'utc')::date - 1 and (to_timestamp($3) at time zone 'utc')::date + 1
@@ -341,3 +341,22 @@ order by died_at desc, event_id desc, endpoint_id desc limit $7
 
 -- name: append_control
 select hookpost_append_control($1, $2, $3, $4)
+
+-- name: hold_tenant
+-- No replay of the event is appended meanwhile.
+select 1 from tenants where tenant_id = $1 for no key update
+
+-- name: remove_payload
+-- The event stays, without its payload. What is to be removed from the payload store is noted in the same transaction.
+with held as (
+    select day, shard, seq, payload_ref from events
+    where event_id = $1 and tenant_id = $2 and kind = 0
+      and day between (to_timestamp($3) at time zone 'utc')::date - 1 and (to_timestamp($3) at time zone 'utc')::date + 1
+    for update
+), emptied as (
+    update events e set payload = null, payload_ref = 'removed 0 0 00' from held h
+    where e.day = h.day and e.shard = h.shard and e.seq = h.seq
+)
+insert into payload_removals (key)
+select split_part(h.payload_ref, ' ', 1) from held h where h.payload_ref is not null and h.payload_ref <> 'removed 0 0 00'
+on conflict do nothing

@@ -66,3 +66,24 @@ select t.tenant_id, t.home_shards, (select count(*) from shards s where s.pool =
 from tenants t
 where t.spread is null and t.deleted_at is null
   and (t.tenant_id = any ($1) or cardinality(t.home_shards) > 1)
+
+-- name: swept_to
+-- How far the payload store was swept; the first one to ask begins with this hour.
+with begun as (
+    insert into platform (name, value)
+    values ('payloads_swept', floor(extract(epoch from clock_timestamp()) / 3600)::bigint::text)
+    on conflict do nothing returning value
+)
+select coalesce((select value from begun), (select value from platform where name = 'payloads_swept'))::bigint
+
+-- name: sweepable
+select floor(extract(epoch from clock_timestamp() - make_interval(secs => $1)) / 3600)::bigint
+
+-- name: note_swept
+-- Never back: another node may have come further.
+update platform set value = $1::bigint::text where name = 'payloads_swept' and value::bigint < $1
+
+-- name: with_events
+-- Of these events those that exist; in whichever partition, as clocks may have been set.
+select u.event_id from unnest($1::uuid[]) u (event_id)
+where exists (select from events e where e.event_id = u.event_id and e.kind = 0 offset 0)

@@ -4,8 +4,9 @@
 select home_shards, max_in_flight as tenant_cap from tenants where tenant_id = $1 and deleted_at is null for no key update
 
 -- name: replay_source
--- What a replay needs of an event: its type, and those of the endpoints it was owed to that still exist.
-select e.type,
+-- What a replay needs of an event: its type, those of the endpoints it was owed to that still exist, and whether its
+-- payload was removed on request.
+select e.type, coalesce(e.payload_ref = 'removed 0 0 00', false) as removed,
        array(select x.endpoint_id from endpoints x
              where x.endpoint_id = any (e.owed) and x.tenant_id = e.tenant_id and x.deleted_at is null
              order by x.created_at, x.endpoint_id) as owed
@@ -29,6 +30,12 @@ where w.due_at = 'infinity'
 -- name: append_replays
 -- The day of an event lies at most one beside that of its id: $2 is the time in the oldest id.
 select hookpost_append_replays($1, (to_timestamp($2) at time zone 'utc')::date - 1, $3, $4, $5, $6, $7, $8)
+
+-- name: removed
+-- Of these events those whose payload was removed on request. $2 as above.
+select e.event_id from events e
+where e.event_id = any ($1) and e.day >= (to_timestamp($2) at time zone 'utc')::date - 1 and e.kind = 0
+  and e.payload_ref = 'removed 0 0 00'
 
 -- name: now
 select hookpost_now()

@@ -53,7 +53,7 @@ select e.*
 from unnest($1::int[], $2::bigint[], $3::bigint[]) r (shard, first, past)
 cross join lateral (
     select e.shard, e.seq, e.day - date '2000-01-01' as day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed,
-           e.generation, date_part('epoch', e.created_at) as created_at
+           e.generation, date_part('epoch', e.created_at) as created_at, e.payload_ref
     from events e where e.shard = r.shard and e.seq >= r.first and e.seq < r.past offset 0
 ) e
 order by e.shard, e.seq
@@ -71,13 +71,13 @@ from backlog where shard = any ($1) group by shard, endpoint_id, tenant_id
 -- opened. The columns are those of engine.work.JournalRow, in its order; day and time as numbers, which the driver need
 -- not hand to a codec of ours for each row.
 select e.shard, e.seq, e.day - date '2000-01-01' as day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed,
-       e.generation, date_part('epoch', e.created_at) as created_at
+       e.generation, date_part('epoch', e.created_at) as created_at, e.payload_ref
 from unnest($1::int[], $2::bigint[], $6::date[]) as s (shard, after, day)
 cross join lateral (
     select r.*, sum(coalesce(octet_length(r.payload), 0)) over (order by r.seq) - coalesce(octet_length(r.payload), 0)
            as bytes_before
     from (
-        select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at,
+        select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at, e.payload_ref,
                case when e.owed <> '{}' then e.payload end as payload
         from events e
         where e.shard = s.shard and e.seq > s.after and e.day >= $3 and e.day >= s.day
@@ -90,13 +90,13 @@ order by e.shard, e.seq
 -- name: replayed
 -- The payloads that replays send again, in the order given, bounded in bytes for each shard (one always fits). Kept out
 -- of `read` and `due_events`: an event may lie in any partition, and opening all of them cost more than the rest.
-select p.shard, p.event_id, p.payload
+select p.shard, p.event_id, p.payload, p.payload_ref
 from (
-    select u.shard, u.event_id, o.payload, u.place,
+    select u.shard, u.event_id, o.payload, o.payload_ref, u.place,
            sum(coalesce(octet_length(o.payload), 0)) over (partition by u.shard order by u.place)
            - coalesce(octet_length(o.payload), 0) as bytes_before
     from unnest($1::int[], $2::uuid[]) with ordinality u (shard, event_id, place)
-    left join lateral (select e.payload from events e where e.event_id = u.event_id and e.kind = 0 limit 1) o on true
+    left join lateral (select e.payload, e.payload_ref from events e where e.event_id = u.event_id and e.kind = 0 limit 1) o on true
 ) p
 where p.bytes_before < $3
 order by p.place
@@ -142,14 +142,14 @@ order by position limit $4
 -- name: due_events
 -- The events of backlog rows in the order given, bounded in payload bytes (one always fits); a row whose event is gone has
 -- none. $4 and $5, the least and the greatest day, keep other partitions closed: joined with the backlog, all were opened.
-select kind, type, payload
+select kind, type, payload, payload_ref
 from (
-    select u.place, e.kind, e.type, e.payload,
+    select u.place, e.kind, e.type, e.payload, e.payload_ref,
            sum(coalesce(octet_length(e.payload), 0)) over (order by u.place) - coalesce(octet_length(e.payload), 0)
            as bytes_before
     from unnest($2::bigint[], $3::date[]) with ordinality u (seq, day, place)
     left join lateral (
-        select e.kind, e.type, e.payload from events e
+        select e.kind, e.type, e.payload, e.payload_ref from events e
         where e.shard = $1 and e.seq = u.seq and e.day = u.day and e.day between $4 and $5 limit 1
     ) e on true
 ) p
@@ -270,6 +270,9 @@ select tenant_id, changed_at from tenants where changed_at > $1
 
 -- name: lift_barriers
 select hookpost_lift()
+
+-- name: is_paused
+select exists (select from platform where name = 'sending' and value = 'paused')
 
 -- name: now
 select clock_timestamp()

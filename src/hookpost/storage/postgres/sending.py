@@ -1,0 +1,58 @@
+"""Sending paused and resumed for the whole platform, and what would be sent: for whoever has restored a backup."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, prepare, translated
+from hookpost.storage.postgres.queries import load
+
+SQL = load("sending")
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What is owed to one endpoint and not done: how many deliveries, of events accepted between these times."""
+
+    endpoint_id: UUID
+    url: str
+    deliveries: int
+    oldest: float
+    newest: float
+
+
+async def pause(dsn: str) -> None:
+    """Have all workers stop sending, those that start later too."""
+    async with _connected(dsn) as connection:
+        await connection.execute(SQL["pause"])
+
+
+async def go_on(dsn: str) -> None:
+    """Have all workers send again."""
+    async with _connected(dsn) as connection:
+        await connection.execute(SQL["go_on"])
+
+
+async def owed(dsn: str) -> tuple[list[Owed], float | None]:
+    """What would be sent if sending went on, and when the database last recorded something (Unix seconds)."""
+    async with _connected(dsn) as connection:
+        rows = await connection.fetch(SQL["owed"])
+        last: float | None = await connection.fetchval(SQL["last_recorded"])
+    return [Owed(*row) for row in rows], last
+
+
+@asynccontextmanager
+async def _connected(dsn: str) -> AsyncIterator[Any]:
+    with translated("sending"):
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})
+        try:
+            await prepare(connection)
+            yield connection
+        finally:
+            await connection.close()

@@ -1,0 +1,81 @@
+"""Payloads outside of the database, with real processes: exact, refused when they cannot be stored, and missed aloud."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.e2e.harness import Receiver, receiver, running
+
+pytestmark = pytest.mark.process
+
+
+def bodies(found: Receiver) -> dict[str, bytes]:
+    return {arrival.event_id: arrival.body for arrival in found.arrivals}
+
+
+async def test_with_every_payload_in_the_store_all_arrive_as_they_were_posted() -> None:
+    async with receiver() as found, running(payload_inline_max="0") as server:
+        await server.endpoint(found.url())
+        sent: dict[str, bytes] = {}
+        for number in range(20):
+            text = f'{{"n":  {number}, "pi": 3.1400, "filler": "{"é" * number * 500}"}}'.encode()
+            status, _, answered = await server.raw("POST", "/v1/events", b'{"type": "a.b", "payload": ' + text + b"}")
+            assert status == 202
+            sent[json.loads(answered)["event_id"]] = text
+        await found.until_all(set(sent))
+        assert bodies(found) == sent
+        event_id, text = next(iter(sent.items()))
+        _, _, answered = await server.raw("GET", f"/v1/events/{event_id}", None)
+        assert text in answered
+        assert json.loads(answered)["payload_state"] == "stored"
+
+        await server.call("POST", f"/v1/events/{event_id}/replay", {}, expect=202)
+        await found.until(lambda: found.counts["/hook", event_id] == 2, what="the replay")
+        assert [arrival.body for arrival in found.arrivals if arrival.event_id == event_id] == [text, text]
+
+        # Everything but the marker, so that the store is there and its objects are not.
+        shutil.rmtree(server.folder / "payloads" / "events")
+        await server.call("POST", f"/v1/events/{event_id}/replay", {}, expect=202)
+        event = await server.settled(event_id, "dead")
+        assert [delivery["reason"] for delivery in event["deliveries"]] == ["payload_missing"]
+        assert (event["payload"], event["payload_state"]) == (None, "missing")
+        await found.until_all({await server.post("a.b", {})})  # the folders are made anew
+
+
+async def test_a_payload_store_that_is_away_refuses_large_events_and_delays_large_deliveries_alone() -> None:
+    async with receiver() as found, running(payload_inline_max="1000", breaker_failures="1000") as server:
+        endpoint = await server.endpoint(found.url())
+        early = await server.post("large", "x" * 2000)
+        await found.until_all({early})
+        folder = server.folder / "payloads"
+        folder.rename(server.folder / "unplugged")
+        folder.write_text("no folder")
+        status, _, _ = await server.call("POST", "/v1/events", {"type": "large", "payload": "x" * 2000})
+        assert status == 503
+        await server.call("POST", f"/v1/events/{early}/replay", {}, expect=202)
+        small = await server.post("small", "x")
+        await found.until_all({small})
+        listed = await server.polled(
+            f"/v1/webhook_endpoints/{endpoint['endpoint_id']}/deliveries?status=waiting",
+            lambda page: bool(page["data"]),
+        )
+        assert [waiting["reason"] for waiting in listed["data"]] == ["payload_store"]
+        folder.unlink()
+        (server.folder / "unplugged").rename(folder)
+        await found.until(lambda: found.counts["/hook", early] == 2, what="the replay")
+        attempts = await server.attempts(early, 2)
+        assert [attempt["retry_count"] for attempt in attempts] == [0, 0]
+
+
+async def test_a_folder_that_is_not_the_installations_is_refused_at_the_start() -> None:
+    async with receiver(), running(payload_inline_max="0") as server:
+        await server.post("a.b", {})
+        await server.stop()
+        shutil.rmtree(server.folder / "payloads")
+        await server.start(wait=False)
+        await server.until_line("payload store is empty")
+        assert server.process is not None
+        assert await server.process.wait() == 1
