@@ -29,7 +29,6 @@ from hookpost.policy.rate import TokenBucket
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.storage.memory.admin import AdminTables
 from hookpost.storage.memory.ingest import IngestTables
-from hookpost.storage.memory.moves import Moves
 from hookpost.storage.memory.settle import SettleTables
 from hookpost.storage.memory.tables import Database
 from hookpost.worker import Worker
@@ -265,11 +264,6 @@ def what_waits_has_an_earlier_deadline(patch: Patch) -> None:
 
 
 # ---- what must come to an end ---------------------------------------------------------------------------------------
-
-
-@mutant("drained")
-def barriers_are_never_lifted(patch: Patch) -> None:
-    patch.setattr(Moves, "lift", lambda self: 0)
 
 
 @mutant("drained")
