@@ -35,6 +35,8 @@ from tests.storage.driver import (
     waiting,
 )
 
+pytestmark = pytest.mark.postgres
+
 KEEP = 3
 FIRST = date(2030, 1, 1)
 EPOCH = date(2000, 1, 1)

@@ -32,6 +32,8 @@ from tests.storage.driver import (
 )  # fmt: skip
 
 # The minute that attempts of these tests end in, as a rule; it begins an hour.
+pytestmark = pytest.mark.postgres
+
 MINUTE = 1_800_000_000.0
 HOUR_S, DAY_S = 3600.0, 86_400.0
 TENANT = UUID(int=7)

@@ -90,6 +90,7 @@ class WorkerProcess(Process):
         store, node_id = self.store, ids.uuid7()
         self.worker = Worker(
             store=store,
+            payloads=server.payloads,
             sender=Wire(network, self.node, self.clock.now),
             clock=self.clock,
             node_id=node_id,
@@ -98,7 +99,7 @@ class WorkerProcess(Process):
             rng=Random(rng.getrandbits(64)),
         )
         self._tending = [
-            Maintenance(store, days_ahead=3),
+            Maintenance(store, server.payloads, days_ahead=3, keep_days=30),
             Replays(store),
             Spreading(store, node_id=node_id, bounds=Bounds(depth=30.0, rate=20.0), monotonic=self.clock.monotonic),
         ]
@@ -117,6 +118,7 @@ class ApiProcess(Process):
 
     def __init__(self, loop: Loop, server: Server, name: str, rng: Random) -> None:
         super().__init__(loop, server, name, rng)
+        self.server = server
         self.ingest: Ingest | None = None
         self.start(self._run())
 
@@ -125,7 +127,9 @@ class ApiProcess(Process):
             with suppress(StoreUnavailable):
                 await self._correct()
                 break
-        self.ingest = ingest = Ingest(self.store, now=self.clock.now, limits=IngestLimits(), processes=2)
+        self.ingest = ingest = Ingest(
+            self.store, self.server.payloads, now=self.clock.now, limits=IngestLimits(), processes=2
+        )
         async with asyncio.TaskGroup() as tasks:
             followers = [tasks.create_task(ingest.follow()), tasks.create_task(self._follow_clock())]
             await self.stop.wait()

@@ -13,6 +13,7 @@ from typing import Any
 
 from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, ShardSettle
 from hookpost.storage.contract import CommitUnknown, StoreUnavailable
+from hookpost.storage.memory.payloads import MemoryPayloads
 from hookpost.storage.memory.store import MemoryStore
 from hookpost.storage.memory.tables import Database
 from tests.sim.system.loop import Loop, Node
@@ -49,6 +50,7 @@ class Server:
         self.faults = Faults()
         self.database = Database(shards=shards, clock=self.clock)
         self.options = options
+        self.payloads = MemoryPayloads()
         self._seen_rows: dict[int, int] = {}
         self._seen_settles: dict[int, int] = {}
 

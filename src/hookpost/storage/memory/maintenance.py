@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from uuid import UUID
 
-from hookpost.storage.contract import ShardLoad, Spread
+from hookpost.storage.contract import Retired, ShardLoad, Spread
 from hookpost.storage.memory.tables import Database, day_of
+
+HOUR_S = 3600
 
 
 class MaintenanceTables:
-    """Implements what MaintenanceStore says of the store itself and of loads. There are no partitions to make."""
+    """Implements what MaintenanceStore says of the store itself and of loads. There are no partitions to make, nothing
+    is old enough to leave, and no payload is removed."""
 
     _db: Database
     _pause: Callable[[], Awaitable[None]]
@@ -37,6 +40,48 @@ class MaintenanceTables:
             shard.progress = kept
         return pruned
 
+    async def is_paused(self) -> bool:
+        await self._pause()
+        return False
+
+    async def retire_events(
+        self,
+        *,
+        keep_days: int,  # noqa: ARG002 - nothing leaves here
+        forget: Callable[[Sequence[str]], Awaitable[None]],  # noqa: ARG002
+    ) -> Retired:
+        await self._pause()
+        return Retired((), ())
+
+    async def retire_attempts(self, *, keep_days: int) -> Retired:  # noqa: ARG002
+        await self._pause()
+        return Retired((), ())
+
+    async def forget_replays(self, *, keep_days: int) -> int:  # noqa: ARG002
+        await self._pause()
+        return 0
+
+    async def remove_objects(
+        self,
+        forget: Callable[[Sequence[str]], Awaitable[None]],  # noqa: ARG002 - none was removed
+        *,
+        limit: int,  # noqa: ARG002
+    ) -> int:
+        await self._pause()
+        return 0
+
+    async def empty_tenant(self) -> UUID | None:
+        await self._pause()
+        return None
+
+    async def swept_to(self) -> int:
+        await self._pause()
+        return hour_of(self._db.now())
+
+    async def sweepable_hours(self, *, age_s: float) -> int:
+        await self._pause()
+        return hour_of(self._db.now() - age_s)
+
     async def is_eldest(self, node_id: UUID) -> bool:
         await self._pause()
         now = self._db.now()
@@ -58,3 +103,8 @@ class MaintenanceTables:
             for t, row in self._db.tenants.items()
             if row["spread"] is None and row["deleted_at"] is None and (t in tenant_ids or len(row["home_shards"]) > 1)
         ]
+
+
+def hour_of(moment: float) -> int:
+    """Hours since 1970."""
+    return int(moment // HOUR_S)

@@ -38,13 +38,16 @@ class MemoryStore(IngestTables, WorkerTables, SettleTables, MaintenanceTables, A
         timeouts: Timeouts | None = None,
         endpoint_cap: int = 64,
         longest_s: float = 30.0,
+        deadline_s_max: float = 28 * 86_400.0,
     ) -> None:
         self._db = database
         self._pause = pause
         self._idempotency_s = idempotency_s
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
-        self._defaults = EndpointDefaults(retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s)
+        self._defaults = EndpointDefaults(
+            retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s, deadline_s_max
+        )
         self._moves = Moves(database, endpoint_cap)
         self._rung = asyncio.Event()
         self._rung_for: set[int] = set()
