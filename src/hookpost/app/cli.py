@@ -131,8 +131,8 @@ def api(
     supervisor_fd: Annotated[int | None, Hidden] = None,
 ) -> None:
     """One API process on a database that `hookpost migrate` or `hookpost serve` has prepared."""
+    from hookpost.app.api import run_api
     from hookpost.app.children import run
-    from hookpost.app.compose import run_api
     from hookpost.app.supervisor import bind, require_prepared
 
     settings = load(port=port, data_dir=data_dir)

@@ -96,7 +96,8 @@ def serve(listener_fd: int, pipe_fd: int) -> None:
 
 
 async def _serve(listener_fd: int, pipe_fd: int) -> None:
-    from hookpost.app.compose import KEEP_ALIVE_S, tune_gc
+    from hookpost.app.api import KEEP_ALIVE_S
+    from hookpost.app.compose import tune_gc
     from hookpost.web.wire import protocol
 
     loop = asyncio.get_running_loop()

@@ -1,0 +1,148 @@
+"""The composition root of an API process: settings and a bound socket in, a served API out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import Iterator
+from uuid import UUID
+
+import uvicorn
+
+from hookpost import __version__, telemetry
+from hookpost.app.clock import DatabaseClock
+from hookpost.app.compose import (
+    check_payloads,
+    egress_policy,
+    make_ingest,
+    make_payloads,
+    make_store,
+    prices,
+    retry_policy,
+    timeouts,
+    tune_gc,
+)
+from hookpost.app.config import Settings
+from hookpost.ingest import Submission
+from hookpost.policy.keys import hash_secret
+from hookpost.storage.contract import Appended, StoreUnavailable
+from hookpost.storage.postgres.store import PostgresStore, platform_value
+from hookpost.web.app import WebSettings, make_app
+from hookpost.web.auth import Authenticator
+from hookpost.web.events import EventLimits, EventRoutes
+from hookpost.web.wire import protocol
+
+# How often an API process, which holds no lease, corrects its clock by the database's.
+CLOCK_EVERY_S = 10.0
+# Idle connections of clients are kept so long; above the 60 s of common load balancers, which must close first.
+KEEP_ALIVE_S = 75
+
+
+class _Server(uvicorn.Server):
+    """Signals are the caller's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+async def run_api(
+    settings: Settings, dsn: str, *, listener: socket.socket, stop: asyncio.Event, ready: asyncio.Event
+) -> None:
+    """Serve the API on a bound socket until ``stop`` is set."""
+    clock = DatabaseClock()
+    store = make_store(settings, dsn, application="hookpost api")
+    await store.open()
+    # Ids carry the time they were minted at: not that of a machine whose clock is wrong.
+    await _correct(store, clock)
+    payloads = make_payloads(settings, dsn)
+    await check_payloads(settings, dsn)
+    ingest = make_ingest(settings, store, payloads, clock)
+    # Before the first request: at the start, too, a process takes no more than its part of a tenant's limit.
+    await ingest.look()
+    cursor_secret = await platform_value(dsn, "cursor_secret", default=secrets.token_hex(32))
+    assert cursor_secret is not None
+    admin_key = settings.admin_key
+    authenticator = Authenticator(
+        store, admin_key_hash=None if admin_key is None else hash_secret(admin_key.get_secret_value()), now=clock.now
+    )
+
+    async def submit(tenant_id: UUID, type: str, payload: bytes, target_endpoints: list[UUID]) -> UUID:
+        answer = (await ingest.submit(tenant_id, [Submission(type, payload, targets=tuple(target_endpoints))]))[0]
+        if not isinstance(answer, Appended):
+            raise StoreUnavailable("the endpoint was deleted a moment ago")
+        return answer.event_id
+
+    events = EventRoutes(
+        ingest,
+        authenticator,
+        limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes),
+    )
+    app = make_app(
+        store=store,
+        payloads=payloads,
+        authenticator=authenticator,
+        submit=submit,
+        raw_events=events,
+        settings=WebSettings(
+            version=__version__,
+            now=clock.now,
+            egress=egress_policy(settings),
+            retry=retry_policy(settings),
+            timeouts=timeouts(settings),
+            total_timeout_max_s=settings.total_timeout_max_s,
+            deadline_s_max=settings.deadline_s_max,
+            endpoints_max=settings.endpoints_max,
+            replay_rate_limit=settings.replay_rate_limit,
+            secret_grace_s=settings.secret_grace_s,
+            prices=prices(settings),
+            cursor_secret=bytes.fromhex(cursor_secret),
+        ),
+    )
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=protocol(events.in_place),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=round(settings.stop_s),
+        )
+    )
+    tune_gc()
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(server.serve(sockets=[listener]))
+        clocking = tasks.create_task(_follow_clock(store, clock))
+        sharing = tasks.create_task(ingest.follow())
+        stopping = asyncio.create_task(stop.wait())
+        address = listener.getsockname()
+        telemetry.log("api_ready", url=f"http://{address[0]}:{address[1]}")
+        ready.set()
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+        clocking.cancel()
+        sharing.cancel()
+        stopping.cancel()
+    await ingest.close()
+    await store.close()
+
+
+async def _follow_clock(store: PostgresStore, clock: DatabaseClock) -> None:
+    while True:
+        await asyncio.sleep(CLOCK_EVERY_S)
+        # Without the store the clock goes on by itself; requests report the store.
+        with contextlib.suppress(StoreUnavailable):
+            await _correct(store, clock)
+
+
+async def _correct(store: PostgresStore, clock: DatabaseClock) -> None:
+    sent = clock.monotonic()
+    clock.correct(await store.ping(), sent=sent, received=clock.monotonic())
