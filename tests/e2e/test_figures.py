@@ -39,7 +39,7 @@ async def test_what_was_sent_is_counted_once_though_workers_are_killed() -> None
         await server.replace_child("worker-1")
         for result in results:
             await server.settled(result["event_id"])
-        history = (await server.call("GET", "/v1/attempts?limit=500"))["data"]
+        history = (await server.call("GET", "/v1/attempts?limit=500", expect=200))["data"]
         assert len(history) >= 2 * EVENTS
 
         def counted(stats: Any) -> bool:
