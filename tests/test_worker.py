@@ -32,6 +32,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.time = 1000.0
+        self.skew_s = 0.0
 
     def now(self) -> float:
         return self.time
@@ -40,7 +41,7 @@ class Clock:
         return self.time
 
     def correct(self, database_now: float, *, sent: float, received: float) -> float:
-        return 0.0
+        return self.skew_s
 
 
 class Leases:
@@ -54,7 +55,7 @@ class Leases:
         self.reading: set[int] = set()
         self.positions: dict[int, int] = {}
         self.changed = asyncio.Condition()
-        self.surveys = 0
+        self.surveys = self.renewals = 0
         self.before_renewal: asyncio.Event | None = None
         # What the survey of one of the worker's loops waits for, before it looks and with its answer in hand.
         self.slow_loop = ""
@@ -88,6 +89,8 @@ class Leases:
         if node_id not in self.expires:
             return None
         self.expires[node_id] = self.clock.time + lease_s
+        self.renewals += 1
+        await self.tell()
         return self.clock.time
 
     async def survey(self, pool: str) -> Survey:
@@ -223,7 +226,10 @@ async def test_shards_nobody_took_while_the_lease_had_expired_are_worked_for_aga
         await store.until(lambda: store.reading == SHARDS)
 
 
-async def test_a_survey_from_before_a_claim_takes_nothing_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f3_a_worker_that_renews_too_late_reads_nothing_before_it_knows_whose_its_shards_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sent what others were sending, from its renewal to the answer of the survey behind it."""
     store = Leases(Clock())
     async with working(store, monkeypatch) as node_id:
         other = uuid7()
@@ -233,14 +239,16 @@ async def test_a_survey_from_before_a_claim_takes_nothing_away(monkeypatch: pyte
         store.clock.time += LEASE_S + 1
         store.expires[other] = store.clock.time + LEASE_S
         await asyncio.wait_for(store.looked.wait(), 30)
+        store.reading = set()
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.reading == set()
+        store.answer.set()
+        await store.until(lambda: store.reading == SHARDS - {0})
+        # What it has lost it may have again like any other.
         await store.leave(other)
         await store.until(lambda: store.owners[0] == node_id and store.reading == SHARDS)
-        store.answer.set()
-        seen = store.surveys
-        await store.until(lambda: store.surveys > seen + 3)
         assert store.fences[0] == 2
-        store.reading = set()
-        await store.until(lambda: store.reading == SHARDS)
 
 
 async def test_shards_whose_claim_was_not_answered_are_freed_and_claimed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +276,18 @@ async def test_a_worker_whose_lease_was_removed_comes_back_for_its_shards(monkey
         assert set(store.owners.values()) == {node_id}
 
 
+async def test_a_clock_that_is_off_is_told_once_and_again_when_it_was_right_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="hookpost")
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        for skew_s in (60.0, 0.0, -60.0):
+            store.clock.skew_s, seen = skew_s, store.renewals
+            await store.until(lambda seen=seen: store.renewals > seen + 4)  # type: ignore[misc]
+    assert [record.hookpost_event for record in caplog.records] == ["clock_skew"] * 2  # type: ignore[attr-defined]
+
+
 def row(shard: int, seq: int) -> JournalRow:
     return JournalRow(shard, seq, 9000, Kind.DELIVER, uuid7(), TENANT, "a.b", b"{}", [uuid7()], 0, 1000.0)
 
@@ -292,7 +312,7 @@ async def test_of_many_shards_those_are_read_that_were_rung_for_or_brought_rows(
         await store.until(lambda: store.reading == SHARDS)
 
 
-async def test_now_and_then_all_shards_are_read_though_nobody_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f36_now_and_then_all_shards_are_read_though_nobody_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Leases(Clock())
     async with working(store, monkeypatch):
         monkeypatch.setattr(module, "READ_ALL_MAX", 3)

@@ -122,6 +122,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "PostgreSQL does not answer: {reason}",
             "Producers get 503 and nothing is sent until it is back; no delivery's life is burnt meanwhile.",
         ),
+        "postgres_not_started": Event(
+            logging.ERROR,
+            "the embedded PostgreSQL cannot be started, trying again in {delay_s} s: {reason}",
+            "Mostly a full disk: make room. Producers get 503 until it is back, and nothing has to be restarted.",
+        ),
         "postgres_back": Event(
             logging.INFO, "PostgreSQL answers again after {seconds} s", "Deliveries go on where they stopped."
         ),

@@ -66,6 +66,8 @@ CONFIG_BATCH = 1_000
 # attempt, and only people and a later owner read it.
 HEALTH_S = 1.0
 HEALTH_BATCH = 500
+# While the clock stands it is looked so often whether it goes on.
+STANDING_S = 0.001
 # Waits between tries while the store is away.
 STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
@@ -141,11 +143,13 @@ class Worker:
         self._user_agent = f"Hookpost/{__version__}"
         self._fences: dict[int, int] = {}
         self._lease_until = 0.0
+        self._skewed = False
         self._store_failing = False
         self._stopping = False
         self._kicked = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._looked_at_now = 0.0
         self._unsettled = asyncio.Event()
         self._config_wanted = asyncio.Event()
         # What was told of our own way out.
@@ -258,12 +262,14 @@ class Worker:
         settings = self._settings
         sent = self._clock.monotonic()
         now = await self._store.register(self._node_id, pool=settings.pool, name=self._name, lease_s=settings.lease_s)
-        self._renewed(now, sent)
+        self._renewed(now, sent, self._clock.monotonic())
 
-    def _renewed(self, database_now: float, sent: float) -> None:
-        skew_s = self._clock.correct(database_now, sent=sent, received=self._clock.monotonic())
-        if abs(skew_s) > SKEW_WARNING_S:
+    def _renewed(self, database_now: float, sent: float, received: float) -> None:
+        skew_s = self._clock.correct(database_now, sent=sent, received=received)
+        skewed = abs(skew_s) > SKEW_WARNING_S
+        if skewed and not self._skewed:
             telemetry.log("clock_skew", skew_ms=round(skew_s * 1000))
+        self._skewed = skewed
         self._lease_until = sent + self._settings.lease_s
 
     async def _lease_loop(self) -> None:
@@ -274,22 +280,23 @@ class Worker:
                 progress_due += PROGRESS_AGAIN_S
                 for shard in self._engine.shards:
                     self._engine.touch(shard)
-            late = not self._has_lease()
             await self._persist(self._renew)
-            if late or not self._has_lease():
-                # Others may have taken shards meanwhile; those that are still ours go on where they stopped.
-                held = dict(self._fences)
-                self._keep(held, await self._persist(self._survey))
             self._kick()
 
     async def _renew(self) -> None:
         sent = self._clock.monotonic()
         now = await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
+        received = self._clock.monotonic()
         if now is None:
             self._lose(list(self._fences), "it was removed")
             await self._register()
         else:
-            self._renewed(now, sent)
+            if not self._has_lease():
+                # Others may have taken shards meanwhile. Nothing is sent before that is known; from the renewal on
+                # nobody takes another one, and those that are still ours go on where they stopped.
+                held = dict(self._fences)
+                self._keep(held, await self._survey())
+            self._renewed(now, sent, received)
         self._note_store(None)
 
     async def _survey(self) -> Survey:
@@ -530,7 +537,10 @@ class Worker:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = moment
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, moment - now), self._on_timer)
+        # The clock may stand, when the database's has gone back: looking at once, again and again, would bring nothing.
+        least_s = STANDING_S if now == self._looked_at_now else 0.0
+        self._looked_at_now = now
+        self._timer = asyncio.get_running_loop().call_later(max(least_s, moment - now), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

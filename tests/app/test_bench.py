@@ -325,18 +325,16 @@ def test_a_target_whose_scenario_did_not_run_is_left_out() -> None:
 @pytest.mark.process
 def test_a_short_run_is_not_void() -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "hookpost.app.cli", "bench", "bare", "e2e", "--seconds", "1"],
+        [sys.executable, "-m", "hookpost.app.cli", "bench", "e2e", "--seconds", "1"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
     assert set(lines[0]["machine"]) >= {"cpu", "cores", "commit"}
-    found = {line["scenario"]: line for line in lines[1:]}
-    assert set(found) == {"curl", "server", "bare", "e2e"} <= set(SCENARIOS)
-    # How much `bare` costs beside its parts is a question of time, and tests run on machines that are busy.
-    void = {name: line["void"] for name, line in found.items() if "void" in line}
-    assert not void or (set(void) == {"bare"} and "its parts" in void["bare"]), ran.stdout + ran.stderr
-    assert ran.returncode == (1 if void else 0), ran.stdout + ran.stderr
-    e2e = found["e2e"]
+    [e2e] = lines[1:]
+    assert e2e["scenario"] == "e2e"
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert set(e2e["beside"]) == {"curl", "server", "bare"} < set(SCENARIOS)
+    assert all(each["per_second"] > 0 for each in e2e["beside"].values())
     assert e2e["published"] == e2e["delivered"] + e2e["waiting"] + e2e["dead"] > 0
     assert e2e["waiting"] == e2e["dead"] == 0
     assert e2e["signatures_checked"] > 0

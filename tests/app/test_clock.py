@@ -15,8 +15,19 @@ def test_it_takes_over_the_databases_time() -> None:
     assert 99 < clock.now() - time.time() < 101
 
 
+def test_f29_the_first_answer_counts_however_long_it_took() -> None:
+    """On a machine that is an hour fast a worker would otherwise let what waits die of its deadline, then stand still."""
+    clock = DatabaseClock(wall=lambda: 3600.0 + 1e9, monotonic=lambda: 50.0)
+    assert clock.now() == 1e9 + 3600.0
+    clock.correct(1e9, sent=44.0, received=50.0)
+    assert abs(clock.now() - 1e9) <= 3.0
+    clock.correct(1e9 + 99.0, sent=44.0, received=50.0)
+    assert abs(clock.now() - 1e9) <= 3.0
+
+
 def test_an_answer_that_took_long_changes_nothing_and_raises_no_alarm() -> None:
     clock = DatabaseClock()
     sent = clock.monotonic()
+    clock.correct(time.time(), sent=sent, received=sent)
     assert clock.correct(time.time() + 100, sent=sent, received=sent + ROUND_TRIP_S_MAX + 0.1) == 0.0
     assert abs(clock.now() - time.time()) < 1

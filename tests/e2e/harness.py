@@ -54,6 +54,7 @@ class Receiver:
     """Keeps, per event, how often it arrived and how often it was answered with 2xx; judges every signature."""
 
     port: int = 0
+    host: str = "127.0.0.1"
     handlers: dict[str, Handler] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     arrivals: list[Arrival] = field(default_factory=list)
@@ -62,7 +63,7 @@ class Receiver:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def url(self, path: str = "/hook") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"http://{self.host}:{self.port}{path}"
 
     def ids(self, path: str = "/hook") -> set[str]:
         return {event_id for (at, event_id) in self.counts if at == path}
@@ -108,9 +109,9 @@ class Receiver:
 
 
 @contextlib.asynccontextmanager
-async def receiver() -> AsyncIterator[Receiver]:
-    found = Receiver()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0, limit=2**22)
+async def receiver(host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
+    found = Receiver(host=host)
+    server = await asyncio.start_server(found.serve, host, 0, limit=2**22)
     found.port = server.sockets[0].getsockname()[1]
     try:
         yield found
@@ -158,8 +159,12 @@ async def command(*arguments: str, stdin: bytes = b"", timeout_s: float = WAIT_S
 class Hookpost:
     """One `hookpost` server process and its children."""
 
-    def __init__(self, folder: Path, *arguments: str, command: str = "serve", **settings: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, command: str = "serve", source: Path | None = None, **settings: str
+    ) -> None:
+        """``source``: the folder that holds another release of the package; this one when not given."""
         self.folder = folder
+        self._source = source
         self._arguments = [command, *arguments]
         self._settings = settings
         self.process: asyncio.subprocess.Process | None = None
@@ -182,6 +187,8 @@ class Hookpost:
                 **self._settings,
             }
         )
+        if self._source is not None:
+            environment["PYTHONPATH"] = str(self._source)
         self.lines.clear()
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hookpost.app.cli", *self._arguments,

@@ -44,7 +44,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_in_flight_repeat() -> None:
+async def test_f2_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_in_flight_repeat() -> None:
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
@@ -61,7 +61,7 @@ async def test_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_in_
         assert {attempt["outcome"] for attempt in marked["data"]} == {"delivered"}
 
 
-async def test_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_stored() -> None:
+async def test_f1_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_stored() -> None:
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
@@ -78,7 +78,7 @@ async def test_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_sto
         assert duplicates(ledger) == 0
 
 
-async def test_postgresql_killed_in_the_middle_is_started_again_and_nothing_is_lost() -> None:
+async def test_f5_postgresql_killed_in_the_middle_is_started_again_and_nothing_is_lost() -> None:
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
@@ -89,6 +89,26 @@ async def test_postgresql_killed_in_the_middle_is_started_again_and_nothing_is_l
         await ledger.until_all(load.accepted)
         check(load, ledger)
         assert ledger.ids() == load.accepted
+
+
+async def test_f14_a_database_that_cannot_be_started_is_tried_again_until_it_can() -> None:
+    """As on a full disk: the server used to end with its first try."""
+    async with running() as server, receiver() as ledger:
+        await subscribe(server, ledger)
+        settings = server.folder / "postgres" / "postgresql.conf"
+        good = settings.read_text()
+        settings.write_text(good + "\nshared_buffers = 'no number'\n")
+        os.kill(server.postmaster(), signal.SIGKILL)
+        await server.until_line("postgres_not_started", count=2)
+        status, _, headers = await server.call("POST", "/v1/events", {"type": "a", "payload": 1})
+        assert status == 503
+        assert int(headers["retry-after"]) >= 1
+        settings.write_text(good)
+        await server.until_line("postgres_started", count=2)
+        async with Load(server) as load:
+            await load.until(SOME)
+        await ledger.until_all(load.accepted)
+        check(load, ledger)
 
 
 async def test_postgresql_restarted_in_order_in_the_middle_loses_nothing() -> None:
@@ -103,7 +123,7 @@ async def test_postgresql_restarted_in_order_in_the_middle_loses_nothing() -> No
         check(load, ledger)
 
 
-async def test_a_dump_held_open_under_load_slows_nothing_down_to_a_stop() -> None:
+async def test_f10_a_dump_held_open_under_load_slows_nothing_down_to_a_stop() -> None:
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
         dsn = find_running(server.folder)
@@ -144,7 +164,42 @@ async def test_a_real_dump_runs_beside_the_load() -> None:
         check(load, ledger)
 
 
-async def test_midnight_passes_under_load() -> None:
+async def test_f33_a_dump_restored_elsewhere_goes_on_from_where_it_was_taken() -> None:
+    async with running() as server, receiver() as ledger:
+        endpoint = await server.endpoint(ledger.url())
+        done = await server.post()
+        await server.settled(done)
+        path = f"/v1/webhook_endpoints/{endpoint['endpoint_id']}"
+        await server.call("POST", f"{path}/pause", {}, expect=200)
+        waiting = await server.post()
+        dsn = find_running(server.folder)
+        assert dsn is not None
+        elsewhere = dsn.replace("/hookpost?", "/elsewhere?", 1)
+        operator = await asyncpg.connect(dsn)
+        await operator.execute("create database elsewhere")
+        await operator.close()
+        dumped = server.folder.parent / "dump.sql"
+        for program, *arguments in (
+            ("pg_dump", "--dbname", dsn, "--file", str(dumped)),
+            ("psql", "--quiet", "--set", "ON_ERROR_STOP=1", "--dbname", elsewhere, "--file", str(dumped)),
+        ):
+            process = await asyncio.create_subprocess_exec(
+                bin_dir() / program, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+            _, errors = await process.communicate()
+            assert process.returncode == 0, errors
+        async with running(database_url=elsewhere) as restored:
+            restored.key = server.key
+            await restored.call("POST", f"{path}/resume", {}, expect=200)
+            posted = await restored.post()
+            for event_id in (done, waiting, posted):
+                await restored.settled(event_id)
+        assert {event_id: ledger.counts["/hook", event_id] for event_id in (done, waiting, posted)} == {
+            done: 1, waiting: 1, posted: 1,
+        }  # fmt: skip
+
+
+async def test_f29_midnight_passes_under_load() -> None:
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
         dsn = find_running(server.folder)
@@ -205,7 +260,7 @@ async def test_kill_9_of_the_whole_server_then_the_next_start_adopts_the_databas
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def test_a_worker_stopped_for_longer_than_its_lease_writes_nothing_and_another_takes_over() -> None:
+async def test_f3_f30_a_worker_stopped_for_longer_than_its_lease_writes_nothing_and_another_takes_over() -> None:
     async with running("--workers", "2", lease_s="3", renew_s="0.9") as server, receiver() as ledger:
         await subscribe(server, ledger)
         for name in ("worker-1", "worker-2"):

@@ -164,7 +164,7 @@ async def test_a_redirect_is_a_failure_and_nobody_is_asked_where_it_points(serve
         assert canary.connections == 0
 
 
-async def test_a_410_disables_the_endpoint_and_what_comes_later_waits_until_it_is_enabled(server: Hookpost) -> None:
+async def test_f25_a_410_disables_the_endpoint_and_what_comes_later_waits_until_it_is_enabled(server: Hookpost) -> None:
     async with listening(answering(answer("410 Gone"), OK)) as receiver:
         seen = await sent(server, receiver.url())
         assert judged(seen) == ("http_410", 410, "dead")
@@ -202,7 +202,7 @@ async def test_retry_after_as_a_date_is_never_undercut(server: Hookpost) -> None
     assert moment - 0.001 <= seconds(seen.delivery["next_attempt_at"]) <= moment + SLACK_S
 
 
-async def test_retry_after_on_a_503_holds_the_whole_endpoint(server: Hookpost) -> None:
+async def test_f24_retry_after_on_a_503_holds_the_whole_endpoint(server: Hookpost) -> None:
     arrived: list[float] = []
 
     async def script(receiver: Receiver, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -308,7 +308,7 @@ async def test_a_name_that_does_not_exist(server: Hookpost) -> None:
 # ---- answers that take their time, or too much room ------------------------------------------------------------------
 
 
-async def test_no_answer_at_all(server: Hookpost) -> None:
+async def test_f23_no_answer_at_all(server: Hookpost) -> None:
     seen = await sent_to(server, stalling())
     assert judged(seen) == ("first_byte_timeout", None, "retry")
     assert FIRST_BYTE_S * 1000 - 50 <= seen.attempt["latency_ms"] < TOTAL_S * 1000

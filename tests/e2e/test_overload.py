@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from hookpost.storage.postgres.embedded import find_running
-from tests.e2e.harness import Hookpost, Load, read_response, receiver, running
+from tests.e2e.harness import Arrival, Hookpost, Load, answer, read_response, receiver, running
 from tests.e2e.processes import memory_mb, stopped
 
 pytestmark = pytest.mark.process
@@ -36,7 +36,7 @@ async def refused(server: Hookpost, *, key: str | None = None, path: str = "/v1/
     return took
 
 
-async def test_a_store_that_hangs_is_a_503_within_a_second_and_nothing_acknowledged_is_lost() -> None:
+async def test_f6_a_store_that_hangs_is_a_503_within_a_second_and_nothing_acknowledged_is_lost() -> None:
     async with running() as server, receiver() as ledger:
         # What is refused without an idempotency key may be stored all the same: it is nobody's here.
         endpoint = await server.endpoint(ledger.url(), events=["load.*"])
@@ -140,3 +140,44 @@ async def test_a_long_backlog_of_a_dead_endpoint_costs_no_memory() -> None:
             listed = await server.call("GET", path, expect=200)
             assert len(listed["data"]) == 500
             assert listed["next_cursor"] is not None
+
+
+async def test_f28_three_times_what_can_be_delivered_is_answered_in_time_and_drains_in_bounded_memory() -> None:
+    """`make bench ARGS="overload --seconds 60"` is the long form, at the machine's own limit."""
+    in_flight, answer_s, batch, seconds = 24, 0.04, 100, 4
+    capacity = in_flight / answer_s
+    accepted: set[str] = set()
+    answers: list[tuple[int, float]] = []
+
+    async def slow(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(answer_s)
+        writer.write(answer())
+
+    async def offer(server: Hookpost) -> None:
+        body = json.dumps({"events": [{"type": "load.a", "payload": "x" * 500}] * batch}).encode()
+        before = time.monotonic()
+        status, headers, answered = await server.raw("POST", "/v1/events/batch", body)
+        answers.append((status, time.monotonic() - before))
+        if status == 202:
+            accepted.update(result["event_id"] for result in json.loads(answered)["results"])
+        else:
+            assert int(headers["retry-after"]) >= 1
+
+    async with running(buffer_events="500", ingest_queue_events="1000") as server, receiver() as ledger:
+        ledger.handlers["/hook"] = slow
+        await server.endpoint(ledger.url(), max_in_flight=in_flight)
+        async with asyncio.TaskGroup() as producers:
+            for _ in range(round(3 * capacity * seconds / batch)):
+                producers.create_task(offer(server))
+                await asyncio.sleep(batch / (3 * capacity))
+        assert {status for status, _ in answers} <= {202, 503}
+        assert max(took for _, took in answers) < ANSWER_S_MAX
+        assert len(accepted) > capacity * seconds
+        await ledger.until_all(accepted)
+        assert ledger.ids() == accepted
+        for name in ("api-1", "worker-1"):
+            assert memory_mb(server.children[name], peak=True) < MB_MAX
+        # It has recovered: one event is not behind anything.
+        before = time.monotonic()
+        await ledger.until_all({await server.post("load.a")})
+        assert time.monotonic() - before < ANSWER_S_MAX

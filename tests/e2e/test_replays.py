@@ -77,7 +77,7 @@ async def test_what_died_is_delivered_once_more_by_the_command() -> None:
         assert not ledger.forged
 
 
-async def test_workers_and_servers_killed_during_a_replay_repeat_and_skip_nothing() -> None:
+async def test_f42_workers_and_servers_killed_during_a_replay_repeat_and_skip_nothing() -> None:
     async with running() as server, receiver() as ledger:
         endpoint_id, events = await died(server, ledger)
         body = {"endpoint_id": endpoint_id, "rate_limit": 20}

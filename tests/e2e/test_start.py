@@ -87,7 +87,7 @@ async def until_dead(pids: set[int], timeout_s: float = WAIT_S) -> None:
 # ---- the data directory ---------------------------------------------------------------------------------------------
 
 
-async def test_a_second_server_on_one_directory_is_refused_and_the_first_goes_on() -> None:
+async def test_f13_a_second_server_on_one_directory_is_refused_and_the_first_goes_on() -> None:
     async with running() as first, receiver() as ledger:
         assert first.process is not None
         second = await command("serve", data_dir=str(first.folder), port="0")

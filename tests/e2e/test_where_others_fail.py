@@ -106,7 +106,9 @@ async def test_a_dripping_body_does_not_pin_a_slot(server: Hookpost, key: str, l
         assert [delivery["attempt_count"] for delivery in event["deliveries"]] == [1]
 
 
-async def test_slow_endpoints_of_one_tenant_do_not_take_all_slots(server: Hookpost, key: str, ledger: Receiver) -> None:
+async def test_f26_slow_endpoints_of_one_tenant_do_not_take_all_slots(
+    server: Hookpost, key: str, ledger: Receiver
+) -> None:
     release = asyncio.Event()
     hanging: dict[str, int] = {}
     most: dict[str, int] = {}
@@ -376,7 +378,7 @@ async def test_events_for_an_endpoint_that_is_off_wait_and_arrive_when_it_is_on_
     assert all(count == 1 for count in ledger.counts.values())
 
 
-async def test_deleting_an_endpoint_cancels_what_waits_for_it(server: Hookpost, key: str, ledger: Receiver) -> None:
+async def test_f35_deleting_an_endpoint_cancels_what_waits_for_it(server: Hookpost, key: str, ledger: Receiver) -> None:
     ledger.handlers["/sick"] = Script(500)
     endpoint_id = await subscribe(server, ledger, "/sick", key, retry=LATE)
     await subscribe(server, ledger, "/well", key)
@@ -490,7 +492,9 @@ async def until_signed(server: Hookpost, ledger: Receiver, key: str, secrets: Ca
         assert len(ledger.arrivals) < 1000
 
 
-async def test_in_the_grace_period_of_a_rotation_both_secrets_fit(server: Hookpost, key: str, ledger: Receiver) -> None:
+async def test_f35_in_the_grace_period_of_a_rotation_both_secrets_fit(
+    server: Hookpost, key: str, ledger: Receiver
+) -> None:
     created = await server.endpoint(ledger.url(), key=key)
     path = f"/v1/webhook_endpoints/{created['endpoint_id']}/secret"
     rotated = await server.call("POST", f"{path}/rotate", {"grace_period_s": 600}, key=key, expect=200)

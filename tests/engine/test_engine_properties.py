@@ -26,7 +26,7 @@ def test_the_command_line_tells_the_same_story_in_another_process() -> None:
     root = Path(__file__).parents[2]
     lines = [
         subprocess.run(
-            [sys.executable, "-m", "tests.sim", "--seeds", "2"],
+            [sys.executable, "-m", "tests.sim", "--seeds", "1"],
             cwd=root,
             env={"PYTHONPATH": str(root / "src"), "PYTHONHASHSEED": seed},
             capture_output=True,
@@ -36,5 +36,5 @@ def test_the_command_line_tells_the_same_story_in_another_process() -> None:
         for seed in ("1", "2")
     ]
     assert lines[0] == lines[1]
-    assert lines[0].startswith("sim: 2 seeds, ")
+    assert lines[0].startswith("sim: 1 seeds, ")
     assert lines[0].endswith(" digest")

@@ -95,7 +95,7 @@ class Outage:
         pytest.param(300.0, 100.0, 0.2, 400.0, 3, id="five minutes at 100/s"),
     ],
 )
-def test_an_outage_costs_its_probes_and_everything_arrives_behind_a_ramp(
+def test_f20_an_outage_costs_its_probes_and_everything_arrives_behind_a_ramp(
     outage_s: float, rate: float, round_trip_s: float, after_s: float, probes: int
 ) -> None:
     assert probes == probes_within(outage_s)

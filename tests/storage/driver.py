@@ -6,7 +6,10 @@ Nothing here decides; a second driver joins by an entry in ``DRIVERS``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -16,6 +19,8 @@ from uuid_utils.compat import uuid7
 from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, BacklogChange, DeadLetter, Progress, ShardSettle, Takeover
 from hookpost.model import DeadReason, WaitReason
 from hookpost.storage.contract import NewEvent, Store, StoreUnavailable
+from hookpost.storage.memory.store import MemoryStore
+from hookpost.storage.memory.tables import Database, day_of
 from hookpost.storage.postgres.store import PostgresStore
 
 SHARDS = 4
@@ -52,6 +57,9 @@ class Driver(Protocol):
 
     async def age(self, seconds: float) -> None:
         """Let the store have been up for so long."""
+
+    async def turn_replays(self, *, ago_s: float) -> None:
+        """Let it have been every bulk replay's turn so long ago."""
 
     async def hold_shard(self, shard: int) -> Callable[[], Awaitable[None]]:
         """Keep appends to a shard waiting until the answer is called."""
@@ -121,6 +129,9 @@ class Postgres:
             lambda: self.run("select 1 where pg_postmaster_start_time() + make_interval(secs => $1) < now()", seconds)
         )
 
+    async def turn_replays(self, *, ago_s: float) -> None:
+        await self.run("update replays set next_at = now() - make_interval(secs => $1)", ago_s)
+
     async def hold_shard(self, shard: int) -> Callable[[], Awaitable[None]]:
         connection = await self.connect()
         await connection.execute("select pg_advisory_lock(7700, $1)", shard)
@@ -144,7 +155,98 @@ class Postgres:
         )
 
 
-DRIVERS: dict[str, Callable[[str], Driver]] = {"postgres": Postgres}
+class Memory:
+    """The store in memory. It has no locks and no connections: what is about those is marked ``postgres``."""
+
+    def __init__(self) -> None:
+        self._moment: float | None = None
+        self.database = Database(shards=SHARDS, clock=lambda: time.time() if self._moment is None else self._moment)
+        self._stores: list[MemoryStore] = []
+
+    async def open(self, **options: Any) -> MemoryStore:
+        options = {name: value for name, value in options.items() if name in _MEMORY_OPTIONS}
+        store = MemoryStore(self.database, **options)
+        if not self._stores:
+            await store.create_tenant(uuid7(), {"name": "default", "home_shards": range(SHARDS), "spread": SHARDS})
+        self._stores.append(store)
+        return store
+
+    async def close(self) -> None:
+        for store in self._stores:
+            store.close()
+
+    async def journal(self, shard: int) -> list[dict[str, Any]]:
+        return [_shown(asdict(event)) for event in self.database.shards[shard].journal]
+
+    async def keys(self) -> dict[tuple[UUID, str], UUID]:
+        return {name: key.event_id for name, key in self.database.keys.items()}
+
+    async def rows(self, table: str) -> list[dict[str, Any]]:
+        return [_shown(row) for row in self._rows(table)]
+
+    def _rows(self, table: str) -> Iterator[dict[str, Any]]:
+        db = self.database
+        match table:
+            case "attempts":
+                for each in db.attempts:
+                    yield {**dict(zip(ATTEMPT_COLUMNS, each, strict=True)), "day": day_of(db.now())}
+            case "backlog":
+                for (shard, _), lane in db.backlog.items():
+                    yield from ({**asdict(change), "shard": shard} for change in lane.values())
+            case "dead_letters":
+                yield from ({**asdict(each.letter), "shard": each.shard} for each in db.dead.values())
+            case "progress":
+                yield from (asdict(row) for shard in db.shards.values() for row in shard.progress)
+            case "shards":
+                for each in db.shards.values():
+                    yield {name: getattr(each, name) for name in ("shard", "pool", "owner", "fence", "quiet_until")}
+            case "nodes" | "ingest_nodes":
+                yield from ({"node_id": node_id} for node_id in getattr(db, table))
+            case "barriers":
+                for (endpoint_id, shard), seq in db.barriers.items():
+                    yield {"endpoint_id": endpoint_id, "shard": shard, "seq": seq}
+            case "departures":
+                for (tenant_id, shard), seq in db.departures.items():
+                    yield {"tenant_id": tenant_id, "shard": shard, "seq": seq}
+            case _:
+                raise AssertionError(f"there is no table {table}")
+
+    async def set_clock(self, moment: str | None) -> None:
+        self._moment = None if moment is None else datetime.fromisoformat(moment).timestamp()
+
+    async def expire_key(self, tenant_id: UUID, key: str) -> None:
+        known = self.database.keys[tenant_id, key]
+        self.database.keys[tenant_id, key] = replace(known, expires_at=self.database.now() - 1)
+
+    async def expire_lease(self, node_id: UUID) -> None:
+        self.database.nodes[node_id].expires_at = self.database.now() - 1
+
+    async def age(self, seconds: float) -> None:
+        self.database.started_at -= seconds
+
+    async def turn_replays(self, *, ago_s: float) -> None:
+        for job in self.database.replays.values():
+            job["next_at"] = self.database.now() - ago_s
+
+    async def hold_shard(self, shard: int) -> Callable[[], Awaitable[None]]:
+        raise NotImplementedError("nothing waits here")
+
+    async def waiting(self, count: int = 1) -> None:
+        raise NotImplementedError("nothing waits here")
+
+
+_MEMORY_OPTIONS = frozenset({"idempotency_s", "retry", "timeouts", "endpoint_cap", "longest_s"})
+_TIMES = frozenset({"created_at", "due_at", "deadline", "stored_at", "died_at", "quiet_until", "scheduled_at",
+                    "started_at", "finished_at"})  # fmt: skip
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """As PostgreSQL's client shows it: times and lists."""
+    times = {name: datetime.fromtimestamp(row[name], UTC) for name in _TIMES & row.keys() if row[name] is not None}
+    return {name: list(value) if name == "owed" else value for name, value in row.items()} | times
+
+
+DRIVERS: dict[str, Callable[[Any], Driver]] = {"postgres": Postgres, "memory": lambda _: Memory()}
 
 
 async def until(happened: Callable[[], Awaitable[Any]]) -> None:

@@ -16,6 +16,8 @@ from hookpost.policy.alerts import Notice
 from hookpost.storage.contract import Channel, DueAlert, FenceLost, Store
 from tests.storage.driver import Driver, dead, event, new_endpoint, new_tenant, own, settle, version
 
+# Alerts are no part of the store in memory.
+pytestmark = pytest.mark.postgres
 EVENT = (Channel.EVENT,)
 
 

@@ -121,6 +121,7 @@ async def test_a_full_group_with_wide_fan_outs_is_appended_in_time(driver: Drive
 # ---- days ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.postgres
 async def test_the_store_gives_the_day_and_never_an_earlier_one(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
@@ -140,6 +141,7 @@ async def test_the_store_gives_the_day_and_never_an_earlier_one(driver: Driver) 
     assert (await store.read({1: (0, 0)}, rows_max=100, bytes_max=10_000))[1][-1].seq == 12
 
 
+@pytest.mark.postgres
 async def test_a_shard_goes_on_after_a_long_silence(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
@@ -192,6 +194,7 @@ async def test_a_version_from_the_future_and_a_deleted_tenant_are_stale(driver: 
     assert await driver.journal(0) == []
 
 
+@pytest.mark.postgres
 async def test_an_endpoint_created_while_an_append_waits_for_the_shard_makes_it_stale(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
@@ -259,6 +262,7 @@ async def test_keys_belong_to_their_tenant(driver: Driver) -> None:
     assert verdicts(answer) == [NEW, NEW]
 
 
+@pytest.mark.postgres
 async def test_of_concurrent_calls_one_wins_and_the_loser_waits_for_its_commit(driver: Driver) -> None:
     one, two = await driver.open(), await driver.open()
     tenant = await new_tenant(one, (0, 1))
@@ -278,6 +282,7 @@ async def test_of_concurrent_calls_one_wins_and_the_loser_waits_for_its_commit(d
     assert [len(await driver.journal(shard)) for shard in (0, 1)] == [1, 1]
 
 
+@pytest.mark.postgres
 async def test_when_the_winner_is_rolled_back_the_loser_wins(driver: Driver) -> None:
     one, two = await driver.open(append_timeout_s=0.3), await driver.open()
     tenant = await new_tenant(one, (0, 1))
@@ -326,6 +331,7 @@ async def test_an_expired_key_is_free_again(driver: Driver) -> None:
     ]
 
 
+@pytest.mark.postgres
 async def test_a_key_lives_as_long_as_was_set(driver: Driver) -> None:
     store = await driver.open(idempotency_s=3600.0)
     tenant = await new_tenant(store)
@@ -374,6 +380,7 @@ async def test_a_missing_shard_is_no_fault_of_the_data(driver: Driver) -> None:
     assert await driver.keys() == {}
 
 
+@pytest.mark.postgres
 async def test_a_missing_partition_is_no_fault_of_the_data(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)
@@ -383,6 +390,7 @@ async def test_a_missing_partition_is_no_fault_of_the_data(driver: Driver) -> No
     assert await driver.keys() == {}
 
 
+@pytest.mark.postgres
 async def test_the_store_goes_on_after_its_connections_were_killed(driver: Driver) -> None:
     store = await driver.open(size_max=2)
     tenant = await new_tenant(store)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from uuid_utils.compat import uuid7
+
 from hookpost.model import Endpoint, RetryPolicy, Timeouts
 from hookpost.storage.contract import Store
-from tests.storage.driver import Driver, Postgres, new_endpoint, new_tenant
+from tests.storage.driver import Driver, new_endpoint, new_tenant
 
 
 async def load(store: Store, endpoint_id: UUID) -> Endpoint:
@@ -19,9 +21,15 @@ async def test_endpoints_without_a_policy_of_their_own_share_the_platforms(drive
     retry, timeouts = RetryPolicy(base_s=7.0), Timeouts(total_s=17.0)
     store = await driver.open(retry=retry, timeouts=timeouts)
     tenant = await new_tenant(store)
-    plain, own = [await new_endpoint(store, tenant) for _ in range(2)]
-    assert isinstance(driver, Postgres)
-    await driver.run("update endpoints set max_attempts = 3, connect_s = 1.5 where endpoint_id = $1", own)
+    plain, own = await new_endpoint(store, tenant), uuid7()
+    values = {
+        "endpoint_id": own,
+        "tenant_id": tenant,
+        "url": "https://example.com/",
+        "max_attempts": 3,
+        "connect_s": 1.5,
+    }
+    await store.create_endpoint(values, b"k" * 24, endpoints_max=9)
     loaded = await load(store, plain)
     assert loaded.retry is retry
     assert loaded.timeouts is timeouts

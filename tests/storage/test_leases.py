@@ -131,7 +131,7 @@ async def test_after_a_restart_a_silent_owner_keeps_its_shards_for_a_lease(drive
     assert await claim(store, heir, lease_s=0.01) == {0: 2, 1: 2}
 
 
-async def test_concurrent_claims_never_overlap(driver: Driver) -> None:
+async def test_f4_concurrent_claims_never_overlap(driver: Driver) -> None:
     stores = [await driver.open(size_min=2, size_max=2) for _ in range(3)]
     nodes = [await register(store) for store in stores for _ in range(2)]
     for fence in range(1, 26):
@@ -148,6 +148,7 @@ async def test_concurrent_claims_never_overlap(driver: Driver) -> None:
             await stores[0].release(node, dict.fromkeys(range(SHARDS), fence))
 
 
+@pytest.mark.postgres
 async def test_a_claim_that_looked_before_another_one_committed_does_not_take_its_shards(driver: Driver) -> None:
     assert isinstance(driver, Postgres)
     for setting in ("enable_nestloop", "enable_mergejoin"):  # a hash join looks at the leases even if none is needed

@@ -38,6 +38,7 @@ async def database_driver(driver: Driver) -> Postgres:
 # ---- partitions ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.postgres
 async def test_partitions_are_made_ahead_and_a_second_time_is_harmless(database_driver: Postgres) -> None:
     store = await database_driver.open()
     assert await store.make_partitions(days_ahead=10) == 3 * 7  # the first migration made three days ahead
@@ -47,11 +48,13 @@ async def test_partitions_are_made_ahead_and_a_second_time_is_harmless(database_
         assert await partitions(database_driver, table) == set(range(-1, 11))
 
 
+@pytest.mark.postgres
 async def test_partitions_made_by_two_at_once_are_made_once(database_driver: Postgres) -> None:
     stores = [await database_driver.open() for _ in range(3)]
     assert sorted(await asyncio.gather(*(store.make_partitions(days_ahead=7) for store in stores))) == [0, 0, 12]
 
 
+@pytest.mark.postgres
 async def test_partitions_that_cannot_be_made_now_give_up_soon(
     database_driver: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,6 +69,7 @@ async def test_partitions_that_cannot_be_made_now_give_up_soon(
     assert await store.make_partitions(days_ahead=4) == 3
 
 
+@pytest.mark.postgres
 async def test_appends_go_on_while_partitions_are_made(database_driver: Postgres) -> None:
     """A reader with an open transaction makes DDL wait that is too greedy, and appends would queue behind it."""
     store = await database_driver.open()
@@ -91,6 +95,7 @@ async def test_expired_keys_are_deleted_in_batches_and_no_others(driver: Driver)
     assert {key for _, key in await driver.keys()} == set(keys[7:])
 
 
+@pytest.mark.postgres
 async def test_a_key_that_is_given_to_a_new_event_at_this_moment_stays(driver: Driver) -> None:
     one, two = await driver.open(), await driver.open()
     tenant = await new_tenant(one)
@@ -134,6 +139,7 @@ async def old_progress(driver: Postgres, *, at: dict[int, list[int]]) -> None:
     await driver.set_clock(None)
 
 
+@pytest.mark.postgres
 async def test_progress_that_a_later_row_replaced_is_dropped_and_the_last_row_stays(database_driver: Postgres) -> None:
     await old_progress(database_driver, at={10: [0, 1, 2], 8: [1], 5: [0], 3: [0], 0: [0]})
     store = await database_driver.open()
@@ -146,6 +152,7 @@ async def test_progress_that_a_later_row_replaced_is_dropped_and_the_last_row_st
     assert await store.prune_progress() == 0
 
 
+@pytest.mark.postgres
 async def test_the_last_row_stays_though_a_clock_went_back(database_driver: Postgres) -> None:
     await old_progress(database_driver, at={3: [0]})
     store = await database_driver.open()
@@ -157,7 +164,8 @@ async def test_the_last_row_stays_though_a_clock_went_back(database_driver: Post
     assert (await takeover(store, 0, 2)).read_to == 7
 
 
-async def test_pruning_by_two_at_once_fails_for_none(database_driver: Postgres) -> None:
+@pytest.mark.postgres
+async def test_f43_pruning_by_two_at_once_fails_for_none(database_driver: Postgres) -> None:
     await old_progress(database_driver, at={9: [0, 1], 0: [0, 1]})
     stores = [await database_driver.open() for _ in range(3)]
     pruned = await asyncio.gather(*(store.prune_progress() for store in stores))
@@ -165,6 +173,7 @@ async def test_pruning_by_two_at_once_fails_for_none(database_driver: Postgres) 
     assert await partitions(database_driver, "progress") >= {-1, 0}
 
 
+@pytest.mark.postgres
 async def test_pruning_goes_on_after_a_reader_has_disturbed_it(
     database_driver: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +193,7 @@ async def test_pruning_goes_on_after_a_reader_has_disturbed_it(
     assert len(await tables(database_driver)) == len(await partitions(database_driver, "progress")) == 5
 
 
+@pytest.mark.postgres
 async def test_a_partition_that_was_detached_and_not_dropped_is_dropped(database_driver: Postgres) -> None:
     await old_progress(database_driver, at={9: [0], 0: [0]})
     name = sorted(await tables(database_driver))[0]
@@ -193,6 +203,7 @@ async def test_a_partition_that_was_detached_and_not_dropped_is_dropped(database
     assert name not in await tables(database_driver)
 
 
+@pytest.mark.postgres
 async def test_nobody_analyzes_payloads(database_driver: Postgres) -> None:
     """Autovacuum analyzes a partition again and again while it grows; what no plan needs is left out."""
     store = await database_driver.open()

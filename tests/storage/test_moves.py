@@ -186,6 +186,7 @@ async def test_what_was_accepted_while_ordered_keeps_its_order(driver: Driver, s
 # ---- nothing comes behind it -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.postgres
 async def test_an_append_that_waited_behind_a_move_is_refused_as_stale(driver: Driver, store: Store) -> None:
     other = await driver.open()
     tenant = await tenant_at(store, 1)
@@ -203,6 +204,7 @@ async def test_an_append_that_waited_behind_a_move_is_refused_as_stale(driver: D
     assert await driver.journal(1) == []
 
 
+@pytest.mark.postgres
 async def test_an_append_that_came_first_is_counted(driver: Driver, store: Store) -> None:
     other = await driver.open()
     tenant = await tenant_at(store, 1)
@@ -279,6 +281,7 @@ async def test_moves_of_many_tenants_and_appends_to_the_same_shards_do_not_wait_
             tasks.create_task(rest(endpoint))
 
 
+@pytest.mark.postgres
 async def test_a_replay_goes_where_the_configuration_of_its_moment_says(driver: Driver, store: Store) -> None:
     tenant = await tenant_at(store, 0)
     endpoint = await add_endpoint(store, tenant, ordered=True)
@@ -348,6 +351,7 @@ async def test_a_replay_that_another_shard_reads_leaves_the_dead_letter_of_what_
     assert not await driver.rows("dead_letters")
 
 
+@pytest.mark.postgres
 async def test_of_a_fan_out_only_what_blocks_is_replayed_in_its_shard(driver: Driver, store: Store) -> None:
     tenant, endpoint, event_id = await blocked(driver, store, 0)
     other = await add_endpoint(store, tenant)
@@ -431,6 +435,7 @@ async def test_an_idle_shard_and_one_that_was_never_used_hold_nobody_up(driver: 
     assert await store.lift_barriers() == 3
 
 
+@pytest.mark.postgres
 async def test_a_shard_whose_rows_were_all_dropped_holds_nobody_up(driver: Driver, store: Store) -> None:
     assert isinstance(driver, Postgres)
     await driver.run("update shards set floor_seq = 7 where shard = 1")
@@ -454,6 +459,7 @@ async def test_it_waits_for_an_owner_that_is_gone_for_a_while(driver: Driver, st
     assert not (await endpoint_of(store, endpoint)).barred
 
 
+@pytest.mark.postgres
 async def test_a_tenant_that_is_just_being_changed_has_its_turn_later(driver: Driver, store: Store) -> None:
     tenant, _ = await barred(driver, store)
     await store.settle([settle(progress=progress(3))])

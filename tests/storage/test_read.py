@@ -102,6 +102,7 @@ async def test_a_replay_brings_the_payload_of_its_event(driver: Driver) -> None:
     assert (await takeover(store, 0, 2)).rows[1] == replay
 
 
+@pytest.mark.postgres
 async def test_replays_are_bounded_in_bytes_too(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store, (0, 1))
@@ -130,6 +131,7 @@ async def test_what_is_owed_to_nobody_comes_without_its_payload_and_weighs_nothi
     assert [row.payload for row in rows] == [None, None, b"x" * 100]
 
 
+@pytest.mark.postgres
 async def test_rows_without_a_payload_leave_no_gap_where_the_bytes_are_bounded(driver: Driver) -> None:
     """A control entry, or a replay whose original was dropped: behind a large row it must not come before its turn."""
     store = await driver.open()
@@ -142,6 +144,7 @@ async def test_rows_without_a_payload_leave_no_gap_where_the_bytes_are_bounded(d
     assert await read_all(store, 0, rows_max=100, bytes_max=1) == [[1, 2, 3, 4]]
 
 
+@pytest.mark.postgres
 async def test_shards_stand_at_different_days(driver: Driver) -> None:
     store = await driver.open()
     await store.make_partitions(days_ahead=3)

@@ -41,6 +41,7 @@ async def test_a_ring_may_name_five_hundred_shards(driver: Driver) -> None:
     assert await listener.wait_for_ring(PATIENCE_S) == shards
 
 
+@pytest.mark.postgres
 async def test_a_ring_that_cannot_be_read_is_for_all(driver: Driver) -> None:
     listener = await listening(driver)
     assert isinstance(driver, Postgres)

@@ -267,6 +267,7 @@ async def test_a_dead_letter_without_a_type_takes_that_of_its_event(driver: Driv
     assert sorted(row["type"] for row in await driver.rows("dead_letters")) == ["", "invoice.paid"]
 
 
+@pytest.mark.postgres
 async def test_a_dead_letter_never_takes_the_type_of_a_control_row(driver: Driver) -> None:
     """Here the event itself is gone with its partition."""
     assert isinstance(driver, Postgres)
@@ -322,6 +323,7 @@ async def test_a_settle_repeated_after_its_commit_changes_nothing(driver: Driver
     assert [await driver.rows(table) for table in WRITTEN] == before
 
 
+@pytest.mark.postgres
 async def test_a_settle_repeated_on_the_next_day_changes_nothing_either(driver: Driver) -> None:
     store = await driver.open()
     await own(store)
@@ -334,6 +336,7 @@ async def test_a_settle_repeated_on_the_next_day_changes_nothing_either(driver: 
     assert (await counts(driver))["attempts"] == (await counts(driver))["progress"] == 1
 
 
+@pytest.mark.postgres
 async def test_a_settle_repeated_while_the_first_is_still_committing_waits_for_it(driver: Driver) -> None:
     store = await driver.open()
     await own(store)
@@ -356,6 +359,7 @@ async def test_a_settle_repeated_while_the_first_is_still_committing_waits_for_i
     assert await store.settled(part)
 
 
+@pytest.mark.postgres
 @pytest.mark.parametrize("statement", ["settle", "attempts", "rare"])
 async def test_a_backend_killed_before_the_commit_leaves_nothing(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, statement: str
@@ -396,7 +400,8 @@ async def test_a_backend_killed_before_the_commit_leaves_nothing(
     assert await store.settled(part)
 
 
-async def test_a_server_that_stands_still_is_given_up_and_the_repeat_is_harmless(
+@pytest.mark.postgres
+async def test_f8_a_server_that_stands_still_is_given_up_and_the_repeat_is_harmless(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that swallows packets looks like this: no error ever comes."""
@@ -420,7 +425,8 @@ async def test_a_server_that_stands_still_is_given_up_and_the_repeat_is_harmless
     assert (await counts(driver))["attempts"] == 1
 
 
-async def test_a_commit_that_does_not_answer_is_unknown(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.postgres
+async def test_f5_a_commit_that_does_not_answer_is_unknown(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "SETTLE_TIMEOUT_S", 0.2)
     store = await driver.open(size_max=1)
     await own(store)
@@ -445,6 +451,7 @@ async def test_a_commit_that_does_not_answer_is_unknown(driver: Driver, monkeypa
     assert (await counts(driver))["attempts"] == (await counts(driver))["progress"] == 1
 
 
+@pytest.mark.postgres
 async def test_a_missing_partition_is_no_fault_of_the_data(driver: Driver) -> None:
     store = await driver.open()
     await own(store)
@@ -510,7 +517,8 @@ async def test_a_refused_note_in_the_backlog_never_costs_the_delivery(driver: Dr
 # ---- side by side ----------------------------------------------------------------------------------------------------
 
 
-async def test_settles_of_two_workers_do_not_deadlock(driver: Driver) -> None:
+@pytest.mark.postgres
+async def test_f9_settles_of_two_workers_do_not_deadlock(driver: Driver) -> None:
     """Replays of one event may live in two shards: both settles then touch the same dead letters, in any order."""
     stores = [await driver.open(), await driver.open()]
     await own(stores[0])
@@ -546,6 +554,7 @@ async def test_a_hold_and_a_change_of_the_endpoint_do_not_deadlock(driver: Drive
     await asyncio.gather(change(), hold(), change(), hold())
 
 
+@pytest.mark.postgres
 async def test_nothing_hot_is_updated_in_place_under_a_held_snapshot(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)

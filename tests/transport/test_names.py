@@ -31,7 +31,7 @@ def test_an_old_answer_is_looked_up_again(namespace: str) -> None:
     assert run(namespace, "aged") == {"statuses": [200] * 5, "asked": 5}
 
 
-def test_sixty_names_that_hang_delay_nobody_else(namespace: str) -> None:
+def test_f17_sixty_names_that_hang_delay_nobody_else(namespace: str) -> None:
     result = run(namespace, "hanging")
     assert result["good"] == [[200, True]] * 10
     assert result["hung_before"] == 0, "the good names were answered while all others still hung"

@@ -558,7 +558,7 @@ def test_random_bytes_always_come_to_exactly_one_outcome(answers: list[bytes]) -
     asyncio.run(run())
 
 
-async def test_no_descriptors_left_is_our_fault_not_the_receivers(transport: Transport) -> None:
+async def test_f38_no_descriptors_left_is_our_fault_not_the_receivers(transport: Transport) -> None:
     async with listening(answering(OK)) as receiver:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         await sent(transport, "http://127.0.0.1:1024/")  # what is opened once, is open

@@ -151,6 +151,8 @@ async def run_api(
     clock = DatabaseClock()
     store = make_store(settings, dsn, application="hookpost api")
     await store.open()
+    # Ids carry the time they were minted at: not that of a machine whose clock is wrong.
+    await _correct(store, clock)
     ingest = make_ingest(settings, store, clock)
     # Before the first request: at the start, too, a process takes no more than its part of a tenant's limit.
     await ingest.look()
@@ -226,11 +228,15 @@ async def run_api(
 
 async def _follow_clock(store: PostgresStore, clock: DatabaseClock) -> None:
     while True:
-        sent = clock.monotonic()
+        await asyncio.sleep(CLOCK_EVERY_S)
         # Without the store the clock goes on by itself; requests report the store.
         with contextlib.suppress(StoreUnavailable):
-            clock.correct(await store.ping(), sent=sent, received=clock.monotonic())
-        await asyncio.sleep(CLOCK_EVERY_S)
+            await _correct(store, clock)
+
+
+async def _correct(store: PostgresStore, clock: DatabaseClock) -> None:
+    sent = clock.monotonic()
+    clock.correct(await store.ping(), sent=sent, received=clock.monotonic())
 
 
 async def run_worker(

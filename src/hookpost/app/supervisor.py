@@ -28,7 +28,7 @@ from hookpost.app.config import Settings, as_environment, unknown_variables
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.contract import StoreUnavailable
-from hookpost.storage.postgres.embedded import EmbeddedPostgres
+from hookpost.storage.postgres.embedded import DataDirInUseError, EmbeddedPostgres, EmbeddedPostgresError
 from hookpost.storage.postgres.store import PostgresStore, bootstrap, check_database, migrate_database, require_migrated
 
 # Waits before a process that died is started again; it falls back to the first after a quiet minute.
@@ -266,13 +266,21 @@ class Supervisor:
             await self._store.leave(child.node_id)
 
     async def _watch_database(self) -> None:
-        """An embedded database that died is started again."""
-        embedded = self._embedded
+        """An embedded database that died is started again, and again where that fails: a full disk has room one day."""
+        embedded, wait_s = self._embedded, WATCH_S
         while embedded is not None:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RESTART_S_MAX)
             if not embedded.running:
                 telemetry.log("postgres_lost", reason="the embedded PostgreSQL ended; starting it again")
-                await asyncio.to_thread(embedded.start)
+                try:
+                    await asyncio.to_thread(embedded.start)
+                except DataDirInUseError:
+                    raise
+                except EmbeddedPostgresError as error:
+                    telemetry.log("postgres_not_started", reason=error, delay_s=wait_s)
+                    continue
+            wait_s = WATCH_S
 
 
 def _worker_arguments(node_id: UUID) -> list[str]:

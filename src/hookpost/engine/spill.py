@@ -41,17 +41,31 @@ class Spill:
         self._limits = limits
 
     def make_room(self, now: float) -> None:
-        """Memory fills, and the rows that come next may be another tenant's: the newest deliveries of the tenant that
-        holds most of it go to the backlog."""
+        """Memory fills, and the rows that come next may be another tenant's: of who holds more than its fair share the
+        newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too."""
         if not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
+        full = self._books.room() == (0, 0)
         holders = [tenant for tenant in self._tenants.values() if tenant.buffered]
+        # One share more than there are tenants: that of the next one to come.
+        share = self._limits.buffer // (len(holders) + 1)
         for tenant in sorted(holders, key=lambda tenant: tenant.buffered, reverse=True):
             left = SPILL_AT_ONCE - self._books.put_away_now
-            if left <= 0 or not self._is_filling():
+            if left <= 0 or not self._is_filling() or not (full or tenant.buffered > share):
                 return
             lanes = [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
             self._put_away(lanes, _newest, left, self._is_filling, now)
+            if full and self._books.put_away_now < SPILL_AT_ONCE:
+                self._put_back(lanes, now)
+
+    def _put_back(self, lanes: Iterable[Lane], now: float) -> None:
+        """Retries and replays, of the lanes with most of them. Only when there is no other way, for what was fetched
+        will be fetched again."""
+        for lane in sorted(lanes, key=lambda lane: len(lane.later), reverse=True):
+            if not lane.later or not self._is_filling():
+                return
+            if lane.endpoint.config is not None:
+                self._backlog.park(lane, self._reason(lane, now), now)
 
     def _is_filling(self) -> bool:
         books, limits = self._books, self._limits
@@ -95,11 +109,11 @@ class Spill:
 
 
 def _newest(lane: Lane) -> tuple[float, int] | None:
-    """Where its newest delivery in memory comes, the newest of all lanes first; what was fetched comes last."""
-    if lane.queue:
-        entry = lane.queue[-1].entry
-        return -entry.created_at, -entry.seq
-    return (0.0, -len(lane.later)) if lane.later else None
+    """Where its newest fresh delivery comes, the newest of all lanes first."""
+    if not lane.queue:
+        return None
+    entry = lane.queue[-1].entry
+    return -entry.created_at, -entry.seq
 
 
 def _oldest(lane: Lane) -> tuple[float, int] | None:

@@ -22,6 +22,7 @@ measures for ``run.seconds``, and returns the fields of its JSON line. A scenari
 - `slices`     several subjects measured in turns;  `limits` those that the others are measured against
 - `run`        what a scenario is given: the above, and `Window` for what a measurement cost
 - `scenarios`  what is measured;  `waiting` what drains a full store, `growth` what a growing one costs, `fill` fills it
+- `overload`   three times what it can carry, and whether it recovers
 - `isolation`  a tenant beside one that floods and one that never answers
 - `report`     the table at the end, with the targets
 
@@ -38,7 +39,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import growth, isolation, limits, report, rollups, scenarios, waiting
+from hookpost.app.bench import growth, isolation, limits, overload, report, rollups, scenarios, waiting
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -55,8 +56,8 @@ USUAL: dict[str, Scenario] = {
 }
 """What runs, in this order, when no scenario is named: a quarter of an hour with the default of ten seconds each."""
 
-SCENARIOS: dict[str, Scenario] = {**USUAL, **growth.SCENARIOS, **rollups.SCENARIOS}
-"""All there are; those that are not usual fill many rows first, up to tens of millions."""
+SCENARIOS: dict[str, Scenario] = {**USUAL, **overload.SCENARIOS, **growth.SCENARIOS, **rollups.SCENARIOS}
+"""All there are; those that are not usual take minutes."""
 
 
 def bench(names: list[str], *, seconds: float) -> int:

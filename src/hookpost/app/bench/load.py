@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import resource
 import select
 import socket
@@ -52,7 +53,6 @@ LISTEN_BACKLOG = 1024
 COARSE_S = 0.02
 # select takes descriptors below 1024 only, so those of several loads are made before their sockets, and used again.
 LOADS_AT_ONCE = 8
-_epolls = [select.epoll() for _ in range(LOADS_AT_ONCE)]
 
 EVENT_TYPE = "invoice.paid"
 PAYLOAD_BYTES = 500
@@ -75,6 +75,20 @@ _OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\n
 _ERROR = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n"
 _LOST = "lost"
 _TIMEOUT = "timeout"
+
+
+_epolls: list[select.epoll] = []
+
+
+def _make_epolls() -> None:
+    """For this process alone: what a forked one inherits is its parent's."""
+    while _epolls:
+        _epolls.pop().close()
+    _epolls.extend(select.epoll() for _ in range(LOADS_AT_ONCE))
+
+
+_make_epolls()
+os.register_at_fork(after_in_child=_make_epolls)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,6 +125,8 @@ class Load:
         allow_many_sockets()
         self.ledger = Ledger(slots)
         self.answers: Counter[str] = Counter()
+        # Status and seconds of every answer, where a scenario asks for them by a list.
+        self.answer_s: list[tuple[str, float]] | None = None
         self.listeners: list[Listener] = []
         self.batch = 1
         self._clock = self.now = clock
@@ -201,13 +217,22 @@ class Load:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, self._clock()))
             self._turn(min(0.1, until - now))
 
-    def open_loop(self, seconds: float, rate: float, *, done: Callable[[], bool] = lambda: False) -> None:
+    def open_loop(
+        self,
+        seconds: float,
+        rate: float,
+        *,
+        done: Callable[[], bool] = lambda: False,
+        patience_s: float = float("inf"),
+    ) -> None:
         """Post ``rate`` events a second for so long, or until ``done()``; each is due when the schedule says, sent or
-        not."""
+        not. What has found no free connection ``patience_s`` after it was due is not posted at all."""
         started = self._clock()
         schedule = Schedule(started, rate / self.batch, round(seconds * rate / self.batch))
         while not (schedule.finished or done()):
             now = self._clock()
+            while schedule.next_due < now - patience_s:
+                schedule.take()
             while self.idle_posters and schedule.next_due <= now:
                 self.idle_posters.pop().post(self.ledger.open(self.batch, schedule.take()))
             # With no free connection an answer must come first.
@@ -336,13 +361,14 @@ def _received(opened: socket.socket) -> bytes | None:
 class _Poster:
     """A connection to the server: one request at a time."""
 
-    __slots__ = ("_address", "_buffer", "_load", "first", "sent_at", "socket")
+    __slots__ = ("_address", "_buffer", "_load", "first", "posted_at", "sent_at", "socket")
 
     def __init__(self, load: Load, address: tuple[str, int]) -> None:
         self._load = load
         self._address = address
         self.first = -1
         self.sent_at = 0.0
+        self.posted_at = 0.0
         self._connect()
 
     def _connect(self) -> None:
@@ -358,6 +384,8 @@ class _Poster:
         request = load.request(first)
         self.first = first
         self.sent_at = load.ledger.due[first]
+        if load.answer_s is not None:
+            self.posted_at = load.now()
         try:
             if self.socket.send(request) < len(request):
                 self.fail("the socket's buffer is too small")
@@ -384,6 +412,8 @@ class _Poster:
     def _answered(self, status: bytes) -> None:
         load, first = self._load, self.first
         self.first = -1
+        if load.answer_s is not None:
+            load.answer_s.append((status.decode("latin-1"), load.now() - self.posted_at))
         if status == b"202":
             load.ledger.accept(first, load.batch)
             load.idle_posters.append(self)

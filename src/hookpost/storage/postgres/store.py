@@ -10,6 +10,7 @@ import asyncpg
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.routing import HOMES_MAX
 from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
@@ -60,8 +61,7 @@ class PostgresStore(
         self._connections = Connections(dsn, application=application, size_min=size_min, size_max=size_max)
         self._idempotency_s = idempotency_s
         self._append_timeout_s = append_timeout_s
-        self._retry = retry or RetryPolicy()
-        self._timeouts = timeouts or Timeouts()
+        self._defaults = EndpointDefaults(retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s)
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
         self._listener: Any = None

@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -30,18 +29,7 @@ from hookpost.engine.work import (
     Takeover,
     Wanted,
 )
-from hookpost.model import (
-    HEALTHY,
-    Endpoint,
-    EndpointStatus,
-    Health,
-    OnDead,
-    OperationalType,
-    RetryPolicy,
-    Secret,
-    Tenant,
-    Timeouts,
-)
+from hookpost.model import Endpoint, Health, OperationalType, Tenant
 from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import (
@@ -53,6 +41,7 @@ from hookpost.storage.contract import (
     StoreUnavailable,
     Survey,
 )
+from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
 from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.connection import Connections, translated
@@ -79,7 +68,6 @@ _RANGE = re.compile(r"\[(\d+),(\d+)\)")
 ALL_BYTES = 2**62
 
 _Replay = TypeVar("_Replay", JournalRow, BacklogRow)
-_Policy = TypeVar("_Policy", RetryPolicy, Timeouts)
 
 
 class WorkerQueries:
@@ -90,9 +78,7 @@ class WorkerQueries:
     _rung: asyncio.Event
     _rung_for: set[int]
     _rung_for_all: bool
-    _retry: RetryPolicy
-    _timeouts: Timeouts
-    _endpoint_cap: int
+    _defaults: EndpointDefaults
     _longest_s: float
 
     # ---- leases -------------------------------------------------------------------------------------------------
@@ -209,29 +195,7 @@ class WorkerQueries:
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         async with self._connections.use("load endpoints") as connection:
             rows = await connection.fetch(SQL["load_endpoints"], list(endpoint_ids))
-        return [self._endpoint(row) for row in rows]
-
-    def _endpoint(self, row: Any) -> Endpoint:
-        return Endpoint(
-            endpoint_id=row["endpoint_id"],
-            tenant_id=row["tenant_id"],
-            url=row["url"],
-            status=EndpointStatus(row["status"]),
-            deleted=row["deleted"],
-            secrets=tuple(map(Secret, row["keys"], row["created"], row["expires"])),
-            retry=_with_own(self._retry, row),
-            timeouts=_bounded(_with_own(self._timeouts, row), self._longest_s),
-            max_in_flight=_or(row["max_in_flight"], self._endpoint_cap),
-            hold_until=row["hold_until"] or 0.0,
-            rate_limit=row["rate_limit"],
-            ordered=row["ordered"],
-            on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
-            signed_ack=row["ack"] is not None,
-            health=_health(row),
-            pinned=row["pinned"],
-            barred=row["barred"],
-            ordered_to=None if row["ordered_seq"] is None else (row["ordered_shard"], row["ordered_seq"]),
-        )
+        return [self._defaults.endpoint(row) for row in rows]
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
         async with self._connections.use("load tenants") as connection:
@@ -342,30 +306,6 @@ def _probe(row: Any, granted: Collection[tuple[UUID, str]], now: float) -> Probe
 
 def _unknown_probe(tenant_id: UUID, origin: str, *, until: float) -> Probe:
     return Probe(True, until, BreakerRecord(tenant_id, origin, BreakerState.OPEN, 0.0, None, 1, 0))
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _health(row: Any) -> Health:
-    """All that are well share one object."""
-    if not row["consecutive_failures"] and not row["failing_told"]:
-        return HEALTHY
-    return Health(row["consecutive_failures"], row["failing_since"], row["failing_told"])
-
-
-def _with_own(default: _Policy, row: Any) -> _Policy:
-    """The platform's policy with what the endpoint says itself; as a rule nothing, and then all share one object."""
-    own = {name: row[name] for name in default.__slots__ if row[name] is not None}
-    return replace(default, **own) if own else default
-
-
-def _bounded(timeouts: Timeouts, longest_s: float) -> Timeouts:
-    """No request may take longer than what a change of owner waits for; the bound may be younger than the endpoint."""
-    if timeouts.total_s <= longest_s:
-        return timeouts
-    return Timeouts(*(min(tier_s, longest_s) for tier_s in (timeouts.connect_s, timeouts.first_byte_s, longest_s)))
 
 
 def _ranges(multirange: str) -> list[tuple[int, int]]:

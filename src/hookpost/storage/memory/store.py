@@ -1,0 +1,61 @@
+"""The store in memory of one process: many of them share one Database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from hookpost.model import RetryPolicy, Timeouts
+from hookpost.storage.endpoints import EndpointDefaults
+from hookpost.storage.memory.admin import AdminTables
+from hookpost.storage.memory.ingest import IngestTables
+from hookpost.storage.memory.maintenance import MaintenanceTables
+from hookpost.storage.memory.moves import Moves
+from hookpost.storage.memory.replays import ReplayTables
+from hookpost.storage.memory.settle import SettleTables
+from hookpost.storage.memory.tables import Database
+from hookpost.storage.memory.worker import WorkerTables
+
+
+async def _turn() -> None:
+    """Others have their turn."""
+    await asyncio.sleep(0)
+
+
+class MemoryStore(IngestTables, WorkerTables, SettleTables, MaintenanceTables, AdminTables, ReplayTables):
+    """Implements what ingest, workers and maintenance ask of the contract, and the changes that the API makes.
+
+    ``pause`` is awaited before each statement: where others may come in between, and where a call may fail.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        pause: Callable[[], Awaitable[None]] = _turn,
+        idempotency_s: float = 86_400.0,
+        retry: RetryPolicy | None = None,
+        timeouts: Timeouts | None = None,
+        endpoint_cap: int = 64,
+        longest_s: float = 30.0,
+    ) -> None:
+        self._db = database
+        self._pause = pause
+        self._idempotency_s = idempotency_s
+        self._endpoint_cap = endpoint_cap
+        self._longest_s = longest_s
+        self._defaults = EndpointDefaults(retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s)
+        self._moves = Moves(database, endpoint_cap)
+        self._rung = asyncio.Event()
+        self._rung_for: set[int] = set()
+        self._rung_for_all = False
+        database.listeners.append(self._hear)
+
+    async def lift_barriers(self) -> int:
+        """Lift what has been waited for."""
+        await self._pause()
+        return self._moves.lift()
+
+    def close(self) -> None:
+        """Hear no rings any more."""
+        self._db.listeners.remove(self._hear)

@@ -1,0 +1,244 @@
+"""What is stored, as plain values: one Database is what all stores of a world see.
+
+Rows that the API shows are dicts with the columns of the schema; times are Unix seconds, rounded to the microsecond as
+PostgreSQL keeps them; days are days since 2000-01-01.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from hookpost.engine.work import Attempt, BacklogChange, DeadLetter, JournalRow, Kind, Progress, ShardSettle
+from hookpost.policy.breaker import BreakerRecord
+from hookpost.storage.contract import NotFound, StoreUnavailable
+
+_EPOCH = 946_684_800
+_DAY_S = 86_400
+
+
+def at(moment: float) -> float:
+    """The time as it is stored."""
+    return round(moment * 1e6) / 1e6 if math.isfinite(moment) else moment
+
+
+def day_of(moment: float) -> int:
+    """The day of a time."""
+    return int((moment - _EPOCH) // _DAY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One row of the journal."""
+
+    shard: int
+    seq: int
+    day: int
+    kind: Kind
+    event_id: UUID
+    tenant_id: UUID
+    type: str
+    payload: bytes | None
+    owed: tuple[UUID, ...]
+    generation: int
+    created_at: float
+    idempotency_key: str | None = None
+    trace_id: UUID | None = None
+
+    def row(self, payload: bytes | None) -> JournalRow:
+        """As a worker reads it."""
+        return JournalRow(
+            self.shard, self.seq, self.day, self.kind, self.event_id, self.tenant_id, self.type, payload,
+            list(self.owed), self.generation, self.created_at,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressRow:
+    """What one settle wrote of one shard."""
+
+    day: int
+    shard: int
+    settle_no: int
+    fence: int
+    progress: Progress
+    clean: bool
+
+
+@dataclass(slots=True)
+class Shard:
+    """One shard: whose it is, its journal and what was settled of it."""
+
+    shard: int
+    pool: str
+    owner: UUID | None = None
+    fence: int = 0
+    quiet_until: float | None = None
+    journal: list[Event] = field(default_factory=list)
+    progress: list[ProgressRow] = field(default_factory=list)
+
+    @property
+    def last(self) -> ProgressRow | None:
+        """The last settle's row."""
+        return self.progress[-1] if self.progress else None
+
+    @property
+    def cursor(self) -> int:
+        """All up to here is done or in the backlog."""
+        return self.progress[-1].progress.cursor if self.progress else 0
+
+    @property
+    def depth(self) -> int:
+        """Entries that are not read or open."""
+        if not self.progress:
+            return len(self.journal)
+        progress = self.progress[-1].progress
+        return len(self.journal) - progress.read_to + sum(end - start for start, end in progress.open)
+
+
+@dataclass(slots=True)
+class Node:
+    """A worker's lease."""
+
+    pool: str
+    name: str
+    expires_at: float
+
+
+@dataclass(slots=True)
+class IngestNode:
+    """An API process, and what it was asked for."""
+
+    demands: dict[UUID, float]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A stored idempotency key."""
+
+    event_id: UUID
+    request_hash: bytes
+    delivery_count: int
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """A stored breaker, and who may send its probe until when."""
+
+    record: BreakerRecord
+    probe_by: UUID | None = None
+    probe_until: float = -math.inf
+
+
+@dataclass(slots=True)
+class Letter:
+    """A dead letter of a shard."""
+
+    shard: int
+    letter: DeadLetter
+
+
+class Database:
+    """All that is stored. ``clock`` tells the store's time, in Unix seconds; it may jump, as clocks do."""
+
+    def __init__(self, *, shards: int, clock: Callable[[], float], pool: str = "default") -> None:
+        self._clock = clock
+        self.started_at = clock()
+        self.shards: dict[int, Shard] = {}
+        self.add_shards(pool, shards)
+        self.nodes: dict[UUID, Node] = {}
+        self.ingest_nodes: dict[UUID, IngestNode] = {}
+        self.tenants: dict[UUID, dict[str, Any]] = {}
+        self.endpoints: dict[UUID, dict[str, Any]] = {}
+        self.by_tenant: dict[UUID, list[UUID]] = {}
+        self.secrets: dict[UUID, list[tuple[bytes, float, float | None]]] = {}
+        self.by_event: dict[UUID, list[Event]] = {}
+        self.keys: dict[tuple[UUID, str], Key] = {}
+        self.attempts: list[Attempt] = []
+        self.backlog: dict[tuple[int, UUID], dict[int, BacklogChange]] = {}
+        self.dead: dict[tuple[UUID, UUID], Letter] = {}
+        self.breakers: dict[tuple[UUID, str], Breaker] = {}
+        self.outbox: list[tuple[str, UUID]] = []
+        self.barriers: dict[tuple[UUID, int], int] = {}
+        self.departures: dict[tuple[UUID, int], int] = {}
+        self.replays: dict[UUID, dict[str, Any]] = {}
+        self.listeners: list[Callable[[Collection[int]], None]] = []
+
+    def blocks(self, letter: Letter) -> bool:
+        """Does this dead delivery hold up its lane, whose endpoint keeps an order, or did when it died?"""
+        died = letter.letter
+        row = self.backlog.get((letter.shard, died.endpoint_id), {}).get(died.position)
+        return row is not None and row.due_at == float("inf")
+
+    def now(self) -> float:
+        """The time."""
+        return at(self._clock())
+
+    def add_shards(self, pool: str, count: int) -> None:
+        """Shards are numbered on."""
+        for number in range(len(self.shards), len(self.shards) + count):
+            self.shards[number] = Shard(number, pool)
+
+    def shard(self, number: int) -> Shard:
+        """Raises StoreUnavailable for one that there is not: no fault of the data."""
+        if number not in self.shards:
+            raise StoreUnavailable(f"shard {number} does not exist")
+        return self.shards[number]
+
+    # ---- configuration ------------------------------------------------------------------------------------------
+
+    def tenant(self, tenant_id: UUID) -> dict[str, Any]:
+        """Raises NotFound, also for a deleted one."""
+        row = self.tenants.get(tenant_id)
+        if row is None or row["deleted_at"] is not None:
+            raise NotFound("there is no such tenant")
+        return row
+
+    def endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
+        """Raises NotFound, also for a deleted one and another tenant's."""
+        row = self.endpoints.get(endpoint_id)
+        if row is None or row["deleted_at"] is not None or tenant_id not in (None, row["tenant_id"]):
+            raise NotFound("there is no such endpoint")
+        return row
+
+    def endpoints_of(self, tenant_id: UUID) -> list[dict[str, Any]]:
+        """Those that are not deleted, in the order they were created."""
+        rows = (self.endpoints[endpoint_id] for endpoint_id in self.by_tenant.get(tenant_id, ()))
+        return [row for row in rows if row["deleted_at"] is None]
+
+    def exists(self, endpoint_id: UUID) -> bool:
+        """Is there such an endpoint, not deleted?"""
+        row = self.endpoints.get(endpoint_id)
+        return row is not None and row["deleted_at"] is None
+
+    # ---- the journal --------------------------------------------------------------------------------------------
+
+    def append(self, number: int, event_id: UUID, tenant_id: UUID, kind: Kind, type_: str, **values: Any) -> None:
+        """One more row, behind all others of the shard and never of an earlier day."""
+        journal, now = self.shards[number].journal, self.now()
+        day = max(day_of(now), journal[-1].day) if journal else day_of(now)
+        row = {"payload": None, "owed": (), "generation": 0, **values}
+        event = Event(number, len(journal) + 1, day, kind, event_id, tenant_id, type_, created_at=now, **row)
+        journal.append(event)
+        self.by_event.setdefault(event_id, []).append(event)
+
+    def original(self, event_id: UUID) -> Event | None:
+        """The event as it was posted."""
+        return next((event for event in self.by_event.get(event_id, ()) if event.kind == Kind.DELIVER), None)
+
+    # ---- what is settled ----------------------------------------------------------------------------------------
+
+    def settled(self, part: ShardSettle) -> bool:
+        """Was this part committed?"""
+        shard = self.shards.get(part.shard)
+        rows = () if shard is None else reversed(shard.progress)
+        return any(row.settle_no == part.settle_no and row.fence == part.fence for row in rows)
+
+    def waits(self, number: int, endpoint_id: UUID, *, up_to: float = math.inf) -> bool:
+        """Does anything of the endpoint up to this position lie in the shard's backlog?"""
+        return any(position <= up_to for position in self.backlog.get((number, endpoint_id), ()))

@@ -1,0 +1,42 @@
+"""I18: behind so many failures in a row a worker sends one request at a time to a receiver, until it is well again.
+
+A receiver is one origin of one tenant. A healthy answer to anybody, or the tenant's word, ends it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from uuid import UUID
+
+from tests.sim.system.trace import Answered, Configured, Sent, Trace, check
+
+FAILURES = 4
+_Receiver = tuple[UUID, str]
+
+
+def judge(trace: Trace) -> None:
+    origin: dict[UUID, _Receiver] = {}
+    row: dict[tuple[str, _Receiver], int] = defaultdict(int)
+    since: dict[tuple[str, _Receiver], set[str]] = defaultdict(set)
+    for entry in trace.of(Configured, Sent, Answered):
+        match entry:
+            case Configured():
+                receiver = (entry.tenant_id, entry.url.split("/")[2])
+                origin[entry.endpoint_id] = receiver
+                for key in [key for key in row if key[1] == receiver]:
+                    row[key] = 0
+            case Sent():
+                key = (entry.node, origin[entry.endpoint_id])
+                if row[key] >= FAILURES:
+                    check(not since[key], "two requests behind an open breaker:", entry, since[key])
+                    since[key].add(entry.span)
+            case Answered():
+                receiver = origin[entry.endpoint_id]
+                key = (entry.node, receiver)
+                since[key].discard(entry.span)
+                if entry.error is None or entry.status == 400:
+                    for each in [each for each in row if each[1] == receiver]:
+                        row[each] = 0
+                        since[each].clear()
+                else:
+                    row[key] += 1

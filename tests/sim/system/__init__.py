@@ -1,0 +1,1 @@
+"""The whole system in one process and in virtual time: real ingest, workers and maintenance on the store in memory."""

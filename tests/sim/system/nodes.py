@@ -1,0 +1,144 @@
+"""The processes of a world, composed as app/compose.py composes the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from random import Random
+from typing import Any
+from uuid import UUID
+
+from hookpost import ingest as ingest_module
+from hookpost import worker as worker_module
+from hookpost.app.clock import DatabaseClock
+from hookpost.ingest import Ingest, IngestLimits
+from hookpost.maintenance import Maintenance, Replays, Spreading
+from hookpost.policy.spread import Bounds
+from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.memory import moves as moves_module
+from hookpost.worker import Worker, WorkerSettings
+from tests.sim.system.loop import Loop, Node
+from tests.sim.system.network import Network, Wire
+from tests.sim.system.server import Server
+
+CLOCK_EVERY_S = 5.0
+
+
+class Ids:
+    """UUIDv7 whose random part comes from the seed."""
+
+    def __init__(self, rng: Random, clock: Callable[[], float]) -> None:
+        self._rng = rng
+        self._clock = clock
+
+    def uuid7(self, nanoseconds: int | None = None) -> UUID:
+        """The next one."""
+        ms = int(self._clock() * 1000) if nanoseconds is None else nanoseconds // 1_000_000
+        return UUID(int=ms << 80 | 0x7 << 76 | self._rng.getrandbits(12) << 64 | 0b10 << 62 | self._rng.getrandbits(62))
+
+    @contextmanager
+    def everywhere(self) -> Iterator[None]:
+        """Let the code mint its ids here: those of the operating system differ from run to run."""
+        modules = (worker_module, ingest_module, moves_module)
+        before = [module.uuid7 for module in modules]  # type: ignore[attr-defined]
+        for module in modules:
+            module.uuid7 = self.uuid7  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            for module, kept in zip(modules, before, strict=True):
+                module.uuid7 = kept  # type: ignore[attr-defined]
+
+
+class Process:
+    """One process: its node, its clock and its connection to the store."""
+
+    def __init__(self, loop: Loop, server: Server, name: str, rng: Random) -> None:
+        self.loop = loop
+        self.node: Node = loop.add(name)
+        # Machines whose clocks are set wrong.
+        self.wall_offset_s = rng.choice((0.0, 0.0, -3600.0, 3600.0, 365 * 86_400.0))
+        self._boot_s = rng.random() * 1e6
+        self.clock = DatabaseClock(
+            wall=lambda: server.epoch + loop.time() + self.wall_offset_s, monotonic=lambda: self._boot_s + loop.time()
+        )
+        self.store = server.client(self.node)
+        self.stop = asyncio.Event()
+        self.task: asyncio.Task[Any] | None = None
+
+    def start(self, main: Coroutine[Any, Any, Any]) -> None:
+        """Run."""
+        self.task = self.loop.spawn(self.node, main)
+
+
+class WorkerProcess(Process):
+    """A worker with what is beside it in its process."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        server: Server,
+        network: Network,
+        name: str,
+        rng: Random,
+        ids: Ids,
+        settings: WorkerSettings,
+    ) -> None:
+        super().__init__(loop, server, name, rng)
+        self.pool = settings.pool
+        store, node_id = self.store, ids.uuid7()
+        self.worker = Worker(
+            store=store,
+            sender=Wire(network, self.node, self.clock.now),
+            clock=self.clock,
+            node_id=node_id,
+            name=name,
+            settings=settings,
+            rng=Random(rng.getrandbits(64)),
+        )
+        self._tending = [
+            Maintenance(store, days_ahead=3),
+            Replays(store),
+            Spreading(store, node_id=node_id, bounds=Bounds(depth=30.0, rate=20.0), monotonic=self.clock.monotonic),
+        ]
+        self.start(self._run())
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tending = [tasks.create_task(each.run(self.stop)) for each in self._tending]
+            await self.worker.run(self.stop)
+            for task in tending:
+                task.cancel()
+
+
+class ApiProcess(Process):
+    """The ingest path of an API process."""
+
+    def __init__(self, loop: Loop, server: Server, name: str, rng: Random) -> None:
+        super().__init__(loop, server, name, rng)
+        self.ingest: Ingest | None = None
+        self.start(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            with suppress(StoreUnavailable):
+                await self._correct()
+                break
+        self.ingest = ingest = Ingest(self.store, now=self.clock.now, limits=IngestLimits(), processes=2)
+        async with asyncio.TaskGroup() as tasks:
+            followers = [tasks.create_task(ingest.follow()), tasks.create_task(self._follow_clock())]
+            await self.stop.wait()
+            for task in followers:
+                task.cancel()
+        await ingest.close()
+
+    async def _follow_clock(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_EVERY_S)
+            with suppress(StoreUnavailable):
+                await self._correct()
+
+    async def _correct(self) -> None:
+        sent = self.clock.monotonic()
+        self.clock.correct(await self.store.ping(), sent=sent, received=self.clock.monotonic())

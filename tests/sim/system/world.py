@@ -1,0 +1,448 @@
+"""One world: processes, a database, receivers, producers, an operator and trouble, all of it from one seed.
+
+``live(seed)`` goes through chaos and then heals: all that is owed must come to its end within bounded virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import Any
+from unittest.mock import patch
+from uuid import UUID
+
+from hookpost.engine import backlog
+from hookpost.engine.limits import Limits, Policies
+from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Submission, UnknownTenant
+from hookpost.model import RetryPolicy, Timeouts
+from hookpost.policy.breaker import BreakerPolicy
+from hookpost.policy.budget import BudgetPolicy
+from hookpost.storage.contract import Appended, Conflict, ControlAction, NotFound, ReplayFilter, StoreUnavailable, Unfit
+from hookpost.worker import WorkerSettings
+from tests.sim.system.loop import Loop
+from tests.sim.system.network import MOODS, Network, Receiver
+from tests.sim.system.nodes import ApiProcess, Ids, Process, WorkerProcess
+from tests.sim.system.server import Faults, Server
+from tests.sim.system.trace import (
+    Accepted,
+    Away,
+    Configured,
+    Ended,
+    Healed,
+    Jumped,
+    Killed,
+    Moved,
+    Paused,
+    Posted,
+    Refused,
+    Started,
+    Stopping,
+    Trace,
+)
+
+EPOCH = 1_800_000_000.0
+CHAOS_S = 45.0
+# The longest deadline, and what the last ones take.
+HEAL_S = 240.0
+LEASE_S, RENEW_S = 6.0, 1.5
+# No request takes longer.
+LONGEST_S = 3.0
+TIMEOUTS = Timeouts(1.0, 2.0, LONGEST_S)
+BREAKER = BreakerPolicy(failures=4, pause_s=3.0, pause_max_s=12.0)
+DEADLINES_S = (20.0, 60.0, 120.0)
+# A producer that has no answer by then goes on.
+PATIENCE_S = 2.0
+TYPES = ("order.paid", "order.sent", "user.new")
+FILTERS = (("*",), ("*",), ("order.*",), ("order.paid",))
+
+
+class World:
+    """Everything around the processes. Every choice comes from one Random."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = Random(seed)
+        self.trace = Trace()
+        self.loop = Loop(Random(rng.getrandbits(64)))
+        self.server = Server(
+            self.loop,
+            Random(rng.getrandbits(64)),
+            self.trace,
+            shards=rng.choice((2, 3, 5)),
+            epoch=EPOCH,
+            retry=RetryPolicy(base_s=0.5, cap_s=8.0),
+            timeouts=TIMEOUTS,
+            longest_s=LONGEST_S,
+        )
+        self.ids = Ids(Random(rng.getrandbits(64)), self.server.clock)
+        self.network = Network(self.loop, Random(rng.getrandbits(64)), self.trace)
+        self.operator = self.server.operator(self.loop.add("operator"))
+        self.roomy = rng.random() < 0.5
+        self.chaos = True
+        self.tenants: list[UUID] = []
+        self.endpoints: dict[UUID, dict[str, Any]] = {}
+        self.events: list[tuple[UUID, UUID]] = []
+        self.names = 0
+        self.posts = 0
+        self.workers: list[WorkerProcess] = []
+        self.apis: list[ApiProcess] = []
+
+    # ---- life -------------------------------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """All of it."""
+        await self._furnish()
+        rng = self.rng
+        for pool in rng.choice((("default", "default", "other"), ("default", "default", "default", "other"))):
+            self._start_worker(pool)
+        for _ in range(2):
+            self._start_api()
+        self.server.faults = Faults(before=0.01, after=0.01, slow=0.004)
+        actors = [
+            *(self.loop.spawn(self.loop.world, self._produce()) for _ in range(2)),
+            self.loop.spawn(self.loop.world, self._again(self._trouble, 0.5, 4.0)),
+            self.loop.spawn(self.loop.world, self._again(self._mood, 0.3, 4.0)),
+            self.loop.spawn(self.loop.world, self._again(self._operate, 0.3, 4.0)),
+        ]
+        await asyncio.sleep(CHAOS_S)
+        self.chaos = False
+        await asyncio.wait(actors)
+        for actor in actors:
+            actor.result()
+        await self._heal()
+
+    def _start_worker(self, pool: str) -> None:
+        rng = self.rng
+        limits = (
+            Limits()
+            if self.roomy
+            else Limits(in_flight=rng.choice((4, 50)), buffer=rng.choice((8, 60)), fragments=rng.choice((4, 512)))
+        )
+        settings = WorkerSettings(
+            pool=pool,
+            lease_s=LEASE_S,
+            renew_s=RENEW_S,
+            stop_s=8.0,
+            limits=limits,
+            policies=Policies(breaker=BREAKER, budget=BudgetPolicy(floor=120)),
+        )
+        self.names += 1
+        name = f"worker-{self.names}"
+        worker = WorkerProcess(self.loop, self.server, self.network, name, rng, self.ids, settings)
+        self._started(worker, self.workers)
+
+    def _start_api(self) -> None:
+        self.names += 1
+        self._started(ApiProcess(self.loop, self.server, f"api-{self.names}", self.rng), self.apis)
+
+    def _started(self, process: Any, among: list[Any]) -> None:
+        among.append(process)
+        self.trace.add(Started(self.loop.time(), process.node.name))
+
+    async def _again(self, act: Callable[[], Any], least_s: float, most_s: float) -> None:
+        while self.chaos:
+            await asyncio.sleep(self.rng.uniform(least_s, most_s))
+            if self.chaos:
+                await act()
+
+    # ---- the cast ---------------------------------------------------------------------------------------------------
+
+    async def _furnish(self) -> None:
+        await self.operator.grow_pool("other", 1, shards_max=99)
+        for _ in range(self.rng.choice((1, 2, 3))):
+            tenant_id = self.ids.uuid7()
+            spread = self.rng.choice((None, 1, 2))
+            values = {"name": "t", "spread": spread, "max_in_flight": self.rng.choice((4, 512, 512))}
+            await self.operator.create_tenant(tenant_id, values)
+            self.tenants.append(tenant_id)
+            for _ in range(self.rng.choice((1, 2, 3))):
+                await self._create(tenant_id)
+
+    async def _create(self, tenant_id: UUID) -> None:
+        rng, endpoint_id = self.rng, self.ids.uuid7()
+        host = rng.choice(("a", "b"))
+        ordered = rng.random() < 0.35
+        values: dict[str, Any] = {
+            "endpoint_id": endpoint_id,
+            "tenant_id": tenant_id,
+            "url": f"https://{host}.example/{endpoint_id.hex}",
+            "events": rng.choice(FILTERS),
+            "ordered": ordered,
+            "on_dead": rng.choice(("block", "skip")) if ordered else None,
+            "rate_limit": rng.choice((None, None, 2.0, 10.0)),
+            "max_in_flight": rng.choice((1, 3, 64, 64)),
+            "deadline_s": rng.choice(DEADLINES_S),
+        }
+        self.network.receivers[values["url"]] = Receiver(endpoint_id)
+        await self._configure(lambda: self.operator.create_endpoint(values, b"k" * 24, endpoints_max=99))
+
+    async def _configure(
+        self, change: Callable[[], Any], *, deleted: bool = False, endpoint_id: UUID | None = None
+    ) -> None:
+        """A change of an endpoint, with what is true when it is acknowledged."""
+        asked_at = self.loop.time()
+        try:
+            row = await change()
+        except (Conflict, NotFound):
+            return
+        if deleted:
+            assert endpoint_id is not None
+            row = {**self.endpoints.pop(endpoint_id)}
+        else:
+            self.endpoints[row["endpoint_id"]] = row
+        self.trace.add(
+            Configured(
+                self.loop.time(), asked_at, row["tenant_id"], row["endpoint_id"], row["url"], tuple(row["events"]),
+                row["status"], row["ordered"], row["on_dead"] or "block", row["rate_limit"], row["max_in_flight"],
+                row["deadline_s"], deleted,
+            )
+        )  # fmt: skip
+
+    # ---- producers --------------------------------------------------------------------------------------------------
+
+    async def _produce(self) -> None:
+        rng, keyed = self.rng, 0
+        again: list[tuple[UUID, Submission]] = []
+        while self.chaos:
+            await asyncio.sleep(rng.expovariate(4.0))
+            if again and rng.random() < 0.15:
+                tenant_id, submission = rng.choice(again)
+                if rng.random() < 0.2:
+                    submission = Submission(submission.type, b'{"other":1}', key=submission.key)
+                await self._post(tenant_id, submission)
+                continue
+            tenant_id = rng.choice(self.tenants)
+            for _ in range(rng.choice((1, 1, 2, 6))):
+                keyed += 1
+                self.posts += 1
+                key = f"k{self.posts}" if rng.random() < 0.5 else None
+                submission = Submission(rng.choice(TYPES), b'{"n":%d}' % self.posts, key=key)
+                if key is not None:
+                    again.append((tenant_id, submission))
+                await self._post(tenant_id, submission)
+
+    async def _post(self, tenant_id: UUID, submission: Submission) -> None:
+        """Post it, to whichever process; a producer with a key tries again until it has an answer."""
+        for _ in range(4 if submission.key is not None else 1):
+            api = self.rng.choice(self.apis)
+            if api.ingest is None:
+                await asyncio.sleep(0.1)
+                continue
+            if await self._post_once(api, tenant_id, submission):
+                return
+            await asyncio.sleep(self.rng.random() * 0.5)
+
+    async def _post_once(self, api: ApiProcess, tenant_id: UUID, submission: Submission) -> bool:
+        assert api.ingest is not None
+        self.posts += 1
+        post = self.posts
+        self.trace.add(Posted(self.loop.time(), post, tenant_id, submission.type, submission.payload, submission.key))
+        task = self.loop.spawn(api.node, _answer(api.ingest, tenant_id, submission))
+        await asyncio.wait([task], timeout=PATIENCE_S)
+        if not task.done():
+            return False
+        answer = task.result()
+        if not isinstance(answer, Appended):
+            self.trace.add(Refused(self.loop.time(), post, type(answer).__name__))
+            return False
+        self.events.append((tenant_id, answer.event_id))
+        self.trace.add(
+            Accepted(self.loop.time(), post, answer.event_id, answer.verdict.name.lower(), answer.delivery_count)
+        )
+        return True
+
+    # ---- the operator -----------------------------------------------------------------------------------------------
+
+    async def _operate(self) -> None:
+        rng, tenant_id = self.rng, self.rng.choice(self.tenants)
+        owned = [e for e, row in self.endpoints.items() if row["tenant_id"] == tenant_id]
+        match rng.choice(
+            (
+                "create",
+                "filter",
+                "filter",
+                "status",
+                "status",
+                "cap",
+                "delete",
+                "move",
+                "spread",
+                "replay",
+                "bulk",
+                "control",
+                "control",
+            )
+        ):
+            case "create" if len(owned) < 5:
+                await self._create(tenant_id)
+            case "filter" if owned:
+                await self._update(rng.choice(owned), events=rng.choice(FILTERS))
+            case "status" if owned:
+                await self._update(rng.choice(owned), status=rng.choice(("enabled", "enabled", "paused")))
+            case "cap" if owned:
+                await self._update(rng.choice(owned), max_in_flight=rng.choice((1, 3, 64)))
+            case "delete" if len(owned) > 1 and rng.random() < 0.5:
+                gone = rng.choice(owned)
+                await self._configure(
+                    lambda: self.operator.delete_endpoint(tenant_id, gone), deleted=True, endpoint_id=gone
+                )
+            case "move":
+                await self._move(tenant_id, pool=rng.choice(("default", "other")), spread=1)
+            case "spread":
+                await self._move(tenant_id, spread=rng.choice((None, 1, 2)))
+            case "replay" | "control" as what if self.events:
+                await self._single(what, *rng.choice(self.events[-60:]))
+            case "bulk":
+                wanted = ReplayFilter(status=rng.choice(("dead", "delivered", "any")))
+                if wanted.status == "dead" or rng.random() < 0.3:
+                    await self.operator.create_replay(
+                        tenant_id, self.ids.uuid7(), wanted, rate_limit=rng.choice((5.0, 50.0)), running_max=99
+                    )
+            case _:
+                pass
+
+    async def _update(self, endpoint_id: UUID, **changes: Any) -> None:
+        tenant_id = self.endpoints[endpoint_id]["tenant_id"]
+        await self._configure(lambda: self.operator.update_endpoint(tenant_id, endpoint_id, changes))
+
+    async def _move(self, tenant_id: UUID, **changes: Any) -> None:
+        try:
+            row = await self.operator.update_tenant(tenant_id, changes)
+        except (Unfit, Conflict):
+            return
+        self.trace.add(Moved(self.loop.time(), tenant_id, tuple(row["home_shards"])))
+
+    async def _single(self, what: str, tenant_id: UUID, event_id: UUID) -> None:
+        try:
+            if what == "replay":
+                await self.operator.append_replay(tenant_id, event_id, None)
+            else:
+                action = self.rng.choice(tuple(ControlAction))
+                await self.operator.append_control(tenant_id, event_id, None, action)
+        except NotFound:
+            return
+
+    # ---- trouble ----------------------------------------------------------------------------------------------------
+
+    async def _mood(self) -> None:
+        self.rng.choice(list(self.network.receivers.values())).mood = self.rng.choice(MOODS)
+
+    async def _trouble(self) -> None:
+        rng, now = self.rng, self.loop.time()
+        if not self.workers:
+            return
+        match rng.choice(("kill", "kill", "kill api", "pause", "pause", "stop", "away", "jump", "jump wall", "storm")):
+            case "kill":
+                worker = rng.choice(self.workers)
+                self._kill(worker, self.workers)
+                # Never all of a pool for long: what waits for its owner is not what is looked at here.
+                self.loop.after(rng.uniform(0.0, 8.0), self.loop.world, self._start_worker, worker.pool)
+            case "kill api" if len(self.apis) > 1:
+                self._kill(rng.choice(self.apis), self.apis)
+                self._start_api()
+            case "pause":
+                process: Process = rng.choice([*self.workers, *self.workers, *self.apis])
+                seconds = rng.choice((0.3, 2.0, LEASE_S + 1, 3 * LEASE_S))
+                self.loop.pause(process.node, seconds)
+                self.trace.add(Paused(now, process.node.name, seconds))
+            case "stop":
+                worker = rng.choice(self.workers)
+                await self._stop(worker)
+                self._start_worker(worker.pool)
+            case "away":
+                seconds = rng.choice((0.5, 3.0, LEASE_S + 2))
+                self.server.away_until = now + seconds
+                self.server.database.started_at = self.server.clock() + seconds
+                self.trace.add(Away(now, seconds))
+            case "jump":
+                by_s = rng.choice((-20.0, -2.0, 1.0, 2.0))
+                self.server.offset_s += by_s
+                self.trace.add(Jumped(now, "database", by_s))
+            case "jump wall":
+                process = rng.choice([*self.workers, *self.apis])
+                by_s = rng.choice((-3600.0, 3600.0, -365 * 86_400.0))
+                process.wall_offset_s += by_s
+                self.trace.add(Jumped(now, process.node.name, by_s))
+            case "storm":
+                kept, self.server.faults = self.server.faults, Faults(before=0.1, after=0.1, slow=0.05)
+                await asyncio.sleep(rng.uniform(0.5, 4.0))
+                self.server.faults = kept
+            case _:
+                pass
+
+    def _kill(self, process: Any, among: list[Any]) -> None:
+        if process.task.done():
+            process.task.result()  # it had ended: in order, or of a fault of its own
+        else:
+            self.trace.add(Killed(self.loop.time(), process.node.name))
+        among.remove(process)
+        self.loop.kill(process.node)
+        process.store.hang_up()
+
+    async def _stop(self, worker: WorkerProcess) -> None:
+        """In order; whoever does not end in time is killed, as by a supervisor."""
+        self.trace.add(Stopping(self.loop.time(), worker.node.name))
+        worker.stop.set()
+        assert worker.task is not None
+        await asyncio.wait([worker.task], timeout=15.0)
+        self._kill(worker, self.workers)
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    async def _heal(self) -> None:
+        """Trouble stops, receivers are well, nothing is paused: everything is to come to its end, in bounded time."""
+        self.server.faults = Faults()
+        await asyncio.sleep(max(0.0, self.server.away_until - self.loop.time()))
+        for receiver in self.network.receivers.values():
+            receiver.mood = "ok"
+        for endpoint_id in list(self.endpoints):
+            await self._update(endpoint_id, status="enabled", on_dead="skip", rate_limit=None)
+        for pool in ("default", "other"):
+            if not any(worker.pool == pool for worker in self.workers):
+                self._start_worker(pool)
+        self.trace.add(Healed(self.loop.time()))
+        until = self.loop.time() + HEAL_S
+        while not self._drained() and self.loop.time() < until:
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(LONGEST_S + 1.0)
+        for worker in list(self.workers):
+            await self._stop(worker)
+        backlog, depth = self._left()
+        self.trace.add(Ended(self.loop.time(), backlog, depth, len(self.server.database.attempts)))
+
+    def _left(self) -> tuple[int, int]:
+        db = self.server.database
+        return sum(map(len, db.backlog.values())), sum(shard.depth for shard in db.shards.values())
+
+    def _drained(self) -> bool:
+        jobs = self.server.database.replays.values()
+        return self._left() == (0, 0) and all(job["state"] != "running" for job in jobs)
+
+
+async def _answer(ingest: Ingest, tenant_id: UUID, submission: Submission) -> Answer | Exception:
+    """What a producer hears of one event."""
+    try:
+        return (await ingest.submit(tenant_id, [submission]))[0]
+    except (StoreUnavailable, Overloaded, RateLimited, UnknownTenant) as error:
+        return error
+
+
+def live(seed: int) -> Trace:
+    """Live through one seed; what happened. Raises whatever a process dies of."""
+    world = World(seed)
+    loop = world.loop
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    fetch_max = world.rng.choice((2, 8, 64))
+    try:
+        with world.ids.everywhere(), patch.object(backlog, "FETCH_MAX", fetch_max):
+            loop.run_until_complete(loop.spawn(loop.world, world.live()))
+        if loop.failures:
+            raise loop.failures[0]
+    finally:
+        loop.discard()
+        gc.enable()
+        logging.disable(logging.NOTSET)
+    return world.trace

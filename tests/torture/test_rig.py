@@ -1,0 +1,37 @@
+"""The rig itself, on real processes: half a minute of `make torture`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import require
+from tests.torture.books import Fault
+
+pytestmark = pytest.mark.process
+
+COMMAND = ["-m", "tests.torture", "--minutes", "0.5", "--kills", "8", "--seed", "1", "--rate", "60"]
+
+
+def test_half_a_minute_of_every_fault_loses_nothing_invents_nothing_and_explains_every_duplicate() -> None:
+    done = subprocess.run(
+        [sys.executable, *COMMAND],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["lost"], found["invented"], found["violations"]) == (0, 0, {})
+    assert found["kills"] >= 8
+    assert found["accepted"] > 500
+    assert sum(found["duplicates_by"].values()) == found["duplicates"]
+    # Every other fault came once at least; last, because what was possible has been judged by now.
+    assert found["faults"].keys() | found["skipped"].keys() == set(Fault) - {Fault.KILL}
+    require(not found["skipped"], "; ".join(sorted(set(found["skipped"].values()))))
