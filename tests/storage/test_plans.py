@@ -445,7 +445,9 @@ async def test_all_that_waits_is_counted_up_to_the_limit(db: Any) -> None:
 
 async def test_whether_a_day_is_rolled_up_is_looked_up(db: Any) -> None:
     touched = await Touched(db).by(("select hookpost_rolled_up(hookpost_today() - 3)",))
-    assert not any(name.startswith(HOT) for name in touched), touched
+    hot = {name: count for name, count in touched.items() if name.startswith(HOT)}
+    assert len(hot) == 2, touched
+    assert all(scans == 0 and fetched <= 4 for scans, _, fetched in hot.values()), touched
 
 
 # ---- inside the functions -------------------------------------------------------------------------------------------
