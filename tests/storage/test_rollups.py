@@ -31,6 +31,9 @@ from tests.storage.driver import (
     waiting,
 )  # fmt: skip
 
+# Figures are SQL over what PostgreSQL keeps; the simulator's store has none.
+pytestmark = pytest.mark.postgres
+
 # The minute that attempts of these tests end in, as a rule; it begins an hour.
 MINUTE = 1_800_000_000.0
 HOUR_S, DAY_S = 3600.0, 86_400.0
