@@ -312,7 +312,7 @@ async def test_next_deadline_and_lane_summaries_stay_in_their_lane_and_shard(db:
 
 SETTLE = {
     "settle_dead_locks": ("array[md5('1v1')::uuid, md5('1v5')::uuid]", f"array[{E1}, md5('e5')::uuid]"),
-    "settle_revived": ("array[md5('1v1')::uuid, md5('1v5')::uuid]", f"array[{E1}, md5('e5')::uuid]"),
+    "settle_revived": ("array[md5('1v1')::uuid, md5('1v5')::uuid]", f"array[{E1}, md5('e5')::uuid]", "array[1, 1]"),
     "settle_dead": (
         "array[md5('1v5')::uuid]", f"array[{E1}]", f"array[{E1}]", "array[0]", "array[1]", f"array[{TODAY}]",
         "array[0]", "array['']", "array['deadline']", "array[now()]", "array[1]", "array[null]::smallint[]", "array[null]",
