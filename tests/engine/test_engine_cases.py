@@ -26,7 +26,7 @@ from hookpost.engine.work import (
     Wanted,
     Work,
 )
-from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Outcome, RetryPolicy, Tenant
+from hookpost.model import Endpoint, EndpointStatus, ErrorCode, OnDead, Outcome, RetryPolicy, Tenant
 from tests.engine.model import NEVER, column
 
 NOW = 1_800_000_000.0
@@ -763,6 +763,17 @@ def test_a_deadline_before_the_next_row_is_due_is_looked_at_in_time() -> None:
     engine.configure([Tenant(TENANT, (0,))], [endpoint(status=EndpointStatus.PAUSED)], now=NOW + 61)
     [fetch] = engine.take_fetches(now=NOW + 61)
     assert fetch.wanted is Wanted.EXPIRED
+
+
+def test_a_lane_that_rows_block_asks_at_once_whether_they_still_may() -> None:
+    """They are never due: after a change to `on_dead: skip` nobody would ever look at them again."""
+    engine = Engine(worker="w", limits=Limits(), rng=Random(1))
+    lane = LaneSummary(E1, TENANT, 3, NEVER, NEVER, blocking=3, first=1)
+    engine.open_shard(Takeover(0, 2, settle_no=7, read_to=100, read_day=9000, lanes=(lane,)), now=NOW)
+    assert engine.missing == {E1: TENANT}
+    engine.configure([Tenant(TENANT, (0,))], [endpoint(ordered=True, on_dead=OnDead.SKIP)], now=NOW)
+    [fetch] = engine.take_fetches(now=NOW)
+    assert fetch.wanted is Wanted.BLOCKING
 
 
 def test_a_fresh_row_for_a_lane_that_waits_asks_for_its_configuration() -> None:

@@ -31,6 +31,9 @@ from tests.storage.driver import (
     waiting,
 )  # fmt: skip
 
+# Figures are SQL over what PostgreSQL keeps; the simulator's store has none.
+pytestmark = pytest.mark.postgres
+
 # The minute that attempts of these tests end in, as a rule; it begins an hour.
 pytestmark = pytest.mark.postgres
 

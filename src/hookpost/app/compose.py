@@ -82,6 +82,7 @@ def prices(settings: Settings) -> Prices:
         requests_per_worker=settings.cost_requests_per_worker,
         storage_cost_per_gb_month=settings.cost_storage_gb_month,
         egress_cost_per_gb=settings.cost_egress_gb,
+        retention_days=float(settings.retention_days),
     )
 
 

@@ -106,9 +106,10 @@ class Backlog:
         return None
 
     def _wants_unknown(self, lane: Lane, now: float) -> None:
-        """Whether its endpoint is open matters when a row is due or reaches its deadline, not before."""
+        """Whether its endpoint is open matters when a row is due or reaches its deadline, not before; or when rows
+        block the lane, which are never due: they may have to go."""
         moment = min(lane.next_due, lane.next_deadline)
-        if moment > now:
+        if moment > now and not lane.unblock:
             self._timers.wake_at(lane, moment)
         else:
             self._roster.ask_for(lane.endpoint)
