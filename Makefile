@@ -8,8 +8,8 @@ SHELL := /bin/bash
 ARGS ?=
 SEEDS ?= 20
 SEED ?=
-# Two, because every test with a database starts a PostgreSQL of its own; more than the cores only makes them slower.
-PYTEST_WORKERS ?= 2
+# One more than the usual two cores, as tests of processes wait for these: 20 minutes of a slow machine, where two took 25.
+PYTEST_WORKERS ?= 3
 # Neighbours stay together, so that two of them that share a server do not start one each; whoever is done first helps out.
 PYTEST_SPREAD := -n $(PYTEST_WORKERS) --dist worksteal
 
