@@ -351,3 +351,9 @@ async def test_after_many_days_everything_is_as_large_as_after_a_few(years: Year
     assert max(sizes) <= min(sizes) * 1.05
     assert await years.left() == list(range(years.seq - 200 * KEEP + 1, years.seq + 1))
     assert len(await years.driver.rows("dead_letters")) == KEEP
+
+
+async def test_all_who_ask_first_how_far_the_payload_store_was_swept_hear_the_same(years: Years) -> None:
+    stores = [await years.driver.open() for _ in range(6)]
+    hours = await asyncio.gather(*(store.swept_to() for store in stores))
+    assert len(set(hours)) == 1

@@ -34,8 +34,10 @@ class MaintenanceQueries:
 
     async def swept_to(self) -> int:
         async with self._connections.use("look how far the payload store was swept") as connection:
-            hour: int = await connection.fetchval(SQL["swept_to"])
-            return hour
+            # Of two who ask first at once the second one neither writes the row nor sees it yet: it asks again.
+            while (hour := await connection.fetchval(SQL["swept_to"])) is None:
+                pass
+            return int(hour)
 
     async def sweepable_hours(self, *, age_s: float) -> int:
         async with self._connections.use("look how far the payload store may be swept") as connection:
