@@ -82,13 +82,15 @@ class Backlog:
 
     def _wants_open(self, lane: Lane, now: float) -> Wanted | None:
         """What is due goes first, then what the receiver's recovery brings forward."""
+        if lane.next_due > now:
+            # Also while it holds enough: nobody looks again when the last of that has been sent.
+            self._timers.wake_at(lane, _on_grid(lane.next_due))
         if len(lane.later) >= FETCH_MAX // 2 or lane.over_budget:
             return None
         if lane.next_due <= now:
             return Wanted.DUE if min(lane.due_building, lane.due_settling) > lane.next_due else None
         if lane.forward_to or (not lane.has_work() and self._gates.probing(lane.endpoint)):
             return Wanted.FORWARD
-        self._timers.wake_at(lane, _on_grid(lane.next_due))
         return None
 
     def _wants_ordered(self, lane: Lane, now: float) -> Wanted | None:
