@@ -728,6 +728,20 @@ def test_what_was_fetched_from_the_backlog_is_not_put_back_to_mend_a_settle() ->
     assert bench.engine.buffered == before - len(part.upserts), "only open ones went"
 
 
+def test_a_lane_that_holds_enough_looks_at_its_next_row_all_the_same_when_that_is_due() -> None:
+    """Nothing else happens in it when the last of what it holds has been delivered."""
+    held = FETCH_MAX // 2
+    bench = Bench(takeovers=(backlog(held + 1),))
+    [fetch] = bench.fetches()
+    bench.answer(fetch, *(stored(position) for position in range(1, held + 1)), behind=NOW + 60)
+    for work in bench.sends():
+        bench.end(work, OK)
+    bench.settle()
+    assert bench.engine.next_wakeup() == NOW + 60
+    bench.wait(61)
+    assert [fetch.wanted for fetch in bench.fetches()] == [Wanted.DUE]
+
+
 # ---- what is not needed now is not in memory ------------------------------------------------------------------------
 
 
