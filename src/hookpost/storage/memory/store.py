@@ -15,6 +15,7 @@ from hookpost.storage.memory.replays import ReplayTables
 from hookpost.storage.memory.settle import SettleTables
 from hookpost.storage.memory.tables import Database
 from hookpost.storage.memory.worker import WorkerTables
+from hookpost.storage.rings import Rings
 
 
 async def _turn() -> None:
@@ -49,9 +50,7 @@ class MemoryStore(IngestTables, WorkerTables, SettleTables, MaintenanceTables, A
             retry or RetryPolicy(), timeouts or Timeouts(), endpoint_cap, longest_s, deadline_s_max
         )
         self._moves = Moves(database, endpoint_cap)
-        self._rung = asyncio.Event()
-        self._rung_for: set[int] = set()
-        self._rung_for_all = False
+        self._rings = Rings()
         database.listeners.append(self._hear)
 
     async def lift_barriers(self) -> int:

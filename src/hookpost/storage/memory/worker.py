@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 from uuid import UUID
@@ -16,6 +14,7 @@ from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import RECOVERED_S, Claimed, Survey
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.memory.tables import Breaker, Database, Event, Node, Shard, at
+from hookpost.storage.rings import Rings
 
 # As in PostgreSQL: changes are looked for a little further back, and clocks may differ by a little.
 CHANGES_OVERLAP_S = 10.0
@@ -31,9 +30,7 @@ class WorkerTables:
     _pause: Callable[[], Awaitable[None]]
     _defaults: EndpointDefaults
     _longest_s: float
-    _rung: asyncio.Event
-    _rung_for: set[int]
-    _rung_for_all: bool
+    _rings: Rings
 
     # ---- leases -------------------------------------------------------------------------------------------------
 
@@ -323,20 +320,10 @@ class WorkerTables:
     # ---- the doorbell -------------------------------------------------------------------------------------------
 
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
-        if timeout_s and not self._rung.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._rung.wait(), timeout_s)
-        if not self._rung.is_set():
-            return None
-        self._rung.clear()
-        shards, self._rung_for = self._rung_for, set()
-        all_of_them, self._rung_for_all = self._rung_for_all, False
-        return () if all_of_them else shards
+        return await self._rings.wait(timeout_s)
 
     def _hear(self, shards: Collection[int]) -> None:
-        self._rung_for.update(shards)
-        self._rung_for_all |= not shards
-        self._rung.set()
+        self._rings.hear(shards)
 
 
 def _within(events: Sequence[Event], bytes_max: int) -> Iterable[Event]:

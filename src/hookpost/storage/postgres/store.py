@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import asyncpg
@@ -23,6 +22,7 @@ from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
 from hookpost.storage.postgres.stats import StatsQueries
 from hookpost.storage.postgres.worker import WorkerQueries
+from hookpost.storage.rings import Rings
 
 # The oldest PostgreSQL with multiranges, `merge`-free SQL and generic-plan pruning as used here.
 VERSION_MIN = 15
@@ -72,9 +72,7 @@ class PostgresStore(
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
         self._listener: Any = None
-        self._rung = asyncio.Event()
-        self._rung_for: set[int] = set()
-        self._rung_for_all = False
+        self._rings = Rings()
 
     async def open(self) -> None:
         """Connect; raises StoreUnavailable."""

@@ -46,6 +46,7 @@ from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
 from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
+from hookpost.storage.rings import Rings
 
 SQL = load("worker")
 # Configuration changes are looked for this much further back than the last look: a transaction may be slow to commit.
@@ -75,9 +76,7 @@ class WorkerQueries:
 
     _connections: Connections
     _listener: Any
-    _rung: asyncio.Event
-    _rung_for: set[int]
-    _rung_for_all: bool
+    _rings: Rings
     _defaults: EndpointDefaults
     _longest_s: float
 
@@ -265,23 +264,14 @@ class WorkerQueries:
             await self._listen()
         if self._listener is None:
             timeout_s = min(timeout_s, DEAF_S)
-        if timeout_s and not self._rung.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._rung.wait(), timeout_s)
-        if not self._rung.is_set():
-            return None
-        self._rung.clear()
-        shards, self._rung_for = self._rung_for, set()
-        all_of_them, self._rung_for_all = self._rung_for_all, False
-        return () if all_of_them else shards
+        return await self._rings.wait(timeout_s)
 
     def _hear(self, _connection: Any, _pid: int, _channel: str, shards: str) -> None:
         """A ring names shards, or none; one that cannot be read is for all."""
         try:
-            self._rung_for.update(map(int, shards.split(",")))
+            self._rings.hear([int(shard) for shard in shards.split(",")])
         except ValueError:
-            self._rung_for_all = True
-        self._rung.set()
+            self._rings.hear(())
 
     async def _listen(self) -> None:
         """Listening is a favour: without it (a pooler in between, the store away) workers look by themselves."""
