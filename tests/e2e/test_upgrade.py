@@ -7,10 +7,8 @@ the first schema alone: the commit before the second migration was added.
 from __future__ import annotations
 
 import asyncio
-import io
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import asyncpg
@@ -47,8 +45,9 @@ def release_before() -> str:
 
 def checkout(release: str, folder: Path) -> Path:
     """The package as it was; what to put into PYTHONPATH."""
-    with tarfile.open(fileobj=io.BytesIO(git("archive", release, "src/hookpost"))) as archive:
-        archive.extractall(folder, filter="data")
+    archive = folder / "release.tar"
+    git("archive", f"--output={archive}", release, "src/hookpost")
+    shutil.unpack_archive(archive, folder)
     return folder / "src"
 
 
