@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 Point = tuple[float, float]
 
@@ -13,6 +14,8 @@ WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 62, 46
 # More points than pixels are not seen.
 POINTS_MAX = 700
+# A line is broken where the next point is so many times farther than usual.
+GAP = 10.0
 # Told apart also by those who see no red or green (Okabe and Ito), dark enough for white, light enough for near-black.
 LIGHT = ("#0072b2", "#d55e00", "#00795a", "#a8407a")
 DARK = ("#56b4e9", "#f0a04b", "#3fcf9f", "#e79cc9")
@@ -67,6 +70,18 @@ def thin(points: Sequence[Point]) -> list[Point]:
     return [max(points[at : at + every], key=lambda point: point[1]) for at in range(0, len(points), every or 1)]
 
 
+def unbroken(points: Sequence[Point]) -> list[list[Point]]:
+    """The line in parts: where there was nothing for long nothing is drawn."""
+    steps = sorted(after[0] - before[0] for before, after in pairwise(points))
+    far = GAP * steps[len(steps) // 2] if steps else 0.0
+    parts: list[list[Point]] = []
+    for point in points:
+        if not parts or point[0] - parts[-1][-1][0] > far:
+            parts.append([])
+        parts[-1].append(point)
+    return parts
+
+
 def svg(chart: Chart) -> str:
     """The chart as a document of its own."""
     values = [point for series in chart.series for point in series.points]
@@ -98,7 +113,7 @@ def svg(chart: Chart) -> str:
     for x in ticks(left, right, 8):
         body.append(f'<path class="axis" d="M{at_x(x):.1f} {HEIGHT - BOTTOM}v4"/>')
         body.append(
-            f'<text class="small" text-anchor="middle" x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 17}">{short(x)}</text>'
+            f'<text class="small" text-anchor="middle" x="{at_x(x):.1f}" y="{HEIGHT - BOTTOM + 17}">{x:g}</text>'
         )
     body.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     body.append(
@@ -114,8 +129,9 @@ def svg(chart: Chart) -> str:
         body.append(f'<path {kind} d="M{legend_x:.1f} 40h22"/>')
         body.append(f'<text class="small" x="{legend_x + 28:.1f}" y="44">{escape(series.name)}</text>')
         legend_x += 48 + 6.4 * len(series.name)
-        line = "L".join(f"{at_x(x):.1f} {at_y(y):.1f}" for x, y in thin(series.points))
-        body.append(f'<path {kind} d="M{line}"/>')
+        for points in unbroken(thin(series.points)):
+            line = "L".join(f"{at_x(x):.1f} {at_y(y):.1f}" for x, y in points)
+            body.append(f'<path {kind} d="M{line}"/>')
     return _document(chart.title, body)
 
 

@@ -31,6 +31,8 @@ TROUBLES = ((REFUSED, 0.02), (BUSY, BUSY_S), (SILENT, 10.0))
 LAST_S = 3 * HOUR_S
 # Drained is who has no more waiting than what comes in so long: hiccups are tried again within five seconds.
 SPARE_S = 0.5
+# So much before and behind a herd is drawn.
+BEFORE_S, BEHIND_S = 20.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,7 @@ class FullHour:
         segments = [(0.0, at, rate), (at, at + self.within_s, burst), (at + self.within_s, end, rate)]
         watch = Watch(bin_s=1.0, phase=lambda t: "before" if t < at else "herd" if t < at + self.within_s else "after")
         lives, drained_s = _herd(fleet, seed, segments, watch, lambda: None, at + self.within_s, end)
-        return Result("full-hour", _herd_figures(fleet, lives, watch, drained_s, at), self._charts(fleet, watch))
+        return Result("full-hour", _herd_figures(fleet, lives, watch, drained_s, at, at), self._charts(fleet, watch))
 
     def _charts(self, fleet: Fleet, watch: Watch) -> dict[str, Chart]:
         band = [(self.before_s, self.before_s + self.within_s, "the full hour")]
@@ -304,7 +306,7 @@ class SameMoment:
         watch = Watch(bin_s=1.0, phase=lambda t: "before" if t < cut else "herd" if t < back else "after")
         segments = [(0.0, back + self.after_s, fleet.rate)]
         lives, drained_s = _herd(fleet, seed, segments, watch, ask, back, back + self.after_s)
-        figures = _herd_figures(fleet, lives, watch, drained_s, back)
+        figures = _herd_figures(fleet, lives, watch, drained_s, cut, back)
         figures["undercut"] = fleet.scale * sum(each.undercut for each in asking)
         figures["in_vain_a_receiver"] = watch.failed[WELL] / sum(len(life.share.endpoints) for life in lives)
         band = [(cut, back, "Retry-After of everybody")]
@@ -333,11 +335,13 @@ def _herd(
     return lives, drained_s
 
 
-def _herd_figures(fleet: Fleet, lives: list[Life], watch: Watch, drained_s: float, at: float) -> dict[str, float]:
+def _herd_figures(
+    fleet: Fleet, lives: list[Life], watch: Watch, drained_s: float, before: float, at: float
+) -> dict[str, float]:
     scale, herd, after = fleet.scale, watch.by_phase["herd", WELL], watch.by_phase["after", WELL]
     rates = {
         phase: watch.requests((WELL,), scale, first=first, last=last)
-        for phase, first, last in (("before", 0.0, at), ("after", at, math.inf))
+        for phase, first, last in (("before", 0.0, before), ("after", at, math.inf))
     }
     queue = [
         sum(part) for part in zip(*([n for _, n in watch.series(g, scale)] for g in ("backlog", "memory", "unread")), strict=True)
@@ -362,21 +366,28 @@ def _herd_figures(fleet: Fleet, lives: list[Life], watch: Watch, drained_s: floa
 def _herd_charts(
     name: str, title: str, fleet: Fleet, watch: Watch, band: Sequence[tuple[float, float, str]], first: float
 ) -> dict[str, Chart]:
-    queue = [Series(what, watch.series(of, fleet.scale)) for what, of in (
+    start, end = band[0][0] - BEFORE_S, band[0][1] + BEHIND_S
+
+    def seen(points: Sequence[Point]) -> list[Point]:
+        return [point for point in points if start <= point[0] <= end]
+
+    queue = [Series(what, seen(watch.series(of, fleet.scale))) for what, of in (
         ("in the backlog", "backlog"), ("in workers' memory", "memory"), ("not read yet", "unread"),
     )]  # fmt: skip
-    queue = [Series(each.name, [p for p in each.points if p[0] >= min(first, band[0][0] - 20)]) for each in queue]
-    delays = [p for p in watch.quantiles(WELL, 0.99) if p[0] >= band[0][0] - 20]
-    middle = [p for p in watch.quantiles(WELL, 0.5) if p[0] >= band[0][0] - 20]
+    requests = watch.requests((WELL,), fleet.scale, first=first, last=end)
     return {
         f"{name}-requests": Chart(
             f"{title}: requests a second, the whole fleet", "seconds", "requests/s",
-            [Series("requests", watch.requests((WELL,), fleet.scale, first=first))], [b for b in band if b[1] > first],
+            [Series("requests", requests)], [each for each in band if each[1] > first],
         ),
         f"{name}-queue": Chart(f"{title}: what waits, the whole fleet", "seconds", "deliveries", queue, band),
         f"{name}-delay": Chart(
             f"{title}: from acceptance to delivery", "seconds (of the delivery)", "seconds",
-            [Series("99th percentile", delays), Series("median", middle)], band, log=True,
+            [
+                Series("99th percentile of a second", seen(watch.quantiles(WELL, 0.99))),
+                Series("median", seen(watch.quantiles(WELL, 0.5))),
+            ],
+            band, log=True,
         ),
     }  # fmt: skip
 
