@@ -296,6 +296,39 @@ def test_a_tenant_that_fills_the_memory_gives_way_though_its_deliveries_could_st
     assert bench.engine.room()[0] >= 5
 
 
+def test_nobody_gives_way_while_nobody_else_waits() -> None:
+    """To the backlog and back is two writes for each delivery, and a single tenant's burst would pay them for nothing."""
+    bench = Bench(endpoint(E1), endpoint(E2), limits=Limits(buffer=20))
+    assert bench.engine.holders(now=bench.now) is None, "there is room"
+    bench.post(E1, count=11)
+    bench.post(E2, count=9)
+    assert set(bench.engine.holders(now=bench.now) or ()) == {E1, E2}
+    bench.engine.nobody_else(until=bench.now + 1)
+    assert bench.settle().upserts == {}
+    bench.wait(1)
+    bench.engine.touch(0)
+    assert bench.settle().upserts, "it was true for a second"
+
+
+def test_who_has_little_in_memory_does_not_hold_it() -> None:
+    bench = Bench(endpoint(E1), endpoint(E2), limits=Limits(buffer=20))
+    bench.post(E1, count=18)
+    bench.post(E2, count=2)
+    assert bench.engine.holders(now=bench.now) == [E1]
+
+
+def test_memory_that_is_not_turned_over_is_emptied_whoever_waits() -> None:
+    """Its receivers are slow: in the backlog what waits for them is seen to expire."""
+    bench = Bench(endpoint(E1, cap=1), limits=Limits(buffer=20))
+    bench.post(E1, count=20)
+    assert bench.engine.holders(now=bench.now) == [E1], "not known yet"
+    bench.sends()
+    for _ in range(3):
+        bench.wait(1)
+        bench.engine.holders(now=bench.now)
+    assert bench.engine.holders(now=bench.now) is None
+
+
 def test_a_new_owner_takes_exactly_what_is_open() -> None:
     rows = (row(3, (E1, E2)), row(5))
     takeover = Takeover(0, 9, settle_no=4, read_to=6, read_day=9000, rows=rows, done={3: (E1,)}, clean=True)

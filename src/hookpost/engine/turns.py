@@ -20,9 +20,10 @@ class Turns:
 
     ``places`` are shared by all tenants. While more than SCARCE_PART of them are taken, a tenant that holds its
     fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
+    ``started``: requests since the beginning.
     """
 
-    __slots__ = ("_active", "_in_flight", "_places", "_scarce_at", "_tenants")
+    __slots__ = ("_active", "_in_flight", "_places", "_scarce_at", "_tenants", "started")
 
     def __init__(self, places: int) -> None:
         self._tenants: deque[TenantState] = deque()
@@ -30,12 +31,14 @@ class Turns:
         self._scarce_at = places * SCARCE_PART
         self._in_flight = 0
         self._active = 0
+        self.started = 0
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
     def start(self, tenant: TenantState) -> None:
         """One more of its requests is under way."""
+        self.started += 1
         self._in_flight += 1
         self._active += tenant.in_flight == 0
         tenant.in_flight += 1
