@@ -14,6 +14,7 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.roster import IDLE_LOOK_S, IDLE_S
+from hookpost.engine.spill import STUCK_S
 from hookpost.engine.work import (
     BacklogRow,
     Fetch,
@@ -322,9 +323,12 @@ def test_memory_that_is_not_turned_over_is_emptied_whoever_waits() -> None:
     bench = Bench(endpoint(E1, cap=1), limits=Limits(buffer=20))
     bench.post(E1, count=20)
     assert bench.engine.holders(now=bench.now) == [E1], "not known yet"
+    bench.engine.nobody_else(until=bench.now + 1.5)
     bench.sends()
+    bench.wait(1)
+    assert bench.engine.holders(now=bench.now) == [E1]
     for _ in range(3):
-        bench.wait(1)
+        bench.wait(STUCK_S / 2)
         bench.engine.holders(now=bench.now)
     assert bench.engine.holders(now=bench.now) is None
 

@@ -32,8 +32,10 @@ HOLDERS_MAX = 256
 # Memory turns over when what it holds starts within this time at the pace of the last look. What is slower than that
 # waits for its receivers, and is better off in the backlog, where a deadline is seen.
 TURNS_OVER_S = 10.0
-# How long the pace is measured.
-PACE_S = 0.25
+# A pause of this length is no slow receiver yet.
+STUCK_S = 3.0
+# How long the pace is measured, at least and at most.
+PACE_S, PACE_S_MAX = 0.25, 0.5
 
 # Which delivery of a lane goes first, the least first of all; None: it has none.
 _Place = Callable[[Lane], tuple[float, int] | None]
@@ -58,19 +60,20 @@ class Spill:
         self._tenants = tenants
         self._limits = limits
         self._alone_until = 0.0
-        self._paced_at = -PACE_S
+        self._paced_at = self._turned_over_at = -PACE_S
         self._started = 0
-        self._turns_over = True
 
     def holders(self, now: float) -> list[UUID] | None:
         """The endpoints that hold the memory, when it fills and is turned over: if nobody else has rows in the journal,
         nothing is won by writing theirs to the backlog, which costs two writes each. None: no need to know."""
         if now - self._paced_at >= PACE_S:
             started = self._turns.started
-            pace = (started - self._started) / (now - self._paced_at)
-            self._turns_over = self._started == 0 or pace * TURNS_OVER_S >= self._books.buffered
+            # The machine may have stood still since the last look: that says nothing of the receivers.
+            pace = (started - self._started) / min(now - self._paced_at, PACE_S_MAX)
+            if self._started == 0 or pace * TURNS_OVER_S >= self._books.buffered:
+                self._turned_over_at = now
             self._paced_at, self._started = now, started
-        if not self._turns_over or not self._is_filling():
+        if now - self._turned_over_at > STUCK_S or not self._is_filling():
             return None
         held = [
             (sum(len(lane.queue) for lane in endpoint.lanes), endpoint.endpoint_id)
