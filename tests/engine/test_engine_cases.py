@@ -297,6 +297,23 @@ def test_a_tenant_that_fills_the_memory_gives_way_though_its_deliveries_could_st
     assert bench.engine.room()[0] >= 5
 
 
+def test_a_tenant_kept_out_while_places_were_scarce_gets_those_that_others_leave() -> None:
+    """Found by a world of the simulator: it waited until a request of its own ended, with places free."""
+    e3 = UUID(int=0x21)
+    bench = Bench(endpoint(E1), endpoint(e3, tenant=OTHER_TENANT), limits=Limits(in_flight=8))
+    bench.post(e3, count=4, tenant=OTHER_TENANT)
+    others = bench.sends()
+    bench.post(E1, count=10)
+    assert (len(others), len(bench.sends())) == (4, 2)
+    bench.end(others[0], OK)
+    assert bench.sends() == [], "still scarce, and it has its share"
+    for work in others[1:3]:
+        bench.end(work, OK)
+    assert len(bench.sends()) == 1, "no longer scarce"
+    bench.end(others[3], OK)
+    assert len(bench.sends()) == 1, "nobody to share with but who comes next"
+
+
 def test_nobody_gives_way_while_nobody_else_waits() -> None:
     """To the backlog and back is two writes for each delivery, and a single tenant's burst would pay them for nothing."""
     bench = Bench(endpoint(E1), endpoint(E2), limits=Limits(buffer=20))
