@@ -147,8 +147,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "partition_held": Event(
             logging.WARNING,
-            "partition {partition} is kept although its time is over: something in it is still to be delivered",
-            "A dead delivery blocks an ordered endpoint (replay or cancel it), or a shard has no worker.",
+            "partition {partition} is kept although its time is over: something in it is still to be delivered or counted",
+            "A dead delivery blocks an ordered endpoint (replay or cancel it), a shard has no worker, or the rollups "
+            "stand still (`complete_until` of GET /v1/stats).",
         ),
         "sending_paused": Event(
             logging.WARNING,

@@ -384,7 +384,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Partitions that left, and those whose time is over but that something still to be delivered lies in."""
+    """Partitions that left, and those whose time is over but that hold something still to be delivered or counted."""
 
     dropped: tuple[str, ...]
     held: tuple[str, ...]
@@ -394,11 +394,11 @@ class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
 
     async def retire_events(self, *, keep_days: int, forget: Callable[[Sequence[str]], Awaitable[None]]) -> Retired:
-        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still needed;
-        ``forget`` is given the names of the objects that their payloads lie in, before they are gone."""
+        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still to be
+        delivered or counted; ``forget`` is given the names of the objects that their payloads lie in, before they are gone."""
 
     async def retire_attempts(self, *, keep_days: int) -> Retired:
-        """Drop the attempts of days more than ``keep_days`` ago."""
+        """Drop the attempts of days more than ``keep_days`` ago, unless they are still to be counted."""
 
     async def forget_replays(self, *, keep_days: int) -> int:
         """Forget some of the bulk replays that ended more than so many days ago; returns how many."""

@@ -19,6 +19,9 @@ order by c.relname
 -- name: needed
 select hookpost_partition_needed($1, $2)
 
+-- name: counted
+select hookpost_rolled_up($1)
+
 -- name: raise_floors
 select hookpost_raise_floors($1)
 
