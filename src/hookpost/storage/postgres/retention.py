@@ -91,6 +91,7 @@ async def _retire(connection: Any, partition: Any, forget: Forget) -> bool:
     while objects := await connection.fetchval(SQL["partition_objects"], name, after, FORGOTTEN_AT_ONCE):
         await forget(objects)
         after = objects[-1]
+    await connection.execute(SQL["abandon_cold"], day)
     await connection.execute(f"drop table {name}")
     return True
 

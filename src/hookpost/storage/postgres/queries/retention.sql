@@ -31,6 +31,10 @@ select hookpost_forget_dead_letters($1, $2, $3)
 -- name: partition_objects
 select hookpost_partition_objects($1, $2, $3)
 
+-- name: abandon_cold
+-- Its segments are to be removed, and what is left of an attempt to move it.
+select hookpost_abandon_cold($1)
+
 -- name: forget_replays
 -- Bulk replays that ended before anything that is still kept.
 delete from replays
