@@ -145,7 +145,8 @@ class ObjectStore:
         body = bytearray(await _in_time(doing, found.bytes_async()))
         for start, length in ranges:
             body[start : start + length] = bytes(length)
-        version: Any = {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
+        meta: Any = found.meta
+        version: Any = {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
         async with self._writes:
             await _in_time(doing, obstore.put_async(self._store, key, bytes(body), mode=version, use_multipart=False))
 
