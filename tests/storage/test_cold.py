@@ -20,7 +20,7 @@ from hookpost.storage.contract import ControlAction, Moved, MoveState, PayloadMi
 from hookpost.storage.payloads import MARKER, ObjectStore
 from hookpost.storage.postgres import cold
 from hookpost.storage.postgres.connection import Connections
-from tests.storage.driver import Driver, Postgres, waiting
+from tests.storage.driver import Driver, Postgres, attempt, waiting
 from tests.storage.test_retention import EPOCH, FIRST, KEEP, Dying, Years
 
 pytestmark = pytest.mark.postgres
@@ -403,3 +403,55 @@ def test_names_of_segments_are_told_from_all_others() -> None:
     assert is_segment(segment_key(500_000, 7))
     assert not is_segment(f"{hour_folder(500_000)}/{'a' * 32}")
     assert not is_segment(MARKER)
+
+
+async def test_days_go_by_under_load_and_nothing_grows_and_nobody_waits_for_long(days: Cold) -> None:
+    """The short form of `make soak`: posts and settles without a pause, while partitions come, move and leave."""
+    waits: list[float] = []
+    turns = asyncio.Condition()
+    over = False
+    time = asyncio.get_running_loop().time
+    sent: dict[UUID, bytes] = {}
+
+    async def load() -> None:
+        while not over:
+            began = time()
+            event_id = await days.post(payload=text(300))
+            await days.settle(
+                attempts=[attempt(days.endpoint, settle_no=days.settles + 1, event_id=event_id, tenant_id=days.tenant)]
+            )
+            waits.append(time() - began)
+            sent[event_id] = text(300)
+            async with turns:
+                turns.notify_all()
+
+    async def more() -> None:
+        goal = len(waits) + 30
+        async with turns:
+            await turns.wait_for(lambda: len(waits) >= goal or loading.done())
+
+    loading = asyncio.create_task(load())
+    sizes: list[int] = []
+    for day in range(12):
+        await more()
+        await days.go_on()
+        await days.count()
+        assert await days.maintenance().once()
+        while await days.move(rows_max=100, bytes_max=10_000):
+            pass
+        if day > KEEP + 1:
+            [row] = await days.driver.run(
+                "select sum(pg_total_relation_size(oid)) as bytes from pg_class"
+                " where relkind = 'r' and relname ~ '^(events|attempts|cold|segments)'"
+            )
+            sizes.append(int(row["bytes"]))
+    over = True
+    await loading
+    assert max(sizes) <= min(sizes) * 1.5, "as much as the days differ"
+    assert max(waits) < 2.0, "no longer than a lock of maintenance is waited for"
+    assert await days.left() == list(range(days.seq - len(await days.left()) + 1, days.seq + 1))
+    last = list(sent)[-1]
+    assert (await days.kept(last))["payload"] == sent[last]
+    cold_ones = [event_id for event_id in list(sent)[-60:] if (await days.kept(event_id))["payload"] is None]
+    assert cold_ones
+    assert await days.payload(cold_ones[0]) == sent[cold_ones[0]]

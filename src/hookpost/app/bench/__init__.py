@@ -39,7 +39,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import cold, growth, isolation, limits, overload, report, rollups, scenarios, waiting
+from hookpost.app.bench import cold, growth, isolation, limits, overload, report, rollups, scenarios, soak, waiting
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -62,6 +62,7 @@ SCENARIOS: dict[str, Scenario] = {
     **growth.SCENARIOS,
     **rollups.SCENARIOS,
     **cold.SCENARIOS,
+    **soak.SCENARIOS,
 }
 """All there are; those that are not usual take minutes, and fill up to tens of millions of rows first."""
 

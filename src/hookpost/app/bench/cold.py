@@ -24,6 +24,7 @@ from hookpost.storage.postgres.store import PostgresStore
 
 EVENTS_PER_S = 20_000
 READS = 500
+LOOK_S = 0.005
 MILLION = 1e6
 # S3 Standard, us-east-1; the database's price is that of `hookpost cost`.
 OBJECTS_USD_GB_MONTH = 0.023
@@ -33,6 +34,8 @@ _SIZES = """
 select pg_total_relation_size(c.oid) as total, pg_indexes_size(c.oid) as indexes
 from pg_class c where c.relname = 'events_' || to_char(hookpost_today() - 1, 'YYYYMMDD')
 """
+# By the index, in whichever partition: it needs the lock that the change of a day takes away for a moment.
+_LOOK = "select 1 from events where event_id = '00000000-0000-0000-0000-000000000000'"
 _WAL = "select pg_current_wal_lsn() - '0/0'"
 _PLACES = "select payload_ref from events where payload_ref is not null order by event_id limit $1"
 
@@ -58,7 +61,7 @@ async def _measure(connection: Any, dsn: str, folder: Path, count: int) -> Figur
     try:
         before, wal_before = await connection.fetchrow(_SIZES), await connection.fetchval(_WAL)
         began = time.monotonic()
-        steps, swap_s = await _move(store, objects)
+        steps, waited_s = await _move(store, objects, connection)
         took_s, wal = time.monotonic() - began, await connection.fetchval(_WAL) - wal_before
         after = await connection.fetchrow(_SIZES)
         places = [PayloadRef.parse(row["payload_ref"]) for row in await connection.fetch(_PLACES, READS)]
@@ -81,23 +84,34 @@ async def _measure(connection: Any, dsn: str, folder: Path, count: int) -> Figur
         "after_usd_month_a_million": _usd(after["total"] * a_million, sum(sizes) * a_million, len(sizes) * a_million),
         "s_a_million": round(took_s * a_million, 1),
         "step_ms": round(took_s / steps * 1000),
-        "swap_ms": round(swap_s * 1000, 1),
+        "reader_waits_ms": round(waited_s * 1000, 1),
         "wal_bytes_an_event": round(wal / count),
         "read_ms": round(read_s * 1000, 2),
     }
 
 
-async def _move(store: PostgresStore, objects: ObjectStore) -> tuple[int, float]:
-    """Steps, and the seconds of the last one, which has put the day into its new shape."""
-    steps, last_s, moved = 0, 0.0, None
+async def _move(store: PostgresStore, objects: ObjectStore, reader: Any) -> tuple[int, float]:
+    """Steps, and the longest that somebody waited who read events one after the other meanwhile."""
     moving.SETTLE_S = 0.0  # no dump is under way
+    steps, moved = 0, None
+    over = asyncio.Event()
+    reading = asyncio.create_task(_read(reader, over))
     while moved is None or moved.state is not MoveState.MOVED:
-        began = time.monotonic()
         moved = await store.move_payloads(objects.put, age_s=0.0, rows_max=SEGMENT_ROWS, bytes_max=SEGMENT_BYTES)
         assert moved is not None and moved.state is not MoveState.HELD, "nobody else is at work"
-        steps, last_s = steps + 1, time.monotonic() - began
-        await asyncio.sleep(0)
-    return steps, last_s
+        steps += 1
+    over.set()
+    return steps, await reading
+
+
+async def _read(connection: Any, over: asyncio.Event) -> float:
+    longest_s = 0.0
+    while not over.is_set():
+        began = time.monotonic()
+        await connection.fetchval(_LOOK)
+        longest_s = max(longest_s, time.monotonic() - began)
+        await asyncio.sleep(LOOK_S)
+    return longest_s
 
 
 def _sizes_of(folder: Path) -> list[int]:
