@@ -20,6 +20,7 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
+from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
@@ -222,6 +223,7 @@ async def run_worker(
         hours_kept_s=settings.rollup_hours_days * DAY_S,
         monotonic=clock.monotonic,
     )
+    cold = ColdPayloads(store, payloads, age_s=settings.cold_after_s, monotonic=clock.monotonic)
     spreading = Spreading(
         store,
         node_id=node_id,
@@ -237,6 +239,8 @@ async def run_worker(
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]
+        if settings.cold_after_s:
+            tending.append(tasks.create_task(cold.run(stop)))
         ready.set()
         await worker.run(stop)
         for task in tending:

@@ -57,6 +57,9 @@ PROCESSES_MAX: Final = 64
 BODY_BYTES_MAX: Final = 16 * MIB
 """A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
 
+COLD_AFTER_HOURS: Final = 96.0
+"""A delivery with the default deadline has ended a day before: what moves is read again by replays and people alone."""
+
 LEAVING_DAYS: Final = 2
 """Whatever is owed ends so many days before its event leaves."""
 
@@ -286,6 +289,14 @@ class Settings(BaseSettings):
         16 * 1024, ge=0, le=BODY_BYTES_MAX, description="larger payloads, in bytes, go to the payload store; 0: all do"
     )
 
+    cold_after_hours: float | None = Field(
+        None,
+        ge=0,
+        le=24 * 3650,
+        description="payloads in the database move to the payload store so many hours after their day (UTC) has ended; "
+        "0: never. Unless set 96, longer than deliveries wait by default, with PAYLOAD_STORE_URL, and never without",
+    )
+
     lease_s: float = Field(15, ge=3, le=LEASE_S_MAX, description="a worker not heard of for that long loses its shards")
     renew_s: float = Field(
         4, ge=0.5, le=100, description="how often a worker renews its lease; below a third of LEASE_S"
@@ -412,6 +423,14 @@ class Settings(BaseSettings):
 
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
+
+    @property
+    def cold_after_s(self) -> float:
+        """How long after their day's end payloads leave the database; 0: never. In a folder on the same disk they cost
+        what they did, and on several machines without a common store they would be out of reach."""
+        if self.cold_after_hours is None:
+            return COLD_AFTER_HOURS * HOUR_S if self.payload_store_url is not None else 0.0
+        return self.cold_after_hours * HOUR_S
 
     @property
     def deadline_s_max(self) -> float:
