@@ -79,7 +79,9 @@ class Postgres:
         self._others: list[Any] = []
 
     async def open(self, **options: Any) -> PostgresStore:
-        store = PostgresStore(self.dsn, **{"application": "test", "append_timeout_s": PATIENCE_S, "vault": Vault(KEYS), **options})
+        store = PostgresStore(
+            self.dsn, **{"application": "test", "append_timeout_s": PATIENCE_S, "vault": Vault(KEYS), **options}
+        )
         await store.open()
         self._stores.append(store)
         return store
