@@ -255,8 +255,8 @@ class AdminQueries(AuditQueries):
         async with self._changing(tenant_id, f"rotate the secret of endpoint {endpoint_id}") as connection:
             _found(await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id), "endpoint")
             grace_end: float = await connection.fetchval(SQL["grace_end"], grace_s)
-            await connection.execute(SQL["limit_secrets"], endpoint_id, grace_end)
-            await connection.execute(SQL["forget_secrets"], endpoint_id)
+            await connection.execute(SQL["limit_secrets"], tenant_id, endpoint_id, grace_end)
+            await connection.execute(SQL["forget_secrets"], tenant_id, endpoint_id)
             valid = await vault.valid_secrets(connection, self._sealing, tenant_id, endpoint_id)
             if len(valid) >= SECRETS_VALID_MAX:
                 raise Conflict(

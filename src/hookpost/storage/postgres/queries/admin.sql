@@ -142,16 +142,19 @@ returning endpoint_id
 
 -- name: limit_secrets
 -- The secrets so far go on signing for the grace period; one that ends earlier keeps its end.
-update endpoint_secrets
-set expires_at = least(expires_at, $2::timestamptz)
-where endpoint_id = $1 and (expires_at is null or expires_at > clock_timestamp())
+update endpoint_secrets s
+set expires_at = least(s.expires_at, $3::timestamptz)
+from endpoints e
+where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2
+  and (s.expires_at is null or s.expires_at > clock_timestamp())
 
 -- name: grace_end
 select clock_timestamp() + make_interval(secs => $1)
 
 -- name: forget_secrets
 -- Keys that no longer sign are of no use to anyone but a thief.
-delete from endpoint_secrets where endpoint_id = $1 and expires_at <= clock_timestamp()
+delete from endpoint_secrets s using endpoints e
+where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2 and s.expires_at <= clock_timestamp()
 
 -- name: get_event
 -- The event as it was posted. Its partition is that of its id's day or lies one day beside it.
