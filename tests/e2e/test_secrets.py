@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hookpost.storage.postgres.embedded import bin_dir, find_running
-from tests.e2e.harness import ADMIN_KEY, Arrival, Hookpost, answer, command, fresh_folder, receiver, running
+from tests.e2e.harness import ADMIN_KEY, Arrival, Hookpost, Receiver, answer, command, fresh_folder, receiver, running
 
 pytestmark = pytest.mark.process
 
@@ -70,18 +70,18 @@ async def _refuse(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
     writer.write(answer(500, ANSWER.encode()))
 
 
-async def _drive(server: Hookpost, ledger: object) -> str:
+async def _drive(server: Hookpost, ledger: Receiver) -> str:
     """Use everything that takes a secret, well and badly; returns the API key of a tenant."""
     tenant = await server.call("POST", "/v1/tenants", {"name": "acme"}, key=ADMIN_KEY, expect=201)
     path = f"/v1/tenants/{tenant['tenant_id']}/api_keys"
     key = str((await server.call("POST", path, {"name": "k"}, key=ADMIN_KEY, expect=201))["key"])
     headers = {"authorization": f"Bearer {BEARER}", "x-pin": {"value": PIN, "secret": True}, "x-team": "payments"}
-    good = await server.endpoint(ledger.url(), secret=whsec(SIGNING_KEY), headers=headers, key=key)  # type: ignore[attr-defined]
-    bad = await server.endpoint(ledger.url("/broken"), secret=whsec(SIGNING_KEY), headers=headers, key=key)  # type: ignore[attr-defined]
+    good = await server.endpoint(ledger.url(), secret=whsec(SIGNING_KEY), headers=headers, key=key)
+    bad = await server.endpoint(ledger.url("/broken"), secret=whsec(SIGNING_KEY), headers=headers, key=key)
     posted = await server.post(payload={"note": PAYLOAD}, key=key)
     await server.settled(posted, "waiting", key=key)
     await server.polled(f"/v1/attempts?endpoint_id={good['endpoint_id']}", lambda found: bool(found["data"]), key=key)
-    [arrival] = [each for each in ledger.arrivals if each.path == "/hook"]  # type: ignore[attr-defined]
+    [arrival] = [each for each in ledger.arrivals if each.path == "/hook"]
     assert arrival.headers["authorization"] == f"Bearer {BEARER}"
     assert (arrival.headers["x-pin"], arrival.headers["x-team"]) == (PIN, "payments")
     assert "," not in arrival.headers["webhook-signature"].removeprefix("v1,"), "one signature, and it is ours"
@@ -132,7 +132,7 @@ async def _pause_and_post(server: Hookpost) -> None:
     await server.call("POST", "/v1/events", event, key=ADMIN_KEY, expect=202, **{"X-Tenant-Id": tenant_id})
 
 
-async def _lose_and_rotate_keys(data: Path, ledger: object) -> None:
+async def _lose_and_rotate_keys(data: Path, ledger: Receiver) -> None:
     keys = data / "encryption.keys"
     assert stat.S_IMODE(keys.stat().st_mode) == 0o600
     kept = keys.read_text()
@@ -150,15 +150,15 @@ async def _lose_and_rotate_keys(data: Path, ledger: object) -> None:
     added = await command("keys", "add-encryption-key", data_dir=str(data))
     assert added.code == 0 and stat.S_IMODE(keys.stat().st_mode) == 0o600, added
     async with running(folder=data.parent) as server:
-        before = len(ledger.arrivals)  # type: ignore[attr-defined]
+        before = len(ledger.arrivals)
         for endpoint in (await server.call("GET", "/v1/webhook_endpoints", key=ADMIN_KEY, expect=200))["data"]:
             path = f"/v1/webhook_endpoints/{endpoint['endpoint_id']}/resume"
             await server.call("POST", path, {}, key=ADMIN_KEY, expect=200, **{"X-Tenant-Id": endpoint["tenant_id"]})
-        await ledger.until(  # type: ignore[attr-defined]
+        await ledger.until(
             lambda: any(each.path == "/hook" for each in ledger.arrivals[before:]),
-            what="what was owed meanwhile",  # type: ignore[attr-defined]
+            what="what was owed meanwhile",
         )
-        arrival = next(each for each in ledger.arrivals[before:] if each.path == "/hook")  # type: ignore[attr-defined]
+        arrival = next(each for each in ledger.arrivals[before:] if each.path == "/hook")
         assert arrival.headers["authorization"] == f"Bearer {BEARER}"
         rotated = await command("keys", "rotate-encryption", data_dir=str(data))
         assert rotated.code == 0, rotated
