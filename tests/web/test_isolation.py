@@ -334,7 +334,7 @@ WITHOUT_A_TENANT = {
         "take_replay", "next_replay_in", "move_replay", "hold_replay", "finish_replay",
     },
     "key ids are ours, and nobody names them": {"note_used_keys", "revoked_keys", "find_key"},
-    "maintenance, whoever's they are": {"seal_secret", "plain_secrets", "chains"},
+    "maintenance, whoever's they are": {"seal_secrets", "plain_secrets", "chains"},
 }  # fmt: skip
 
 

@@ -62,6 +62,10 @@ class Vault:
         """A data key as it is stored."""
         return wrap(self.ring, key_id, data_key, tenant_id=tenant_id, nonce=self._random_bytes(NONCE_BYTES))
 
+    def wrapped_anew(self, tenant_id: UUID, key_id: str, wrapped: bytes) -> bytes:
+        """The same data key, wrapped with the ring's first key. Raises Locked."""
+        return self.wrapped(tenant_id, self.ring.ids[0], unwrap(self.ring, key_id, wrapped, tenant_id=tenant_id))
+
     def fresh_key(self) -> bytes:
         """A new data key."""
         return self._random_bytes(KEY_BYTES)
@@ -253,14 +257,15 @@ class VaultQueries:
             if await connection.fetchval(SQL["older_processes"]):
                 return 0
             rows = await connection.fetch(SQL["plain_secrets"], ROWS_AT_ONCE)
-            for row in rows:
-                sealed = row["sealed"]
-                if sealed is None:
-                    sealing = await data_key(connection, self._sealing, row["tenant_id"])
-                    place = _of_secret(row["tenant_id"], row["endpoint_id"], row["created_at"])
-                    sealed = self._sealing.seal(sealing, row["key"], place)
-                await connection.execute(SQL["seal_secret"], row["endpoint_id"], row["created_at"], sealed)
+            keys = {of: await data_key(connection, self._sealing, of) for of in {row["tenant_id"] for row in rows}}
+            sealed = [row["sealed"] or self._sealed(keys[row["tenant_id"]], row) for row in rows]
+            places = [row["endpoint_id"] for row in rows], [row["created_at"] for row in rows]
+            await connection.execute(SQL["seal_secrets"], *places, sealed)
             return len(rows)
+
+    def _sealed(self, sealing: bytes, row: Mapping[str, Any]) -> bytes:
+        place = _of_secret(row["tenant_id"], row["endpoint_id"], row["created_at"])
+        return self._sealing.seal(sealing, row["key"], place)
 
     async def rewrap(self) -> Rewrapped:
         """Wrap some of the data keys with the ring's first key; a step of a rotation, each a transaction of its own."""
@@ -274,13 +279,11 @@ class VaultQueries:
                         "them, and rotate then"
                     )
             rows = await connection.fetch(SQL["data_keys_of_others"], first, ROWS_AT_ONCE)
-            for row in rows:
-                tenant_id = row["tenant_id"]
-                try:
-                    plain = unwrap(vault.ring, row["key_id"], row["wrapped"], tenant_id=tenant_id)
-                except Locked as error:
-                    raise KeysMissing(str(error)) from error
-                await connection.execute(SQL["rewrap"], tenant_id, first, vault.wrapped(tenant_id, first, plain))
+            try:
+                anew = [vault.wrapped_anew(row["tenant_id"], row["key_id"], row["wrapped"]) for row in rows]
+            except Locked as error:
+                raise KeysMissing(str(error)) from error
+            await connection.execute(SQL["rewrap"], [row["tenant_id"] for row in rows], first, anew)
             left: int = await connection.fetchval(SQL["count_others"], first)
         return Rewrapped(len(rows), left)
 

@@ -30,7 +30,8 @@ select 'an API process', i.key_ids from ingest_nodes i where i.expires_at > cloc
 select tenant_id, key_id, wrapped from data_keys where key_id <> $1 order by tenant_id limit $2 for update skip locked
 
 -- name: rewrap
-update data_keys set key_id = $2, wrapped = $3, wrapped_at = clock_timestamp() where tenant_id = $1
+update data_keys d set key_id = $2, wrapped = u.wrapped, wrapped_at = clock_timestamp()
+from unnest($1::uuid[], $3::bytea[]) u (tenant_id, wrapped) where d.tenant_id = u.tenant_id
 
 -- name: count_others
 select count(*) from data_keys where key_id <> $1
@@ -76,10 +77,12 @@ select exists (
 )
 
 -- name: plain_secrets
--- Some secrets that stand in the clear. The endpoint's row comes first, as in every change of the configuration.
+-- Some secrets that stand in the clear. What a change of the configuration holds is passed by.
 select s.endpoint_id, e.tenant_id, s.created_at, s.key, s.sealed
 from endpoint_secrets s join endpoints e on e.endpoint_id = s.endpoint_id
 where s.key is not null order by s.endpoint_id limit $1 for update of s skip locked
 
--- name: seal_secret
-update endpoint_secrets set sealed = $3, key = null where endpoint_id = $1 and created_at = $2
+-- name: seal_secrets
+update endpoint_secrets s set sealed = u.sealed, key = null
+from unnest($1::uuid[], $2::timestamptz[], $3::bytea[]) u (endpoint_id, created_at, sealed)
+where s.endpoint_id = u.endpoint_id and s.created_at = u.created_at
