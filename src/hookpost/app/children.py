@@ -39,8 +39,8 @@ def raise_file_limit() -> int:
 
 
 def write_no_core() -> None:
-    """A crash leaves no file with signing secrets and payloads in it. A collector that the kernel pipes cores to (systemd)
-    is told elsewhere."""
+    """A crash leaves no file with signing secrets and payloads in it. A collector that the kernel pipes cores to, as
+    systemd's, is not bound by it."""
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
