@@ -431,9 +431,12 @@ def create_key(
     tenant_id: str,
     name: str,
     scope: Annotated[list[str] | None, typer.Option(help="events:write, endpoints:write, read, replay.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it ends, e.g. 2027-01-02T03:04:05Z")] = None,
 ) -> None:
     """Create an API key of a tenant; it is shown once."""
     body: dict[str, Any] = {"name": name}
+    if expires_at is not None:
+        body["expires_at"] = expires_at
     if scope:
         body["scopes"] = scope
     _show(Client().call("POST", f"/v1/tenants/{tenant_id}/api_keys", body))
@@ -491,9 +494,12 @@ def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
     ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="'name: value', sent with each.")] = None,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
+    if header:
+        body["headers"] = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in header)}
     if event:
         body["events"] = event
     if ack:

@@ -47,16 +47,21 @@ class Vault:
     def __init__(self, ring: Keyring, *, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
         self.ring = ring
         self._random_bytes = random_bytes
-        self._data_keys: dict[UUID, bytes] = {}
+        # Each with what it was unwrapped from: a transaction that made it may have been rolled back since.
+        self._data_keys: dict[UUID, tuple[bytes, bytes]] = {}
 
     def opened_key(self, tenant_id: UUID, key_id: str | None, wrapped: bytes | None) -> bytes:
-        """A tenant's data key; raises Locked. Wrapping it again does not change it."""
-        known = self._data_keys.get(tenant_id)
-        if known is not None:
-            return known
+        """A tenant's data key; raises Locked."""
         if key_id is None or wrapped is None:
             raise Locked(f"the tenant {tenant_id} has no data key")
-        return self._remember(tenant_id, unwrap(self.ring, key_id, wrapped, tenant_id=tenant_id))
+        known = self._data_keys.get(tenant_id)
+        if known is not None and known[0] == wrapped:
+            return known[1]
+        data_key = unwrap(self.ring, key_id, wrapped, tenant_id=tenant_id)
+        while len(self._data_keys) >= DATA_KEYS_MAX:
+            del self._data_keys[next(iter(self._data_keys))]
+        self._data_keys[tenant_id] = wrapped, data_key
+        return data_key
 
     def wrapped(self, tenant_id: UUID, key_id: str, data_key: bytes) -> bytes:
         """A data key as it is stored."""
@@ -73,12 +78,6 @@ class Vault:
     def seal(self, data_key: bytes, plain: bytes, bound: bytes) -> bytes:
         """What is stored of ``plain``."""
         return seal(data_key, plain, bound=bound, nonce=self._random_bytes(NONCE_BYTES))
-
-    def _remember(self, tenant_id: UUID, data_key: bytes) -> bytes:
-        while len(self._data_keys) >= DATA_KEYS_MAX:
-            del self._data_keys[next(iter(self._data_keys))]
-        self._data_keys[tenant_id] = data_key
-        return data_key
 
 
 # ---- where the sealed values lie ------------------------------------------------------------------------------------
