@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Wi
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.policy.headers import HEADERS_MAX
 from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
 
 FILTERS_MAX = 100
@@ -75,6 +76,18 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     if len(msgspec.json.encode(metadata)) > METADATA_BYTES_MAX:
         raise ValueError(f"must not take more than {METADATA_BYTES_MAX} bytes as JSON")
     return metadata
+
+
+def _header_value(given: Any) -> HeaderValue | None:
+    """A header's value as a request gives it; whether it may be sent is for policy/headers to say."""
+    match given:
+        case None:
+            return None
+        case str():
+            return HeaderValue(check_text(given))
+        case {"value": str(value), **rest} if isinstance(rest.pop("secret", False), bool) and not rest:
+            return HeaderValue(check_text(value), given.get("secret", False))
+    raise ValueError('must be a text, {"value": "…", "secret": true}, or null')
 
 
 def _check_pool(text: str) -> str:
@@ -152,7 +165,24 @@ IngestRateLimit = Annotated[
     ),
 ]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
-HeaderText = Annotated[Text, Field(description="visible ASCII, spaces and tabs between")]
+HeaderInput = Annotated[
+    Any,
+    AfterValidator(_header_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "visible ASCII, spaces and tabs between"},
+                {
+                    "type": "object",
+                    "properties": {"value": {"type": "string"}, "secret": {"type": "boolean", "default": False}},
+                    "required": ["value"],
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 
 
 class _Form(BaseModel):
@@ -185,13 +215,6 @@ class TimeoutsForm(_Form):
     total_s: TimeoutSeconds | None = None
 
 
-class HeaderForm(_Form):
-    """A header's value; a secret one is sealed and never shown again."""
-
-    value: HeaderText
-    secret: bool = False
-
-
 class _EndpointForm(_Form):
     events: Filters | None = None
     enabled: bool | None = None
@@ -207,7 +230,7 @@ class _EndpointForm(_Form):
     spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
     headers: Annotated[
-        dict[str, HeaderText | HeaderForm | None] | None,
+        dict[str, HeaderInput] | None,
         Field(
             max_length=HEADERS_MAX,
             description="headers that every delivery carries, by name; null takes one away, what is not named stays. "
