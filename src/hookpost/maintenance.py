@@ -26,6 +26,7 @@ from hookpost.storage.contract import (
     ReplayStep,
     Retired,
     RollupStore,
+    SecretLocked,
     ShardLoad,
     Spread,
     StoreUnavailable,
@@ -117,7 +118,7 @@ class Maintenance:
     async def _attempt(self, name: str, task: Callable[[], Awaitable[None]]) -> bool:
         try:
             await task()
-        except (StoreUnavailable, DataRejected) as error:
+        except (StoreUnavailable, DataRejected, SecretLocked) as error:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task=name, reason=error)
             return False

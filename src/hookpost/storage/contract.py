@@ -447,11 +447,11 @@ class MaintenanceStore(Protocol):
 
     async def retire_audit(self, *, keep_days: int) -> int:
         """Take away some of the rows of the audit log older than so many days; their chains stay verifiable. Returns
-        how many."""
+        how many. Raises SecretLocked."""
 
     async def seal_plain_secrets(self) -> int:
         """Seal some of the secrets that a release before has written in the clear, once none of its processes lives;
-        returns how many."""
+        returns how many. Raises SecretLocked."""
 
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
