@@ -20,6 +20,8 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
+from hookpost.cold import ColdPayloads
+from hookpost.app.keyring import make_vault
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
@@ -110,6 +112,7 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         timeouts=timeouts(settings),
         longest_s=settings.total_timeout_max_s,
         deadline_s_max=settings.deadline_s_max,
+        vault=make_vault(settings),
     )
 
 
@@ -214,7 +217,11 @@ async def run_worker(
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
     maintenance = Maintenance(
-        store, payloads, days_ahead=settings.partition_days_ahead, keep_days=settings.retention_days
+        store,
+        payloads,
+        days_ahead=settings.partition_days_ahead,
+        keep_days=settings.retention_days,
+        audit_days=settings.audit_days or None,
     )
     rollups = Rollups(
         store,
@@ -222,6 +229,7 @@ async def run_worker(
         hours_kept_s=settings.rollup_hours_days * DAY_S,
         monotonic=clock.monotonic,
     )
+    cold = ColdPayloads(store, payloads, age_s=settings.cold_after_s, monotonic=clock.monotonic)
     spreading = Spreading(
         store,
         node_id=node_id,
@@ -237,6 +245,8 @@ async def run_worker(
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]
+        if settings.cold_after_s:
+            tending.append(tasks.create_task(cold.run(stop)))
         ready.set()
         await worker.run(stop)
         for task in tending:

@@ -75,7 +75,7 @@ class Day:
     hot: float = 0.1
     dead: float = 0.01
     flaky: float = 0.03
-    lived_s: float = 20.0
+    lived_s: float = 10.0
     slot_s: float = 1800.0
     day_s: float = DAY_S
 
