@@ -26,8 +26,10 @@ from hookpost.storage.contract import Appended, StoreUnavailable
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres import connection, worker
 from hookpost.storage.postgres.store import PostgresStore
+from hookpost.storage.postgres.vault import Vault
 from hookpost.transport import Transport
 from hookpost.worker import Worker, WorkerSettings
+from tests.conftest import KEYS
 from tests.storage.driver import until
 from tests.transport.conftest import LOOPBACK
 from tests.transport.receivers import Receiver, answering, listening
@@ -113,7 +115,7 @@ class System:
 async def running(dsn: str) -> AsyncIterator[System]:
     """Composed as app/compose.py does."""
     clock, stop, payloads = DatabaseClock(), asyncio.Event(), ObjectStore("memory:///")
-    store = PostgresStore(dsn, application="slow")
+    store = PostgresStore(dsn, application="slow", vault=Vault(KEYS))
     await store.open()
     transport = Transport(egress=LOOPBACK, now=clock.now)
     async with listening(answering(OK)) as receiver, contextlib.AsyncExitStack() as stack:

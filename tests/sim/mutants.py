@@ -15,7 +15,6 @@ import pytest
 
 from hookpost import ingest as ingest_module
 from hookpost import worker as worker_module
-from hookpost.engine import backlog as backlog_module
 from hookpost.engine import engine as engine_module
 from hookpost.engine import roster as roster_module
 from hookpost.engine.books import Books
@@ -26,7 +25,6 @@ from hookpost.engine.progress import ShardProgress
 from hookpost.ingest import Ingest
 from hookpost.policy import retry as retry_module
 from hookpost.policy.breaker import Breaker
-from hookpost.policy.budget import RetryBudget
 from hookpost.policy.rate import TokenBucket
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.storage.memory.admin import AdminTables
@@ -238,11 +236,6 @@ def a_half_open_breaker_lets_everything_through(patch: Patch) -> None:
     wrap(patch, Breaker, "start", lambda f, b: (f(b), setattr(b, "probing", False))[0])
 
 
-@mutant("budget")
-def every_retry_is_within_the_budget(patch: Patch) -> None:
-    patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: True)
-
-
 @mutant("retry_after")
 def retry_after_is_ignored(patch: Patch) -> None:
     patch.setattr(Findings, "note_hold", lambda self, *rest: None)
@@ -276,12 +269,6 @@ def what_waits_has_an_earlier_deadline(patch: Patch) -> None:
 @mutant("drained")
 def one_shard_of_each_worker_is_not_read(patch: Patch) -> None:
     wrap(patch, Worker, "_shards_to_read", lambda f, worker: f(worker)[1:])
-
-
-@mutant("rests")
-def what_is_due_is_looked_at_half_a_minute_late(patch: Patch) -> None:
-    on_grid = backlog_module._on_grid
-    patch.setattr(backlog_module, "_on_grid", lambda due: on_grid(due) + 30.0)
 
 
 # ---- the trial ------------------------------------------------------------------------------------------------------

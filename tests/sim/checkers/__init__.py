@@ -8,7 +8,6 @@ from tests.sim.checkers import (
     accepted,
     attempts,
     breakers,
-    budget,
     caps,
     configuration,
     cursors,
@@ -21,7 +20,6 @@ from tests.sim.checkers import (
     order,
     owners,
     rates,
-    rests,
     retry_after,
 )
 from tests.sim.system.trace import Trace, Violation
@@ -29,8 +27,8 @@ from tests.sim.system.trace import Trace, Violation
 CHECKERS: dict[str, Callable[[Trace], None]] = {
     module.__name__.rpartition(".")[2]: module.judge
     for module in (
-        accepted, attempts, breakers, budget, caps, configuration, cursors, deadlines, drained, duplicates, fates,
-        idempotency, metering, order, owners, rates, rests, retry_after,
+        accepted, attempts, breakers, caps, configuration, cursors, deadlines, drained, duplicates, fates, idempotency,
+        metering, order, owners, rates, retry_after,
     )
 }  # fmt: skip
 

@@ -28,15 +28,6 @@ def check(holds: bool, *what: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
-    """The platform's own settings: this part of the attempts of a minute may be retries that fail, and at least so many."""
-
-    at: float
-    retry_part: float
-    retry_floor: int
-
-
-@dataclass(frozen=True, slots=True)
 class Configured:
     """A change of an endpoint was asked for at ``asked_at`` and acknowledged; these are its values from then on."""
 

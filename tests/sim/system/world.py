@@ -29,7 +29,6 @@ from tests.sim.system.server import Faults, Server
 from tests.sim.system.trace import (
     Accepted,
     Away,
-    Began,
     Configured,
     Ended,
     Healed,
@@ -53,7 +52,6 @@ LEASE_S, RENEW_S = 6.0, 1.5
 LONGEST_S = 3.0
 TIMEOUTS = Timeouts(1.0, 2.0, LONGEST_S)
 BREAKER = BreakerPolicy(failures=4, pause_s=3.0, pause_max_s=12.0)
-BUDGET, BUDGET_SMALL = BudgetPolicy(floor=120), BudgetPolicy(part=0.02, floor=4)
 DEADLINES_S = (20.0, 60.0, 120.0)
 # A producer that has no answer by then goes on.
 PATIENCE_S = 2.0
@@ -82,9 +80,6 @@ class World:
         self.network = Network(self.loop, Random(rng.getrandbits(64)), self.trace)
         self.operator = self.server.operator(self.loop.add("operator"))
         self.roomy = rng.random() < 0.5
-        # Where memory is short there is enough to be looked at without a budget that is short, too.
-        self.budget = BUDGET_SMALL if self.roomy else BUDGET
-        self.trace.add(Began(0.0, self.budget.part, self.budget.floor))
         self.chaos = True
         self.tenants: list[UUID] = []
         self.endpoints: dict[UUID, dict[str, Any]] = {}
@@ -131,7 +126,7 @@ class World:
             renew_s=RENEW_S,
             stop_s=8.0,
             limits=limits,
-            policies=Policies(breaker=BREAKER, budget=self.budget),
+            policies=Policies(breaker=BREAKER, budget=BudgetPolicy(floor=120)),
         )
         self.names += 1
         name = f"worker-{self.names}"
