@@ -275,7 +275,8 @@ class Request:
 class Outcome:
     """What one request came to. ``error_code`` is None for a 2xx only; ``status`` is None until headers are complete.
 
-    ``total_ms`` counts from ``started_at`` to ``finished_at``.
+    ``total_ms`` counts from ``started_at`` to ``finished_at``. ``ours``: it failed at our own egress proxy, before
+    anything could leave; no receiver has a part in it.
     ``response_head`` holds the status line, the headers and the beginning of the body as received: bytes, never text.
     """
 
@@ -297,6 +298,7 @@ class Outcome:
     address: str = ""
     protocol: str = ""
     detail: str = ""
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)
