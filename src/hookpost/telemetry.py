@@ -201,7 +201,33 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "this machine's clock is {skew_ms} ms off the database's",
             "Leases count in the database's time, so nothing breaks; set up NTP, or ids and latencies look wrong.",
         ),
+        "audit_retired": Event(
+            logging.INFO,
+            "{rows} rows of the audit log were taken away, they are older than AUDIT_DAYS",
+            "Each chain says so itself, and can be verified from there on.",
+        ),
+        "secrets_sealed": Event(
+            logging.INFO,
+            "{secrets} signing secrets that a release before kept in the clear are sealed",
+            "Once after an upgrade, when no process of the release before lives any more.",
+        ),
+        "secret_locked": Event(
+            logging.ERROR,
+            "a secret does not open: {reason}",
+            "Give this process the encryption key that the line names, or put the file of keys back, and restart it.",
+        ),
+        "endpoints_locked": Event(
+            logging.ERROR,
+            "{endpoints} endpoints cannot be sent to, their secrets do not open: {reason}",
+            "What is owed to them waits (secret_locked). Give the encryption key back and restart this process; a row "
+            "that was altered is mended by a rotation of the secret with grace_period_s 0.",
+        ),
         # First start.
+        "encryption_key_made": Event(
+            logging.WARNING,
+            "an encryption key was made in {path}: keep a copy of the file, away from the database's backups",
+            "Signing secrets and secret headers are sealed with it, and are lost without it.",
+        ),
         "default_tenant_created": Event(
             logging.INFO, "tenant {tenant_id} created", "The default tenant of a single-tenant installation."
         ),

@@ -20,6 +20,7 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
+from hookpost.app.keyring import make_vault
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
@@ -115,6 +116,7 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         timeouts=timeouts(settings),
         longest_s=settings.total_timeout_max_s,
         deadline_s_max=settings.deadline_s_max,
+        vault=make_vault(settings),
     )
 
 
@@ -219,7 +221,11 @@ async def run_worker(
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
     )
     maintenance = Maintenance(
-        store, payloads, days_ahead=settings.partition_days_ahead, keep_days=settings.retention_days
+        store,
+        payloads,
+        days_ahead=settings.partition_days_ahead,
+        keep_days=settings.retention_days,
+        audit_days=settings.audit_days or None,
     )
     rollups = Rollups(
         store,

@@ -22,7 +22,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from hookpost.policy.alerts import check_mail_address
 from hookpost.policy.egress import parse_proxy, split_url
+from hookpost.policy.headers import parse_patterns
 from hookpost.policy.routing import POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.sealing import parse_keyring
 from hookpost.policy.signing import parse_secret
 
 __all__ = [
@@ -85,7 +87,16 @@ NON_HTTP_PORTS: Final = (
 """Well-known services at 1024 and above that no webhook goes to, and that do harm when they get one."""
 
 SECRET_FIELDS: Final = frozenset(
-    {"admin_key", "alert_secret", "alert_url", "database_url", "egress_proxy", "payload_store_url", "smtp_password"}
+    {
+        "admin_key",
+        "alert_secret",
+        "alert_url",
+        "database_url",
+        "egress_proxy",
+        "encryption_keys",
+        "payload_store_url",
+        "smtp_password",
+    }
 )
 """Never shown in an error, not even when they are wrong."""
 
@@ -143,6 +154,23 @@ def _pool(value: str) -> str:
 
 def _absolute(value: Path) -> Path:
     return Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links, which may change later
+
+
+def _absolute_or_none(value: Path | None) -> Path | None:
+    return None if value is None else _absolute(value)
+
+
+def _encryption_keys(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parse_keyring(value.get_secret_value())
+    return value
+
+
+def _header_patterns(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple | list):
+        raise ValueError("names of headers separated by commas are expected, for example x-*,authorization")
+    return parse_patterns([str(part) for part in parts])
 
 
 def _file(value: Path | None) -> Path | None:
@@ -214,6 +242,7 @@ def _lower(value: object) -> object:
 NetworkList = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 SmtpTls = Annotated[Literal["starttls", "tls", "none"], BeforeValidator(_lower)]
+HeaderPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_header_patterns)]
 PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_ports)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 LogFormat = Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)]
@@ -242,6 +271,16 @@ class Settings(BaseSettings):
     )
     admin_key: Annotated[SecretStr | None, AfterValidator(_admin_key)] = Field(
         None, description="key of the platform's operator; without it one is generated at first start and printed once"
+    )
+    encryption_keys: Annotated[SecretStr | None, AfterValidator(_encryption_keys)] = Field(
+        None,
+        description="keys that secrets in the database are sealed with, as id:BASE64, separated by commas: the first "
+        "seals, all open; without it they come from a file",
+    )
+    encryption_key_file: Annotated[Path | None, AfterValidator(_absolute_or_none)] = Field(
+        None,
+        description="file with these keys, one a line; without it encryption.keys in DATA_DIR, which is made with the "
+        "embedded PostgreSQL",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of IPv4, :: for all"
@@ -341,6 +380,9 @@ class Settings(BaseSettings):
 
     retention_days: int = Field(
         30, ge=3, le=3650, description="days that events, attempts and dead letters are kept; no deadline is later"
+    )
+    audit_days: int = Field(
+        0, ge=0, le=36_600, description="days that the audit log is kept; 0: for ever. Its chains stay verifiable"
     )
     payload_store_url: Annotated[str | None, AfterValidator(_payload_store_url)] = Field(
         None,
@@ -445,6 +487,11 @@ class Settings(BaseSettings):
     deny_ports: PortList = Field(
         NON_HTTP_PORTS,
         description="ports that endpoints may not reach although 80, 443 or 1024-65535, separated by commas",
+    )
+    headers_allow: HeaderPatterns = Field(
+        ("*",),
+        description="headers that endpoints may add, separated by commas, * stands for any characters; those that "
+        "frame, route or sign a request never are among them",
     )
     https_only: bool = Field(
         False, description="refuse http:// URLs of endpoints; deliveries to such that there are already fail and wait"

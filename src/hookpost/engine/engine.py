@@ -51,7 +51,6 @@ from hookpost.model import (
     Decision,
     Delivered,
     Endpoint,
-    EndpointStatus,
     Health,
     Held,
     Outcome,
@@ -60,7 +59,7 @@ from hookpost.model import (
     WaitReason,
 )
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
-from hookpost.policy.gate import Wait, parks
+from hookpost.policy.gate import Wait, is_shut, parks
 from hookpost.policy.retry import decide
 
 # Looking an enum's member up costs more than comparing with it, and every row is compared.
@@ -84,7 +83,7 @@ class Engine:
         self._roster = Roster(self._shards, self._gates, self._turns, self._findings)
         self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers)
         self._loads = Loads(limits.loads, limits.in_flight_bytes // 2)
-        self._spill = Spill(self._books, self._backlog, self._gates, self._roster.tenants, limits)
+        self._spill = Spill(self._books, self._backlog, self._gates, self._turns, self._roster.tenants, limits)
         self.in_flight = 0
         self.in_flight_bytes = 0
 
@@ -187,7 +186,7 @@ class Engine:
 
     def _configure(self, endpoint: EndpointState, config: Endpoint, now: float) -> None:
         before = endpoint.config
-        opened = before is not None and before.status is not EndpointStatus.ENABLED is config.status
+        opened = before is not None and is_shut(before) and not is_shut(config)
         self._roster.limit(endpoint, config, now)
         self._findings.adopt_health(endpoint, config)
         endpoint.config = config
@@ -223,6 +222,14 @@ class Engine:
     def room(self) -> tuple[int, int]:
         """How many rows and payload bytes the reader may bring: 0 when memory is full, until a settle makes room."""
         return self._books.room()
+
+    def holders(self, *, now: float) -> list[UUID] | None:
+        """The endpoints that hold the memory, if it helps to know whether anybody else waits in the journal."""
+        return self._spill.holders(now)
+
+    def nobody_else(self, *, until: float) -> None:
+        """Nobody but the ``holders`` has rows in the journal; nothing has to leave memory for others until then."""
+        self._spill.nobody_else(until)
 
     def read_to(self, number: int) -> tuple[int, int]:
         """(seq, day) of the last journal row read: the reader goes on behind it."""

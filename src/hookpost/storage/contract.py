@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -49,6 +49,15 @@ class PayloadStoreForeign(Exception):
     """The payload store is not the one that this installation's payloads lie in; the text says what to do."""
 
 
+class KeysMissing(Exception):
+    """What is sealed in the store needs encryption keys that are not here, or not everywhere; the text names their ids
+    and says what to do."""
+
+
+class SecretLocked(Exception):
+    """A secret that this needs does not open: the operator has to give the encryption key that sealed it."""
+
+
 class NotFound(Exception):
     """There is no such thing, or it belongs to another tenant; the two look alike on purpose."""
 
@@ -72,6 +81,27 @@ RECONFIGURED = "hookpost.reconfigured"
 # Of receivers that recovered longer ago nobody needs to hear: with the default schedule all that had been stored before
 # has become due since (retries are at most so far apart).
 RECOVERED_S = 3 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderValue:
+    """A header of an endpoint's own. The value of a secret is sealed, and never shown again."""
+
+    value: str = field(repr=False)
+    secret: bool = False
+
+
+# What a request changes of an endpoint's own headers, by lower-case name: null takes one away, what is not named stays.
+# None: all of them go.
+HeaderChange: TypeAlias = Mapping[str, HeaderValue | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrapped:
+    """One step of a rotation of the encryption key: data keys wrapped anew, and how many are left."""
+
+    count: int
+    left: int
 
 
 # ---- payloads -------------------------------------------------------------------------------------------------------
@@ -268,6 +298,12 @@ class WorkerStore(Protocol):
         """Journal rows behind (seq, day) of each shard, in order; at most ``rows_max`` and ``bytes_max`` a shard, but
         one row always fits."""
 
+    async def others_wait(
+        self, positions: Mapping[int, tuple[int, int]], holders: Collection[UUID], *, rows_max: int
+    ) -> bool:
+        """Is anything among the next ``rows_max`` rows behind (seq, day) of some shard that is owed to an endpoint that
+        is not one of ``holders``, or a control entry?"""
+
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
         """Backlog rows of a lane; whether there are more; the least due time (or deadline) behind those."""
 
@@ -408,6 +444,14 @@ class MaintenanceStore(Protocol):
 
     async def make_partitions(self, *, days_ahead: int) -> int:
         """Have the partitions of today and the coming days; returns how many were made."""
+
+    async def retire_audit(self, *, keep_days: int) -> int:
+        """Take away some of the rows of the audit log older than so many days; their chains stay verifiable. Returns
+        how many."""
+
+    async def seal_plain_secrets(self) -> int:
+        """Seal some of the secrets that a release before has written in the clear, once none of its processes lives;
+        returns how many."""
 
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
@@ -665,8 +709,25 @@ class AdminStore(Protocol):
     async def revoke_key(self, tenant_id: UUID, key_id: str) -> None:
         """Raises NotFound."""
 
+    async def list_audit(
+        self,
+        tenant_id: UUID | None,
+        *,
+        action: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        """The audit log of a tenant, or (None) of all and the platform, newest first. Who acts is told by
+        ``storage.acting``; every change writes its row in its own transaction."""
+
+    async def missing_keys(self) -> list[str]:
+        """The ids of encryption keys that sealed secrets need and this process does not hold."""
+
     async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
-        """A new endpoint with its first secret; raises Conflict when the tenant has too many or the uid is taken."""
+        """A new endpoint with its first secret; ``headers`` among the values is a HeaderChange. Raises Conflict when
+        the tenant has too many or the uid is taken."""
 
     async def get_endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
         """Raises NotFound, also for a deleted one."""
@@ -675,7 +736,8 @@ class AdminStore(Protocol):
         """Newest first."""
 
     async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Setting the status to enabled, be it so already, closes the breaker of the endpoint's receiver.
+        """Setting the status to enabled, be it so already, closes the breaker of the endpoint's receiver. ``headers``
+        is a HeaderChange.
 
         Raises NotFound, and Conflict: the uid is taken, or order is to end while the endpoint moves."""
 
@@ -683,7 +745,7 @@ class AdminStore(Protocol):
         """Tombstone; what was owed to it is cancelled. Raises NotFound."""
 
     async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
-        """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound."""
+        """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound and SecretLocked."""
 
     async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
         """Add a new secret; the old ones go on signing for ``grace_s``. Returns when they stop.

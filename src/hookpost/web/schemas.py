@@ -1,13 +1,13 @@
 """What the API takes and gives: the forms of requests with their limits, and of answers for the OpenAPI document.
 
 Every text is free of NUL and of lone surrogates, which no store can hold; every number is finite; what is not known is
-refused. Fields of features that are not enforced yet are known by name and refused when they ask for something.
+refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
+from hookpost.policy.headers import HEADERS_MAX
 from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.web.auth import SCOPES
 
@@ -106,21 +107,6 @@ def _check_time(text: str) -> str:
     return text
 
 
-def _not_yet(harmless: Callable[[Any], bool]) -> Any:
-    """A field of a feature to come: whatever would ask for it is refused."""
-
-    def check(value: Any) -> Any:
-        if value is not None and not harmless(value):
-            raise ValueError("is not supported yet")
-        return value
-
-    return AfterValidator(check)
-
-
-def _never(_: Any) -> bool:
-    return False
-
-
 Text = Annotated[str, AfterValidator(check_text)]
 Printable = Annotated[str, AfterValidator(_check_printable)]
 Time = Annotated[str, AfterValidator(_check_time), WithJsonSchema({"type": "string", "format": "date-time"})]
@@ -166,12 +152,7 @@ IngestRateLimit = Annotated[
     ),
 ]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
-NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
-NotYetUnlessEmpty = Annotated[
-    JsonValue,
-    _not_yet(lambda value: value == {}),
-    WithJsonSchema({"type": ["object", "null"], "description": "not supported yet"}),
-]
+HeaderText = Annotated[Text, Field(description="visible ASCII, spaces and tabs between")]
 
 
 class _Form(BaseModel):
@@ -204,6 +185,13 @@ class TimeoutsForm(_Form):
     total_s: TimeoutSeconds | None = None
 
 
+class HeaderForm(_Form):
+    """A header's value; a secret one is sealed and never shown again."""
+
+    value: HeaderText
+    secret: bool = False
+
+
 class _EndpointForm(_Form):
     events: Filters | None = None
     enabled: bool | None = None
@@ -218,7 +206,15 @@ class _EndpointForm(_Form):
     on_dead: OnDead | None = None
     spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
-    headers: NotYetUnlessEmpty = None
+    headers: Annotated[
+        dict[str, HeaderText | HeaderForm | None] | None,
+        Field(
+            max_length=HEADERS_MAX,
+            description="headers that every delivery carries, by name; null takes one away, what is not named stays. "
+            "Those whose name tells of a secret, and those with `secret: true`, are write-only",
+            examples=[{"x-team": "payments", "authorization": "Bearer …", "x-pin": {"value": "…", "secret": True}}],
+        ),
+    ] = None
 
 
 class EndpointCreate(_EndpointForm):
@@ -390,6 +386,7 @@ class KeyAnswer(_Answer):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    last_used_at: Annotated[str | None, Field(description="to the minute")]
 
 
 class KeyCreated(KeyAnswer):
@@ -444,6 +441,7 @@ class EndpointAnswer(_Answer):
     description: str | None
     uid: str | None
     metadata: dict[str, str]
+    headers: Annotated[dict[str, str], Field(description="of its own; the value of a secret is shown as ********")]
     retry: RetryAnswer
     timeouts: TimeoutsAnswer
     max_in_flight: int
@@ -666,6 +664,30 @@ class Readiness(_Answer):
     status: Literal["ready", "not_ready"]
     store: Literal["reachable", "unreachable"]
     unowned_shards: int | None
+    missing_encryption_keys: int | None
+
+
+class AuditEntry(_Answer):
+    """A row of the audit log; without a tenant it is about the platform. ``hash`` covers the row and ``previous``."""
+
+    tenant_id: str | None
+    seq: int
+    at: str
+    actor: Annotated[str, Field(description="key_…, admin (the operator's own key), cli, or hookpost itself")]
+    address: str
+    action: str
+    target: str
+    before: dict[str, JsonValue] | None
+    after: dict[str, JsonValue] | None
+    previous: str
+    hash: str
+
+
+class AuditList(_Answer):
+    """Rows of the audit log, newest first."""
+
+    data: list[AuditEntry]
+    next_cursor: str | None
 
 
 class TenantList(_Answer):
