@@ -32,7 +32,7 @@ from typing import Any
 import certifi
 import pycurl
 
-from hookpost.model import ErrorCode, Outcome, Request, Timeouts
+from hookpost.model import ErrorCode, Outcome, Request, Timeouts, TlsIdentity
 from hookpost.policy.classify import http_error_code
 from hookpost.policy.egress import (
     ANYWHERE,
@@ -427,7 +427,8 @@ class Transport:
         outcome.finished_at = self._now()
         outcome.total_ms = int((outcome.finished_at - outcome.started_at) * 1000)
         done = exchange.done
-        if len(self._idle) < IDLE_HANDLES_MAX:
+        # A handle that holds somebody's identity is not used for anybody else.
+        if exchange.request.tls is None and len(self._idle) < IDLE_HANDLES_MAX:
             self._idle.append(exchange)
         else:
             exchange.easy.close()
@@ -563,11 +564,22 @@ class _Exchange:
         if target.scheme != self._scheme:
             setopt(pycurl.PIPEWAIT, target.scheme == "https")
             self._scheme = target.scheme
+        if request.tls is not None:
+            self._identify(request.tls)
         timeouts = request.timeouts
         self.first_byte_at = began + timeouts.first_byte_s
         if timeouts is not self._timeouts:
             self._set_timeouts(timeouts.connect_s, timeouts.total_s)
             self._timeouts = timeouts
+
+    def _identify(self, tls: TlsIdentity) -> None:
+        """Trust whom the endpoint trusts, and be who it expects. libcurl reuses connections only where all of it is the
+        same; the handle is thrown away (see ``_conclude``)."""
+        if tls.ca:
+            self.easy.setopt(pycurl.CAINFO_BLOB, tls.ca)
+        if tls.cert:
+            self.easy.setopt(pycurl.SSLCERT_BLOB, tls.cert)
+            self.easy.setopt(pycurl.SSLKEY_BLOB, tls.key)
 
     @property
     def lookup_s_max(self) -> float:
@@ -668,7 +680,7 @@ class _Exchange:
         """The outcome of a transfer that libcurl ended with ``code`` (0 is success)."""
         if self._complete:
             return self._answered(body_cut=code != 0)
-        error_code = self._error_code(code)
+        error_code = self._error_code(code, message)
         detail = (
             self._fault
             or self._no_socket
@@ -722,7 +734,7 @@ class _Exchange:
         outcome.body_cut = body_cut
         return self._measured(outcome)
 
-    def _error_code(self, code: int) -> ErrorCode:
+    def _error_code(self, code: int, message: str) -> ErrorCode:
         if self._fault:
             return ErrorCode.PROTOCOL_ERROR
         if sum(map(len, self._lines)) > self._limits.header_bytes_max:
@@ -735,6 +747,10 @@ class _Exchange:
             return self._proxy_error()
         if code == pycurl.E_COULDNT_CONNECT:
             return _CONNECT_ERRORS.get(self.easy.getinfo(pycurl.OS_ERRNO), ErrorCode.NETWORK_UNREACHABLE)
+        if code == pycurl.E_RECV_ERROR and self.target.scheme == "https" and " alert " in message:
+            return (
+                ErrorCode.TLS_FAILURE
+            )  # TLS 1.3: a receiver that wants another certificate says so behind the handshake
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return ErrorCode.TOTAL_TIMEOUT if self._connected() else ErrorCode.CONNECT_TIMEOUT
         return _CURL_ERRORS.get(code, ErrorCode.INTERNAL_ERROR)
@@ -875,6 +891,7 @@ _CURL_ERRORS = {
     pycurl.E_GOT_NOTHING: ErrorCode.CONNECTION_RESET,
     pycurl.E_SEND_ERROR: ErrorCode.CONNECTION_RESET,
     pycurl.E_RECV_ERROR: ErrorCode.CONNECTION_RESET,
+    pycurl.E_SSL_CERTPROBLEM: ErrorCode.TLS_FAILURE,
     pycurl.E_SSL_CIPHER: ErrorCode.TLS_FAILURE,
     pycurl.E_PEER_FAILED_VERIFICATION: ErrorCode.TLS_UNTRUSTED,
     pycurl.E_BAD_CONTENT_ENCODING: ErrorCode.PROTOCOL_ERROR,

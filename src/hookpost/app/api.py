@@ -101,6 +101,7 @@ async def run_api(
             total_timeout_max_s=settings.total_timeout_max_s,
             deadline_s_max=settings.deadline_s_max,
             endpoints_max=settings.endpoints_max,
+            filters_max=settings.filters_max,
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
             headers_allow=settings.headers_allow,

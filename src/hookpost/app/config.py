@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from hookpost.policy.alerts import check_mail_address
 from hookpost.policy.egress import parse_proxy, split_url
 from hookpost.policy.headers import parse_patterns
-from hookpost.policy.routing import POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.routing import FILTERS_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.policy.sealing import parse_keyring
 from hookpost.policy.signing import parse_secret
 
@@ -458,7 +458,15 @@ class Settings(BaseSettings):
         le=10_000_000,
         description="failed retries a minute that are let through however few attempts there are",
     )
-    endpoints_max: int = Field(10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most")
+    endpoints_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most (409): one event may go to all of them"
+    )
+    filters_max: int = Field(
+        100,
+        ge=1,
+        le=FILTERS_MAX,
+        description="filters of one endpoint at most (422): each is looked at for each new type",
+    )
     replay_rate_limit: float = Field(
         500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"
     )
