@@ -369,6 +369,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "events_accepted": "Events durably accepted, duplicates not counted.",
         "events_duplicate": "Events answered from their idempotency key.",
+        "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",
         "attempts_delivered": "Attempts that ended in a delivery.",
         "attempts_retry": "Attempts that failed and are tried again.",
