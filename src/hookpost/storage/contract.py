@@ -19,6 +19,7 @@ from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Tak
 from hookpost.model import Endpoint, Health, PayloadRef, Tenant
 from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
+from hookpost.policy.explain import EventWhy
 
 
 class StoreUnavailable(Exception):
@@ -692,6 +693,12 @@ class AdminStore(Protocol):
 
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         """Raises NotFound."""
+
+    async def why(
+        self, tenant_id: UUID | None, event_id: UUID, endpoint_id: UUID | None, *, owed_max: int, others_max: int
+    ) -> EventWhy:
+        """What is recorded of an event at one endpoint; or at ``owed_max`` of those it was owed to and at the newest
+        ``others_max`` of the others. Raises NotFound, also for an endpoint that its tenant never had."""
 
     async def list_events(
         self,

@@ -15,7 +15,7 @@ from fastapi.openapi.utils import get_openapi
 
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import problems, schemas, stats
+from hookpost.web import explain, problems, schemas, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -60,6 +60,7 @@ def make_app(
     )
     app.state.api = Api(store, payloads, submit, settings, Cursors(settings.cursor_secret))
     app.include_router(routes.router)
+    app.include_router(explain.router)
     app.include_router(stats.router)
     app.add_middleware(_CatchAll)
     problems.install(app)

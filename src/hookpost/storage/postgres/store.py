@@ -14,6 +14,7 @@ from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
+from hookpost.storage.postgres.explain import ExplainQueries
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
 from hookpost.storage.postgres.removals import RemovalQueries
@@ -45,6 +46,7 @@ class PostgresStore(
     AdminQueries,
     ReplayQueries,
     StatsQueries,
+    ExplainQueries,
 ):
     """Implements the whole contract on one pool of connections."""
 
