@@ -146,11 +146,13 @@ def api(
     name: Annotated[str, typer.Option(help="Name in the log.")] = "api",
     fd: Annotated[int | None, Hidden] = None,
     supervisor_fd: Annotated[int | None, Hidden] = None,
+    figures: Annotated[Path | None, Hidden] = None,
 ) -> None:
     """One API process on a database that `hookpost migrate` or `hookpost serve` has prepared."""
     from hookpost.app.api import run_api
     from hookpost.app.children import run
     from hookpost.app.supervisor import bind, require_prepared
+    from hookpost.metrics import Board
 
     settings = load(port=port, data_dir=data_dir)
     telemetry.configure(name, settings.log_format, settings.log_level)
@@ -160,7 +162,8 @@ def api(
         if supervisor_fd is None:
             await require_prepared(settings, dsn)
         listener = bind(settings) if fd is None else socket.socket(fileno=fd)
-        await run_api(settings, dsn, listener=listener, stop=stop, ready=ready)
+        board = None if figures is None else Board(figures)
+        await run_api(settings, dsn, name=name, listener=listener, stop=stop, ready=ready, board=board)
 
     run(main_, supervisor_fd=supervisor_fd)
 
@@ -172,11 +175,13 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Name in the log and in attempts.")] = None,
     node: Annotated[str | None, Hidden] = None,
     supervisor_fd: Annotated[int | None, Hidden] = None,
+    figures: Annotated[Path | None, Hidden] = None,
 ) -> None:
     """One worker process on a prepared database; as many as you like, on any machine."""
     from hookpost.app.children import run
     from hookpost.app.compose import run_worker
     from hookpost.app.supervisor import require_prepared
+    from hookpost.metrics import Board
 
     settings = load(pool=pool, data_dir=data_dir)
     node_id = uuid7() if node is None else UUID(node)
@@ -187,7 +192,8 @@ def worker(
     async def main_(stop: asyncio.Event, ready: asyncio.Event) -> None:
         if supervisor_fd is None:
             await require_prepared(settings, dsn)
-        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready)
+        board = None if figures is None else Board(figures)
+        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready, board=board)
 
     run(main_, supervisor_fd=supervisor_fd)
 

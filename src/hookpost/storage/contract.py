@@ -606,6 +606,48 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
+    living worker owns it."""
+
+    shard: int
+    pool: str
+    depth: int
+    age_s: float
+    owned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TenantFigures:
+    """What a tenant has had since the day (UTC) began."""
+
+    tenant_id: UUID
+    accepted: int
+    attempts: int
+    delivered: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFigures:
+    """The platform as the store sees it: its shards; what waits, by reason (counted to a limit; ``backlog_exact``); the
+    tenants with the most attempts today; how far behind the rollups are (None: nothing was counted yet)."""
+
+    shards: tuple[ShardFigures, ...]
+    backlog: Mapping[str, int]
+    backlog_exact: bool
+    tenants: tuple[TenantFigures, ...]
+    rollups_behind_s: float | None
+
+
+class FiguresStore(Protocol):
+    """What a page of metrics asks of the store."""
+
+    async def platform_figures(self, *, backlog_max: int, tenants_max: int) -> PlatformFigures:
+        """How the platform stands now, in bounded time: at most so many rows of the backlog are counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Metered:
     """What the platform and its tenants had on some days: the total and those with the most attempts (or the one tenant
     that was asked for), as rows of the metering; and what an attempt's row takes on disk (None: too few to tell)."""
@@ -624,7 +666,7 @@ class Matched:
     exact: bool
 
 
-class AdminStore(Protocol):
+class AdminStore(FiguresStore, Protocol):
     """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
 
     async def ping(self) -> float:
