@@ -214,7 +214,7 @@ class Secret:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
-    counts only with a valid ``webhook-ack``.
+    counts only with a valid ``webhook-ack``. ``forward_trace``: it is told the trace of the producer instead of ours.
 
     ``pinned``: whatever its cap, it lives in the first home shard of its tenant. ``barred``: it came to live there, and
     there it waits until what is owed to it in other shards is done. ``ordered_to``: (shard, seq), up to which all that
@@ -238,6 +238,7 @@ class Endpoint:
     pinned: bool = False
     barred: bool = False
     signed_ack: bool = False
+    forward_trace: bool = False
     health: Health = HEALTHY
     ordered_to: tuple[int, int] | None = None
 

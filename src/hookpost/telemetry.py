@@ -40,6 +40,7 @@ __all__ = [
     "count_by",
     "counters",
     "histograms",
+    "is_told",
     "labelled",
     "log",
     "log_error",
@@ -253,6 +254,21 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "shard {shard}: sequence {expected} expected, {found} found",
             "The journal is numbered without gaps, so an entry is missing. Was the database edited by hand?",
         ),
+        "attempt_failed": Event(
+            logging.INFO,
+            "attempt {attempt_id} of {event_id} to {endpoint_id} failed: {error_code}",
+            "One wide line for each attempt that failed, twenty a second at most; `attempts` counts the others.",
+        ),
+        "attempt_delivered": Event(
+            logging.DEBUG,
+            "attempt {attempt_id} of {event_id} to {endpoint_id} delivered in {latency_ms} ms",
+            "One wide line for each attempt that succeeded; all of them are in GET /v1/attempts, too.",
+        ),
+        "attempts": Event(
+            logging.INFO,
+            "{delivered} delivered, {retry} failed to be tried again, {dead} given up in {seconds} s",
+            "What a worker has done since its last such line, if anything.",
+        ),
         "config_refreshed": Event(
             logging.DEBUG, "configuration of {tenants} tenants read again", "Endpoints or tenants were changed."
         ),
@@ -462,6 +478,11 @@ def configure(process: str, format: LogFormat = "auto", level: str = "info", str
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     _logger.setLevel(LEVELS[level])
+
+
+def is_told(event_name: str) -> bool:
+    """Is a line of this event written at the level that was chosen? For what is costly to put together."""
+    return _logger.isEnabledFor(EVENTS[event_name].level)
 
 
 def log(event_name: str, **fields: object) -> None:

@@ -26,10 +26,11 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.gates import Receiver
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
-from hookpost.engine.tally import tally
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, PayloadRef, Request, show_id
 from hookpost.policy.request import build_request
+from hookpost.policy.trace import ID_BYTES
+from hookpost.reporting import Reports
 from hookpost.storage.contract import (
     RECONFIGURED,
     DataRejected,
@@ -145,7 +146,9 @@ class Worker:
         name: str,
         settings: WorkerSettings,
         rng: Random,
+        trace: Callable[[Work, Outcome], None] | None = None,
     ) -> None:
+        """``trace`` is called at the end of every attempt; None: nobody wants spans."""
         self._store = store
         self._payloads = payloads
         self._payloads_told_at = 0.0
@@ -157,6 +160,8 @@ class Worker:
         self._settings = settings
         self._engine = Engine(worker=name, limits=settings.limits, rng=rng, policies=settings.policies)
         self._user_agent = f"Hookpost/{__version__}"
+        self._trace = trace
+        self._reports = Reports(now=clock.monotonic())
         self._fences: dict[int, int] = {}
         self._lease_until = 0.0
         self._skewed = False
@@ -620,6 +625,8 @@ class Worker:
         assert endpoint is not None
         # Not the standard library's UUID, which takes five times as long to make; it has the parts that are used.
         work.attempt_id = cast(UUID, uuid7(nanoseconds=int(now * 1e9)))
+        trace = entry.trace
+        work.trace_id = trace[:ID_BYTES] if trace is not None and endpoint.forward_trace else None
         try:
             request = build_request(
                 endpoint,
@@ -630,6 +637,7 @@ class Worker:
                 retry_count=work.retry_count,
                 user_agent=self._user_agent,
                 now=now,
+                trace=trace,
             )
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one delivery must end as its outcome
             telemetry.log_error("build a request", error, event_id=entry.event_id)
@@ -640,6 +648,8 @@ class Worker:
 
     def _done(self, work: Work, outcome: Outcome) -> None:
         self._engine.on_outcome(work, outcome, now=self._clock.now())
+        if self._trace is not None:
+            self._trace(work, outcome)
         if not self._kicked:
             self._kick()
 
@@ -703,18 +713,10 @@ class Worker:
                     telemetry.log("settle_failed", reason=error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
-        self._count(parts, self._clock.monotonic() - began)
+        now = self._clock.monotonic()
+        self._reports.settled(parts, seconds=now - began, now=now)
         if tried > 1:
             telemetry.log("settle_retried", attempt=tried)
-
-    def _count(self, parts: Iterable[ShardSettle], seconds: float) -> None:
-        """What was written down goes into the figures: once for all of a settle, as a delivery has no time for it."""
-        found = tally(parts)
-        telemetry.count("settles")
-        telemetry.observe("settle_seconds", (seconds,))
-        telemetry.observe("delivery_seconds", found.delivered_after_s)
-        telemetry.count_by("attempts", found.attempts)
-        telemetry.count_by("dead_letters", found.dead)
 
     async def _commit_by_row(self, parts: list[ShardSettle]) -> None:
         cut = await self._persist(partial(self._store.settle_by_row, parts))

@@ -39,6 +39,7 @@ from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
+from hookpost.tracing import Sink, TracingUnavailable, close_sink, open_sink, tracer
 from hookpost.transport import Transport
 from hookpost.worker import Worker, WorkerSettings
 
@@ -200,6 +201,7 @@ async def run_worker(
         now=clock.now,
         ca_file=_ca_file(settings),
     )
+    sink = _span_sink(settings)
     worker = Worker(
         store=store,
         payloads=payloads,
@@ -222,6 +224,9 @@ async def run_worker(
             policies=policies(settings),
         ),
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
+        trace=None
+        if sink is None
+        else tracer(sink, ratio=settings.otel_ratio, service_version=__version__, worker=name),
     )
     maintenance = Maintenance(
         store, payloads, days_ahead=settings.partition_days_ahead, keep_days=settings.retention_days
@@ -260,6 +265,18 @@ async def run_worker(
             task.cancel()
     await transport.close()
     await store.close()
+    if sink is not None:
+        close_sink(sink)
+
+
+def _span_sink(settings: Settings) -> Sink | None:
+    """Where spans go; None, and nothing of OpenTelemetry's is imported, unless the operator wants them."""
+    if settings.otel_endpoint is None:
+        return None
+    try:
+        return open_sink(settings.otel_endpoint)
+    except TracingUnavailable as error:
+        raise ConfigError(str(error)) from error
 
 
 # ---- alerts ---------------------------------------------------------------------------------------------------------

@@ -209,6 +209,17 @@ def _listen(value: str | None) -> str | None:
     return value
 
 
+def _otel_endpoint(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address such as http://127.0.0.1:4318 is expected")
+    if parts.username is not None or parts.query:
+        raise ValueError("credentials go into OTEL_EXPORTER_OTLP_HEADERS, not into the address")
+    return value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -427,6 +438,12 @@ class Settings(BaseSettings):
     metrics_tenants: int = Field(
         20, ge=0, le=1000, description="tenants with figures of their own in /metrics, those with the most attempts"
     )
+    otel_endpoint: Annotated[str | None, AfterValidator(_otel_endpoint)] = Field(
+        None,
+        description="OTLP collector (HTTP) that takes a span for each attempt, e.g. http://127.0.0.1:4318; needs"
+        " hookpost[otel], everything else is set by OTEL_... variables",
+    )
+    otel_ratio: float = Field(1, ge=0, le=1, description="part of the events whose attempts make spans")
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
 

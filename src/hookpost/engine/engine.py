@@ -253,7 +253,7 @@ class Engine:
     ) -> None:
         entry = Entry(
             shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, row.payload, row.generation,
-            row.created_at, len(owed),
+            row.created_at, len(owed), row.trace,
         )  # fmt: skip
         entry.done.extend(done)
         shard.progress.begin(entry)

@@ -107,7 +107,8 @@ class Verdict(IntEnum):
 
 
 class NewEvent(msgspec.Struct, gc=False):
-    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. A payload
+    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. ``span``:
+    of the producer in its trace, and the flags (policy/trace). A payload
     that lies in the payload store was put there under this event's id.
 
     A struct, like its answer, as there is one of each for every event: they cost a third of a dataclass.
@@ -121,6 +122,7 @@ class NewEvent(msgspec.Struct, gc=False):
     key: str | None = None
     request_hash: bytes | None = None
     trace_id: UUID | None = None
+    span: bytes | None = None
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):

@@ -781,6 +781,8 @@ def _endpoint_changes(
         changes["events"] = list(dict.fromkeys(form.events or ["*"]))
     if "ordered" in given:
         changes["ordered"] = bool(form.ordered)
+    if "forward_trace" in given:
+        changes["forward_trace"] = bool(form.forward_trace)
     if "ack" in given:
         changes["ack"] = form.ack or None
     if "metadata" in given:

@@ -218,6 +218,9 @@ class _EndpointForm(_Form):
     on_dead: OnDead | None = None
     spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
+    forward_trace: Annotated[
+        bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
+    ] = None
     headers: NotYetUnlessEmpty = None
 
 
@@ -440,6 +443,7 @@ class EndpointAnswer(_Answer):
     ordered: bool
     on_dead: Literal["block", "skip"]
     ack: Literal["signed"] | None
+    forward_trace: bool
     spread: bool | None
     description: str | None
     uid: str | None

@@ -26,7 +26,7 @@ _ENDPOINT: dict[str, Any] = {
     "url": "", "events": ("*",), "status": EndpointStatus.ENABLED.value, "status_reason": None, "description": None,
     "uid": None, "metadata": {}, "base_s": None, "cap_s": None, "max_attempts": None, "deadline_s": None,
     "connect_s": None, "first_byte_s": None, "total_s": None, "max_in_flight": None, "rate_limit": None,
-    "ordered": False, "on_dead": None, "ack": None, "spread": None,
+    "ordered": False, "on_dead": None, "ack": None, "spread": None, "forward_trace": False,
 }  # fmt: skip
 _NEW: dict[str, Any] = {
     "hold_until": None, "consecutive_failures": 0, "failing_since": None, "deleted_at": None, "ordered_shard": None,

@@ -33,7 +33,7 @@ SECRETS_VALID_MAX = 4
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
     "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead", "ack",
-    "spread",
+    "spread", "forward_trace",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
 _UID_INDEX = "endpoints_uid"
@@ -163,7 +163,13 @@ class AdminQueries:
 
     async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
         endpoint_id, tenant_id = values["endpoint_id"], values["tenant_id"]
-        blank = {"events": ["*"], "status": EndpointStatus.ENABLED, "metadata": {}, "ordered": False}
+        blank = {
+            "events": ["*"],
+            "status": EndpointStatus.ENABLED,
+            "metadata": {},
+            "ordered": False,
+            "forward_trace": False,
+        }
         columns = _merged(blank, values, ENDPOINT_COLUMNS)
         async with self._changing(tenant_id, f"create endpoint {endpoint_id}") as connection:
             if await connection.fetchval(SQL["count_endpoints"], tenant_id) >= endpoints_max:
