@@ -514,6 +514,7 @@ def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
     ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
+    forward_trace: Annotated[bool, typer.Option("--forward-trace", help="Told the producer's own trace.")] = False,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
@@ -521,6 +522,8 @@ def create_endpoint(
         body["events"] = event
     if ack:
         body["ack"] = "signed"
+    if forward_trace:
+        body["forward_trace"] = True
     _show(Client().call("POST", "/v1/webhook_endpoints", body))
 
 
