@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from hookpost.engine.lanes import EndpointState, Lane, TenantState
 from hookpost.engine.work import Entry, Work
 from hookpost.model import Endpoint, ErrorCode, Outcome
-from hookpost.tracing import tracer
+from hookpost.tracing import TracingUnavailable, require, tracer
 
 TENANT, ENDPOINT = UUID(int=3), UUID(int=2)
 TRACE, SPAN = 0x4BF92F3577B34DA6A3CE929D0E0E4736, 0x00F067AA0BA902B7
@@ -103,6 +103,13 @@ def test_a_part_of_the_events_is_traced(ratio: float, least: int, most: int) -> 
     for _ in range(1000):
         trace(work(), OUTCOME)
     assert least <= len(spans) <= most
+
+
+def test_a_server_that_lacks_the_packages_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter", None)
+    monkeypatch.delitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", raising=False)
+    with pytest.raises(TracingUnavailable, match=r"pip install 'hookpost\[otel\]'"):
+        require()
 
 
 def test_without_an_endpoint_for_spans_nothing_of_opentelemetrys_is_imported() -> None:

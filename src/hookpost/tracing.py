@@ -10,6 +10,7 @@ Relies on settings of OpenTelemetry's own (OTEL_…) for everything but where to
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ Trace = Callable[[Work, Outcome], None]
 CLOSE_S_MAX = 2.0
 _RATIO_STEPS = 2**32
 _NS = 1_000_000_000
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 # What the SDK calls a service that nobody has named.
 _UNNAMED = "unknown_service"
 
@@ -44,15 +46,22 @@ class Sink(Protocol):
         """Hand on what is left."""
 
 
+def require() -> None:
+    """Are the optional packages here? Raises TracingUnavailable; imports none of them whole."""
+    try:
+        missing = find_spec(_EXPORTER) is None
+    except ImportError:
+        missing = True
+    if missing:
+        raise TracingUnavailable("HOOKPOST_OTEL_ENDPOINT needs OpenTelemetry's packages: pip install 'hookpost[otel]'")
+
+
 def open_sink(endpoint: str) -> Sink:
     """Send spans to an OTLP collector over HTTP, e.g. http://127.0.0.1:4318. Raises TracingUnavailable."""
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise TracingUnavailable(
-            f"HOOKPOST_OTEL_ENDPOINT needs OpenTelemetry's packages ({error}): pip install 'hookpost[otel]'"
-        ) from error
+    require()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     path = urlsplit(endpoint).path.rstrip("/")
     url = endpoint if path.endswith("/v1/traces") else f"{endpoint.rstrip('/')}/v1/traces"
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=url))

@@ -28,6 +28,7 @@ from hookpost.storage.contract import PayloadStoreForeign, StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
 from hookpost.storage.postgres.store import UnsafeDatabase
+from hookpost.tracing import TracingUnavailable
 
 
 class _EventsGroup(TyperGroup):
@@ -68,7 +69,7 @@ Hidden = typer.Option(hidden=True)
 
 _EXPECTED = (
     ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
-    PayloadStoreForeign, OSError,
+    PayloadStoreForeign, TracingUnavailable, OSError,
 )  # fmt: skip
 
 

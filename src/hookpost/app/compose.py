@@ -39,7 +39,7 @@ from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
-from hookpost.tracing import Sink, TracingUnavailable, close_sink, open_sink, tracer
+from hookpost.tracing import Sink, close_sink, open_sink, tracer
 from hookpost.transport import Transport
 from hookpost.worker import Worker, WorkerSettings
 
@@ -271,12 +271,7 @@ async def run_worker(
 
 def _span_sink(settings: Settings) -> Sink | None:
     """Where spans go; None, and nothing of OpenTelemetry's is imported, unless the operator wants them."""
-    if settings.otel_endpoint is None:
-        return None
-    try:
-        return open_sink(settings.otel_endpoint)
-    except TracingUnavailable as error:
-        raise ConfigError(str(error)) from error
+    return None if settings.otel_endpoint is None else open_sink(settings.otel_endpoint)
 
 
 # ---- alerts ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from hookpost import __version__, telemetry
+from hookpost import __version__, telemetry, tracing
 from hookpost.app.children import READY
 from hookpost.app.compose import check_payloads, make_store
 from hookpost.app.config import Settings, as_environment, unknown_variables
@@ -192,6 +192,9 @@ class Supervisor:
         for unknown in unknown_variables():
             hint = "" if unknown.suggestion is None else f"; did you mean {unknown.suggestion}?"
             telemetry.log("unknown_setting", variable=unknown.variable, suggestion=hint)
+        if settings.otel_endpoint is not None:
+            # Here, as a worker that cannot start would be started again and again.
+            tracing.require()
         with contextlib.ExitStack() as stack:
             if settings.database_url is None:
                 self._embedded = EmbeddedPostgres(settings.data_dir)
