@@ -76,6 +76,7 @@ COMPILE = $(BIN)/uv pip compile --system-certs --universal --python-version 3.11
 lock: venv-dev ## renew the lock files (ARGS="--upgrade" for newer versions)
 	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	@$(COMPILE) pyproject.toml --output-file requirements.lock >/dev/null
+	@$(COMPILE) pyproject.toml --extra otel --constraint requirements.lock --output-file requirements-otel.lock >/dev/null
 	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock >/dev/null
 	@printf 'editables>=0.5\nhatchling>=1.27\n' | $(COMPILE) - --output-file requirements-build.lock >/dev/null
 
