@@ -3,11 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench sim mutants torture lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench soak sim mutants torture fuzz build sbom lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
 SEED ?=
+FUZZ_SECONDS ?= 300
 # One more than the usual two cores, as tests of processes wait for these: 20 minutes of a slow machine, where two took 25.
 PYTEST_WORKERS ?= 3
 # Neighbours stay together, so that two of them that share a server do not start one each; whoever is done first helps out.
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo '  ARGS="…" is passed on to demo, test, bench and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
+	@echo '  ARGS="…" is passed on to demo, test, bench, soak and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
 demo: venv ## a server, a receiver and a producer on this machine (ARGS="--events 10000 --exit")
 	@$(BIN)/hookpost demo $(ARGS)
@@ -32,6 +33,9 @@ check: lint types layers test ## all that has to pass before a change is merged
 bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
 	@$(BIN)/hookpost bench $(ARGS)
 
+soak: venv ## thirty days in a minute under load: sizes of tables and latencies, early and late (ARGS="--seconds 90")
+	@$(BIN)/hookpost bench soak --seconds 60 $(ARGS)
+
 sim: venv-dev ## the simulator: the worlds of SEEDS=20 seeds, or of the one SEED=n (ARGS="--fresh 5" for new ones)
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
@@ -40,6 +44,16 @@ mutants: venv-dev ## faults put into the code, each of which the simulator must 
 
 torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+fuzz: venv-dev ## requests made from the OpenAPI document, and every parser, five minutes each (FUZZ_SECONDS=n, ARGS="--seed 1")
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+	@timeout --foreground $(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz/test_parsers.py tests/policy -q $(PYTEST_SPREAD) --hypothesis-profile fuzz || [ $$? = 124 ]
+
+build: venv sbom ## the wheel and its bill of materials, in dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+sbom: venv ## the bill of materials of what a user installs, CycloneDX in dist/sbom.cdx.json
+	@$(BIN)/python scripts/sbom.py
 
 lint: venv-dev ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -147,8 +147,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "partition_held": Event(
             logging.WARNING,
-            "partition {partition} is kept although its time is over: something in it is still to be delivered",
-            "A dead delivery blocks an ordered endpoint (replay or cancel it), or a shard has no worker.",
+            "partition {partition} is kept although its time is over: something in it is to be delivered or counted",
+            "A dead delivery blocks an ordered endpoint (replay or cancel it), a shard has no worker, or the rollups "
+            "stand still (`complete_until` of GET /v1/stats).",
         ),
         "sending_paused": Event(
             logging.WARNING,
@@ -170,6 +171,16 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             logging.INFO,
             "{objects} objects that no event refers to were removed from the payload store",
             "Posts that failed behind the store, or were duplicates. Many of them: the database is slow.",
+        ),
+        "day_moved": Event(
+            logging.INFO,
+            "the payloads of {day} lie in segments of the payload store now",
+            "They are older than COLD_AFTER_HOURS; the database keeps the rows without them.",
+        ),
+        "day_held": Event(
+            logging.INFO,
+            "the payloads of {day} stay in the database for now: somebody reads its events for long",
+            "A dump or another long transaction. It is tried again every minute.",
         ),
         "payload_store_failed": Event(
             logging.ERROR,
@@ -358,6 +369,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "events_accepted": "Events durably accepted, duplicates not counted.",
         "events_duplicate": "Events answered from their idempotency key.",
+        "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",
         "attempts_delivered": "Attempts that ended in a delivery.",
         "attempts_retry": "Attempts that failed and are tried again.",
@@ -372,6 +384,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "attempts_rolled_up": "Attempts added to the rollups.",
         "alerts_told": "Alerts told, counted in each channel.",
         "alerts_given_up": "Alerts given up in one of their channels.",
+        "payloads_moved": "Payloads moved out of the database into segments of the payload store.",
         "payloads_swept": "Objects that no event referred to, removed from the payload store.",
         "payload_reads_failed": "Reads of the payload store that failed; their deliveries are tried again.",
         "maintenance_failures": "Maintenance tasks that failed.",

@@ -21,6 +21,7 @@ from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
 from hookpost.app.keyring import make_vault
+from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
@@ -30,7 +31,7 @@ from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.cost import Prices
-from hookpost.policy.egress import EgressPolicy
+from hookpost.policy.egress import EgressPolicy, EgressProxy, parse_proxy
 from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.signing import parse_secret
@@ -54,7 +55,12 @@ def egress_policy(settings: Settings) -> EgressPolicy:
         allow_networks=settings.allow_networks,
         deny_ports=frozenset(settings.deny_ports),
         https_only=settings.https_only,
+        proxy=_proxy(settings),
     )
+
+
+def _proxy(settings: Settings) -> EgressProxy | None:
+    return None if settings.egress_proxy is None else parse_proxy(settings.egress_proxy.get_secret_value())
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
@@ -228,6 +234,7 @@ async def run_worker(
         hours_kept_s=settings.rollup_hours_days * DAY_S,
         monotonic=clock.monotonic,
     )
+    cold = ColdPayloads(store, payloads, age_s=settings.cold_after_s, monotonic=clock.monotonic)
     spreading = Spreading(
         store,
         node_id=node_id,
@@ -243,6 +250,8 @@ async def run_worker(
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]
+        if settings.cold_after_s:
+            tending.append(tasks.create_task(cold.run(stop)))
         ready.set()
         await worker.run(stop)
         for task in tending:
@@ -281,7 +290,9 @@ async def _alerting(
 
 def alert_egress(settings: Settings) -> EgressPolicy:
     """What posts to the operator's URL may reach: the operator chose it, so ports are not denied."""
-    return EgressPolicy(allow_networks=(*settings.allow_networks, *settings.alert_allow_networks))
+    return EgressPolicy(
+        allow_networks=(*settings.allow_networks, *settings.alert_allow_networks), proxy=_proxy(settings)
+    )
 
 
 def mail_server(settings: Settings) -> MailServer:

@@ -96,6 +96,11 @@ class HeaderValue:
 HeaderChange: TypeAlias = Mapping[str, HeaderValue | None] | None
 
 
+# What a request changes of an endpoint's TLS: of ``ca``, ``cert`` and ``key`` in PEM (a pair, or both None) what is not
+# named stays. None: all of it goes.
+TlsChange: TypeAlias = Mapping[str, str | None] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrapped:
     """One step of a rotation of the encryption key: data keys wrapped anew, and how many are left."""
@@ -116,12 +121,16 @@ class PayloadStore(Protocol):
     async def get(self, ref: PayloadRef) -> bytes:
         """Exactly the bytes that were put. Raises PayloadMissing and StoreUnavailable."""
 
+    async def erase(self, key: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """Write zeros over (start, length) of an object; its other bytes stay. One that is gone is none the worse.
+        Raises StoreUnavailable."""
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are gone already are none the worse. Raises StoreUnavailable."""
 
     def list_hour(self, hour: int) -> AsyncIterator[list[str]]:
-        """The names of the objects whose event's id was minted in this hour (since 1970), many at a time. Raises
-        StoreUnavailable."""
+        """The names of the objects whose event's id was minted in this hour (since 1970), and of the segments put in
+        it, many at a time. Raises StoreUnavailable."""
 
 
 # ---- ingest ---------------------------------------------------------------------------------------------------------
@@ -420,21 +429,58 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Partitions that left, and those whose time is over but that something still to be delivered lies in."""
+    """Partitions that left, and those whose time is over but that hold something still to be delivered or counted."""
 
     dropped: tuple[str, ...]
     held: tuple[str, ...]
+
+
+class MoveState(StrEnum):
+    """What a step of moving a day's payloads out of the database did."""
+
+    BEGUN = "begun"
+    FILLING = "filling"
+    FILLED = "filled"
+    """All that is to be moved lies in segments; the day takes its new shape a minute later."""
+    HELD = "held"
+    """Somebody reads the day for long: it takes its new shape later."""
+    MOVED = "moved"
+    ABANDONED = "abandoned"
+    """The tables of events were changed by a migration: it begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One step of moving the payloads of a day (ISO 8601) into segments, and what it has put into one."""
+
+    day: str
+    state: MoveState
+    payloads: int = 0
+    bytes: int = 0
 
 
 class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
 
     async def retire_events(self, *, keep_days: int, forget: Callable[[Sequence[str]], Awaitable[None]]) -> Retired:
-        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still needed;
-        ``forget`` is given the names of the objects that their payloads lie in, before they are gone."""
+        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still to be
+        delivered or counted; ``forget`` is given the names of their payloads' objects, before they are gone. Segments
+        are noted for ``remove_objects``."""
 
     async def retire_attempts(self, *, keep_days: int) -> Retired:
-        """Drop the attempts of days more than ``keep_days`` ago."""
+        """Drop the attempts of days more than ``keep_days`` ago, unless they are still to be counted."""
+
+    async def move_payloads(
+        self, put: Callable[[str, bytes], Awaitable[Any]], *, age_s: float, rows_max: int, bytes_max: int
+    ) -> Moved | None:
+        """One step of moving payloads of days that ended more than ``age_s`` ago out of the database into segments of
+        about so many rows and bytes, which ``put`` stores; None when there is nothing to do, or another node is at
+        it."""
+
+    async def erase_payloads(
+        self, erase: Callable[[str, Sequence[tuple[int, int]]], Awaitable[None]], *, limit: int
+    ) -> int:
+        """Have ``erase`` write over what was removed on request from some of the segments; returns how many."""
 
     async def forget_replays(self, *, keep_days: int) -> int:
         """Forget some of the bulk replays that ended more than so many days ago; returns how many."""
@@ -470,7 +516,7 @@ class MaintenanceStore(Protocol):
         """The first hour (since 1970) in which an event may have been minted within the last ``age_s``."""
 
     async def orphans(self, keys: Sequence[str]) -> list[str]:
-        """Of these objects of events (by name) those that no event refers to."""
+        """Of these objects of events, and segments (by name), those that nothing refers to."""
 
     async def note_swept(self, hour: int) -> None:
         """The payload store was swept up to this hour."""

@@ -13,6 +13,7 @@ from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
+from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
@@ -41,6 +42,7 @@ class PostgresStore(
     MaintenanceQueries,
     RollupQueries,
     RetentionQueries,
+    ColdQueries,
     RemovalQueries,
     AlertQueries,
     AdminQueries,

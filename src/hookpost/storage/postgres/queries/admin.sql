@@ -355,6 +355,4 @@ with held as (
     update events e set payload = null, payload_ref = 'removed 0 0 00' from held h
     where e.day = h.day and e.shard = h.shard and e.seq = h.seq
 )
-insert into payload_removals (key)
-select split_part(h.payload_ref, ' ', 1) from held h where h.payload_ref is not null and h.payload_ref <> 'removed 0 0 00'
-on conflict do nothing
+select hookpost_note_removal(h.payload_ref) from held h
