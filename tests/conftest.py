@@ -14,10 +14,13 @@ import asyncpg
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost.policy.sealing import Keyring
 from hookpost.storage.postgres import store as postgres
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
+from hookpost.storage.postgres.vault import Vault
 
 SHARDS = 4
+KEYS = Keyring({"k1": b"1" * 32})
 TEMPLATE = "hookpost_template"
 
 
@@ -67,7 +70,7 @@ async def database(server: str) -> AsyncIterator[str]:
 @pytest.fixture
 async def store(database: str) -> AsyncIterator[postgres.PostgresStore]:
     """The store on a fresh database."""
-    opened = postgres.PostgresStore(database, application="test")
+    opened = postgres.PostgresStore(database, application="test", vault=Vault(KEYS))
     await opened.open()
     yield opened
     await opened.close()

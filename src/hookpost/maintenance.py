@@ -26,6 +26,7 @@ from hookpost.storage.contract import (
     ReplayStep,
     Retired,
     RollupStore,
+    SecretLocked,
     ShardLoad,
     Spread,
     StoreUnavailable,
@@ -60,6 +61,8 @@ COMPACT_EVERY_S = 300.0
 SPREAD_EVERY_S = 10.0
 # Objects of removed payloads that are removed before they are noted as gone.
 OBJECTS_AT_ONCE = 500
+# Segments written anew for payloads removed on request, before it is looked again: each is some MiB.
+SEGMENTS_AT_ONCE = 20
 # What was put into the payload store and is not referred to by then never will be: an append refuses what was put more
 # than 10 minutes ago (hookpost_append).
 ORPHAN_AGE_S = 3600.0
@@ -70,7 +73,17 @@ SAMPLE_ROWS = 1_000
 class Maintenance:
     """The maintenance loop of one server: ``await run(stop)``."""
 
-    def __init__(self, store: MaintenanceStore, payloads: PayloadStore, *, days_ahead: int, keep_days: int) -> None:
+    def __init__(
+        self,
+        store: MaintenanceStore,
+        payloads: PayloadStore,
+        *,
+        days_ahead: int,
+        keep_days: int,
+        audit_days: int | None = None,
+    ) -> None:
+        """``audit_days``: how long the audit log is kept; None: for ever."""
+        self._audit_days = audit_days
         self._store = store
         self._payloads = payloads
         self._keep_days = keep_days
@@ -92,6 +105,7 @@ class Maintenance:
             await self._attempt("make partitions", self._make_partitions),
             await self._attempt("expire idempotency keys", self._expire_keys),
             await self._attempt("prune progress", self._prune_progress),
+            await self._attempt("seal plain secrets", self._seal_secrets),
         ]
         if not await self._is_paused():
             results += [
@@ -99,13 +113,14 @@ class Maintenance:
                 await self._attempt("retire attempts", self._retire_attempts),
                 await self._attempt("remove payloads", self._remove_payloads),
                 await self._attempt("sweep the payload store", self._sweep_payloads),
+                await self._attempt("retire the audit log", self._retire_audit),
             ]
         return all(results)
 
     async def _attempt(self, name: str, task: Callable[[], Awaitable[None]]) -> bool:
         try:
             await task()
-        except (StoreUnavailable, DataRejected) as error:
+        except (StoreUnavailable, DataRejected, SecretLocked) as error:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task=name, reason=error)
             return False
@@ -130,6 +145,22 @@ class Maintenance:
     async def _prune_progress(self) -> None:
         await self._store.prune_progress()
 
+    async def _retire_audit(self) -> None:
+        if self._audit_days is None:
+            return
+        retired = 0
+        while some := await self._store.retire_audit(keep_days=self._audit_days):
+            retired += some
+        if retired:
+            telemetry.log("audit_retired", rows=retired)
+
+    async def _seal_secrets(self) -> None:
+        sealed = 0
+        while some := await self._store.seal_plain_secrets():
+            sealed += some
+        if sealed:
+            telemetry.log("secrets_sealed", secrets=sealed)
+
     async def _retire_events(self) -> None:
         """Attempts are later than their events, so events leave first."""
         self._tell(await self._store.retire_events(keep_days=self._keep_days, forget=self._payloads.delete))
@@ -139,10 +170,12 @@ class Maintenance:
         self._tell(await self._store.retire_attempts(keep_days=self._keep_days))
 
     async def _remove_payloads(self) -> None:
-        """Those of deleted tenants, then all objects that were noted."""
+        """Those of deleted tenants, then all objects, and bytes of segments, that were noted."""
         while (tenant_id := await self._store.empty_tenant()) is not None:
             telemetry.log("tenant_emptied", tenant_id=show_id("ten", tenant_id))
         while await self._store.remove_objects(self._payloads.delete, limit=OBJECTS_AT_ONCE) == OBJECTS_AT_ONCE:
+            pass
+        while await self._store.erase_payloads(self._payloads.erase, limit=SEGMENTS_AT_ONCE) == SEGMENTS_AT_ONCE:
             pass
 
     def _tell(self, retired: Retired) -> None:

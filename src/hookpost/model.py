@@ -26,6 +26,7 @@ __all__ = [
     "OnDead",
     "OperationalType",
     "Outcome",
+    "OwnHeaders",
     "Payload",
     "PayloadRef",
     "Request",
@@ -93,6 +94,7 @@ class WaitReason(StrEnum):
     DISABLED = "disabled"
     EGRESS_DOWN = "egress_down"
     PAYLOAD_STORE = "payload_store"
+    SECRET_LOCKED = "secret_locked"  # noqa: S105 - a reason, not a secret
 
 
 class DeadReason(StrEnum):
@@ -212,9 +214,21 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnHeaders:
+    """Headers that an endpoint adds (policy/headers): its own type and agent, or None for ours, and all others as
+    complete lines, each ended by CR LF. ``fault``: why none can be sent; empty as a rule."""
+
+    content_type: str | None = None
+    user_agent: str | None = field(default=None, repr=False)
+    lines: str = field(default="", repr=False)
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
     counts only with a valid ``webhook-ack``. ``forward_trace``: it is told the trace of the producer instead of ours.
+    ``locked``: its secrets do not open here, so nothing can be sent to it.
 
     ``pinned``: whatever its cap, it lives in the first home shard of its tenant. ``barred``: it came to live there, and
     there it waits until what is owed to it in other shards is done. ``ordered_to``: (shard, seq), up to which all that
@@ -227,7 +241,7 @@ class Endpoint:
     status: EndpointStatus = EndpointStatus.ENABLED
     deleted: bool = False
     secrets: tuple[Secret, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: OwnHeaders | None = None
     retry: RetryPolicy = RetryPolicy()
     timeouts: Timeouts = Timeouts()
     max_in_flight: int = 64
@@ -241,6 +255,7 @@ class Endpoint:
     forward_trace: bool = False
     health: Health = HEALTHY
     ordered_to: tuple[int, int] | None = None
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

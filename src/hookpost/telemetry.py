@@ -156,8 +156,9 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "partition_held": Event(
             logging.WARNING,
-            "partition {partition} is kept although its time is over: something in it is still to be delivered",
-            "A dead delivery blocks an ordered endpoint (replay or cancel it), or a shard has no worker.",
+            "partition {partition} is kept although its time is over: something in it is to be delivered or counted",
+            "A dead delivery blocks an ordered endpoint (replay or cancel it), a shard has no worker, or the rollups "
+            "stand still (`complete_until` of GET /v1/stats).",
         ),
         "sending_paused": Event(
             logging.WARNING,
@@ -179,6 +180,16 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             logging.INFO,
             "{objects} objects that no event refers to were removed from the payload store",
             "Posts that failed behind the store, or were duplicates. Many of them: the database is slow.",
+        ),
+        "day_moved": Event(
+            logging.INFO,
+            "the payloads of {day} lie in segments of the payload store now",
+            "They are older than COLD_AFTER_HOURS; the database keeps the rows without them.",
+        ),
+        "day_held": Event(
+            logging.INFO,
+            "the payloads of {day} stay in the database for now: somebody reads its events for long",
+            "A dump or another long transaction. It is tried again every minute.",
         ),
         "payload_store_failed": Event(
             logging.ERROR,
@@ -210,7 +221,33 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "this machine's clock is {skew_ms} ms off the database's",
             "Leases count in the database's time, so nothing breaks; set up NTP, or ids and latencies look wrong.",
         ),
+        "audit_retired": Event(
+            logging.INFO,
+            "{rows} rows of the audit log were taken away, they are older than AUDIT_DAYS",
+            "Each chain says so itself, and can be verified from there on.",
+        ),
+        "secrets_sealed": Event(
+            logging.INFO,
+            "{secrets} signing secrets that a release before kept in the clear are sealed",
+            "Once after an upgrade, when no process of the release before lives any more.",
+        ),
+        "secret_locked": Event(
+            logging.ERROR,
+            "a secret does not open: {reason}",
+            "Give this process the encryption key that the line names, or put the file of keys back, and restart it.",
+        ),
+        "endpoints_locked": Event(
+            logging.ERROR,
+            "{endpoints} endpoints cannot be sent to, their secrets do not open: {reason}",
+            "What is owed to them waits (secret_locked). Give the encryption key back and restart this process; a row "
+            "that was altered is mended by a rotation of the secret with grace_period_s 0.",
+        ),
         # First start.
+        "encryption_key_made": Event(
+            logging.WARNING,
+            "an encryption key was made in {path}: keep a copy of the file, away from the database's backups",
+            "Signing secrets and secret headers are sealed with it, and are lost without it.",
+        ),
         "default_tenant_created": Event(
             logging.INFO, "tenant {tenant_id} created", "The default tenant of a single-tenant installation."
         ),
@@ -367,6 +404,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "attempts_rolled_up": "Attempts added to the rollups.",
         "alerts_told": "Alerts told, counted in each channel.",
         "alerts_given_up": "Alerts given up in one of their channels.",
+        "payloads_moved": "Payloads moved out of the database into segments of the payload store.",
         "payloads_swept": "Objects that no event referred to, removed from the payload store.",
         "payload_reads_failed": "Reads of the payload store that failed; their deliveries are tried again.",
         "maintenance_failures": "Maintenance tasks that failed.",

@@ -22,6 +22,8 @@ from hookpost.storage.contract import NewEvent, Store, StoreUnavailable
 from hookpost.storage.memory.store import MemoryStore
 from hookpost.storage.memory.tables import Database, day_of
 from hookpost.storage.postgres.store import PostgresStore
+from hookpost.storage.postgres.vault import Vault
+from tests.conftest import KEYS
 
 SHARDS = 4
 # Signals are awaited; this bounds the wait for one that does not come.
@@ -77,7 +79,9 @@ class Postgres:
         self._others: list[Any] = []
 
     async def open(self, **options: Any) -> PostgresStore:
-        store = PostgresStore(self.dsn, **{"application": "test", "append_timeout_s": PATIENCE_S, **options})
+        store = PostgresStore(
+            self.dsn, **{"application": "test", "append_timeout_s": PATIENCE_S, "vault": Vault(KEYS), **options}
+        )
         await store.open()
         self._stores.append(store)
         return store

@@ -117,6 +117,7 @@ async def run_api(
             endpoints_max=settings.endpoints_max,
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
+            headers_allow=settings.headers_allow,
             prices=prices(settings),
             cursor_secret=bytes.fromhex(cursor_secret),
         ),
@@ -142,6 +143,7 @@ async def run_api(
         serving = tasks.create_task(server.serve(sockets=[listener]))
         clocking = tasks.create_task(_follow_clock(store, clock))
         sharing = tasks.create_task(ingest.follow())
+        noting = tasks.create_task(authenticator.follow())
         stopping = asyncio.create_task(stop.wait())
         address = listener.getsockname()
         telemetry.log("api_ready", url=f"http://{address[0]}:{address[1]}")
@@ -153,7 +155,9 @@ async def run_api(
         sharing.cancel()
         if reporting is not None:
             reporting.cancel()
+        noting.cancel()
         stopping.cancel()
+    await authenticator.note_used()
     await ingest.close()
     await store.close()
 

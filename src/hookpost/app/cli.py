@@ -24,7 +24,7 @@ from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
 from hookpost.model import show_id
 from hookpost.policy.signing import SecretError, VerificationError, parse_secret, verify
-from hookpost.storage.contract import PayloadStoreForeign, StoreUnavailable
+from hookpost.storage.contract import KeysMissing, PayloadStoreForeign, StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
 from hookpost.storage.postgres.store import UnsafeDatabase
@@ -49,8 +49,9 @@ app = typer.Typer(
     add_completion=False,
     help="Hookpost delivers webhooks: accepted once, delivered at least once.",
 )
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant, and the installation's encryption keys.")
 tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
 pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
 events_app = typer.Typer(cls=_EventsGroup, help="Events: list, get one, or ask why it is where it is.")
@@ -59,6 +60,7 @@ app.add_typer(tenants_app, name="tenants")
 app.add_typer(pools_app, name="pools")
 app.add_typer(endpoints_app, name="endpoints")
 app.add_typer(events_app, name="events")
+app.add_typer(audit_app, name="audit")
 
 # How often `hookpost replay --wait` looks how far it is.
 REPLAY_LOOK_S = 1.0
@@ -69,7 +71,7 @@ Hidden = typer.Option(hidden=True)
 
 _EXPECTED = (
     ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
-    PayloadStoreForeign, TracingUnavailable, OSError,
+    PayloadStoreForeign, KeysMissing, TracingUnavailable, OSError,
 )  # fmt: skip
 
 
@@ -489,9 +491,12 @@ def create_key(
     tenant_id: str,
     name: str,
     scope: Annotated[list[str] | None, typer.Option(help="events:write, endpoints:write, read, replay.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it ends, e.g. 2027-01-02T03:04:05Z")] = None,
 ) -> None:
     """Create an API key of a tenant; it is shown once."""
     body: dict[str, Any] = {"name": name}
+    if expires_at is not None:
+        body["expires_at"] = expires_at
     if scope:
         body["scopes"] = scope
     _show(Client().call("POST", f"/v1/tenants/{tenant_id}/api_keys", body))
@@ -510,15 +515,52 @@ def revoke_key(tenant_id: str, api_key_id: str) -> None:
     print("revoked")
 
 
+@keys_app.command("new-encryption-key")
+def new_encryption_key() -> None:
+    """Print a fresh key for HOOKPOST_ENCRYPTION_KEYS; nothing is changed."""
+    from hookpost.app.keyring import new_key
+
+    print(new_key())
+
+
+@keys_app.command("add-encryption-key")
+def add_encryption_key(data_dir: DataDir = None) -> None:
+    """Put a fresh key in front of the file of keys. Restart all processes with it, then `keys rotate-encryption`."""
+    from hookpost.app.keyring import add_key, key_file
+
+    settings = load(data_dir=data_dir)
+    if settings.encryption_keys is not None:
+        raise ConfigError(
+            "the keys come from HOOKPOST_ENCRYPTION_KEYS: put what `keys new-encryption-key` prints in front of them"
+        )
+    path = key_file(settings)
+    print(f"{add_key(path)} is the first key in {path}: restart all processes, then `hookpost keys rotate-encryption`")
+
+
+@keys_app.command("rotate-encryption")
+def rotate_encryption(data_dir: DataDir = None) -> None:
+    """Wrap all data keys with the first encryption key, while everything runs. Works on the database; where it was
+    interrupted it goes on."""
+    from hookpost.app.keyring import rotate
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("keys", settings.log_format, settings.log_level)
+    first, count = asyncio.run(rotate(settings, _database(settings)))
+    print(f"{count} data keys wrapped anew; all need the encryption key {first} alone now: others may be taken away")
+
+
 @endpoints_app.command("create")
 def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
     ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
     forward_trace: Annotated[bool, typer.Option("--forward-trace", help="Told the producer's own trace.")] = False,
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="'name: value', sent with each.")] = None,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
+    if header:
+        body["headers"] = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in header)}
     if event:
         body["events"] = event
     if ack:
@@ -539,6 +581,48 @@ def delete_endpoint(endpoint_id: str) -> None:
     """Delete an endpoint; what is still owed to it is cancelled."""
     Client().call("DELETE", f"/v1/webhook_endpoints/{endpoint_id}")
     print("deleted")
+
+
+@audit_app.command("list")
+def list_audit(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant (admin key).")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, e.g. endpoint.update")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 50,
+) -> None:
+    """The newest rows."""
+    _show(Client().call("GET", "/v1/audit_log", tenant_id=tenant, action=action, limit=limit)["data"])
+
+
+@audit_app.command("export")
+def export_audit(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant (admin key).")] = None,
+    since: Annotated[str | None, typer.Option(help="At or after, e.g. 2026-01-02T03:04:05Z")] = None,
+    until: Annotated[str | None, typer.Option(help="Before.")] = None,
+) -> None:
+    """All rows as NDJSON on standard output, newest first."""
+    about = {"tenant_id": tenant, "since": since, "until": until}
+    sys.stdout.write(Client().text("/v1/audit_log", format="ndjson", **about))
+
+
+@audit_app.command("verify")
+def verify_audit(
+    data_dir: DataDir = None,
+    save: Annotated[Path | None, typer.Option(help="Write down where each chain ends; keep it elsewhere.")] = None,
+    against: Annotated[Path | None, typer.Option(help="What --save wrote before: find what was cut off since.")] = None,
+) -> None:
+    """Find rows that were altered, deleted, put in, moved or cut off; exit code 1 when there are any. Works on the
+    database, with the encryption keys."""
+    from hookpost.app import auditing
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("audit", settings.log_format, settings.log_level)
+    found = asyncio.run(auditing.verify_all(settings, _database(settings), against))
+    for line in auditing.report(found):
+        print(line)
+    if save is not None:
+        auditing.save(save, found)
+    if found.faults:
+        raise typer.Exit(1)
 
 
 # ---- offline --------------------------------------------------------------------------------------------------------

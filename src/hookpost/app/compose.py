@@ -20,7 +20,9 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
+from hookpost.app.keyring import make_vault
 from hookpost.app.metrics_page import listening
+from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
@@ -113,6 +115,7 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         timeouts=timeouts(settings),
         longest_s=settings.total_timeout_max_s,
         deadline_s_max=settings.deadline_s_max,
+        vault=make_vault(settings),
     )
 
 
@@ -229,7 +232,11 @@ async def run_worker(
         else tracer(sink, ratio=settings.otel_ratio, service_version=__version__, worker=name),
     )
     maintenance = Maintenance(
-        store, payloads, days_ahead=settings.partition_days_ahead, keep_days=settings.retention_days
+        store,
+        payloads,
+        days_ahead=settings.partition_days_ahead,
+        keep_days=settings.retention_days,
+        audit_days=settings.audit_days or None,
     )
     rollups = Rollups(
         store,
@@ -237,6 +244,7 @@ async def run_worker(
         hours_kept_s=settings.rollup_hours_days * DAY_S,
         monotonic=clock.monotonic,
     )
+    cold = ColdPayloads(store, payloads, age_s=settings.cold_after_s, monotonic=clock.monotonic)
     spreading = Spreading(
         store,
         node_id=node_id,
@@ -259,6 +267,8 @@ async def run_worker(
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]
+        if settings.cold_after_s:
+            tending.append(tasks.create_task(cold.run(stop)))
         ready.set()
         await worker.run(stop)
         for task in tending:

@@ -22,7 +22,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from hookpost.policy.alerts import check_mail_address
 from hookpost.policy.egress import split_url
+from hookpost.policy.headers import parse_patterns
 from hookpost.policy.routing import POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.sealing import parse_keyring
 from hookpost.policy.signing import parse_secret
 
 __all__ = [
@@ -57,6 +59,9 @@ PROCESSES_MAX: Final = 64
 BODY_BYTES_MAX: Final = 16 * MIB
 """A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
 
+COLD_AFTER_HOURS: Final = 96.0
+"""A delivery with the default deadline has ended a day before: what moves is read again by replays and people alone."""
+
 LEAVING_DAYS: Final = 2
 """Whatever is owed ends so many days before its event leaves."""
 
@@ -84,7 +89,15 @@ NON_HTTP_PORTS: Final = (
 """Well-known services at 1024 and above that no webhook goes to, and that do harm when they get one."""
 
 SECRET_FIELDS: Final = frozenset(
-    {"admin_key", "alert_secret", "alert_url", "database_url", "payload_store_url", "smtp_password"}
+    {
+        "admin_key",
+        "alert_secret",
+        "alert_url",
+        "database_url",
+        "encryption_keys",
+        "payload_store_url",
+        "smtp_password",
+    }
 )
 """Never shown in an error, not even when they are wrong."""
 
@@ -142,6 +155,23 @@ def _pool(value: str) -> str:
 
 def _absolute(value: Path) -> Path:
     return Path(os.path.abspath(value.expanduser()))  # noqa: PTH100 - resolve() would follow links, which may change later
+
+
+def _absolute_or_none(value: Path | None) -> Path | None:
+    return None if value is None else _absolute(value)
+
+
+def _encryption_keys(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parse_keyring(value.get_secret_value())
+    return value
+
+
+def _header_patterns(value: object) -> object:
+    parts = _split(value)
+    if not isinstance(parts, tuple | list):
+        raise ValueError("names of headers separated by commas are expected, for example x-*,authorization")
+    return parse_patterns([str(part) for part in parts])
 
 
 def _file(value: Path | None) -> Path | None:
@@ -227,6 +257,7 @@ def _lower(value: object) -> object:
 NetworkList = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
 MailAddress = Annotated[str, AfterValidator(_mail_address)]
 SmtpTls = Annotated[Literal["starttls", "tls", "none"], BeforeValidator(_lower)]
+HeaderPatterns = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_header_patterns)]
 PortList = Annotated[tuple[int, ...], NoDecode, BeforeValidator(_ports)]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 LogFormat = Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)]
@@ -255,6 +286,16 @@ class Settings(BaseSettings):
     )
     admin_key: Annotated[SecretStr | None, AfterValidator(_admin_key)] = Field(
         None, description="key of the platform's operator; without it one is generated at first start and printed once"
+    )
+    encryption_keys: Annotated[SecretStr | None, AfterValidator(_encryption_keys)] = Field(
+        None,
+        description="keys that secrets in the database are sealed with, as id:BASE64, separated by commas: the first "
+        "seals, all open; without it they come from a file",
+    )
+    encryption_key_file: Annotated[Path | None, AfterValidator(_absolute_or_none)] = Field(
+        None,
+        description="file with these keys, one a line; without it encryption.keys in DATA_DIR, which is made with the "
+        "embedded PostgreSQL",
     )
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of IPv4, :: for all"
@@ -297,6 +338,9 @@ class Settings(BaseSettings):
     retention_days: int = Field(
         30, ge=3, le=3650, description="days that events, attempts and dead letters are kept; no deadline is later"
     )
+    audit_days: int = Field(
+        0, ge=0, le=36_600, description="days that the audit log is kept; 0: for ever. Its chains stay verifiable"
+    )
     payload_store_url: Annotated[str | None, AfterValidator(_payload_store_url)] = Field(
         None,
         description="where large payloads go: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or "
@@ -304,6 +348,14 @@ class Settings(BaseSettings):
     )
     payload_inline_max: int = Field(
         16 * 1024, ge=0, le=BODY_BYTES_MAX, description="larger payloads, in bytes, go to the payload store; 0: all do"
+    )
+
+    cold_after_hours: float | None = Field(
+        None,
+        ge=0,
+        le=24 * 3650,
+        description="payloads in the database move to the payload store so many hours after their day (UTC) has ended; "
+        "0: never. Unless set 96, longer than deliveries wait by default, with PAYLOAD_STORE_URL, and never without",
     )
 
     lease_s: float = Field(15, ge=3, le=LEASE_S_MAX, description="a worker not heard of for that long loses its shards")
@@ -401,6 +453,11 @@ class Settings(BaseSettings):
         NON_HTTP_PORTS,
         description="ports that endpoints may not reach although 80, 443 or 1024-65535, separated by commas",
     )
+    headers_allow: HeaderPatterns = Field(
+        ("*",),
+        description="headers that endpoints may add, separated by commas, * stands for any characters; those that "
+        "frame, route or sign a request never are among them",
+    )
     https_only: bool = Field(False, description="refuse endpoints with http:// URLs")
     ca_file: Annotated[Path | None, AfterValidator(_file)] = Field(
         None, description="PEM file of the authorities to trust for endpoints, instead of the built-in list"
@@ -446,6 +503,14 @@ class Settings(BaseSettings):
     otel_ratio: float = Field(1, ge=0, le=1, description="part of the events whose attempts make spans")
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
+
+    @property
+    def cold_after_s(self) -> float:
+        """How long after their day's end payloads leave the database; 0: never. In a folder on the same disk they cost
+        what they did, and on several machines without a common store they would be out of reach."""
+        if self.cold_after_hours is None:
+            return COLD_AFTER_HOURS * HOUR_S if self.payload_store_url is not None else 0.0
+        return self.cold_after_hours * HOUR_S
 
     @property
     def deadline_s_max(self) -> float:

@@ -27,6 +27,7 @@ from hookpost import __version__, telemetry, tracing
 from hookpost.app.children import READY
 from hookpost.app.compose import check_payloads, make_store
 from hookpost.app.config import Settings, as_environment, unknown_variables
+from hookpost.app.keyring import load_keyring, prepare_keys
 from hookpost.app.metrics_page import listening
 from hookpost.metrics import Board, Metrics, Platform, Reporter
 from hookpost.model import show_id
@@ -35,6 +36,7 @@ from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres.embedded import DataDirInUseError, EmbeddedPostgres, EmbeddedPostgresError
 from hookpost.storage.postgres.sending import pause
 from hookpost.storage.postgres.store import PostgresStore, bootstrap, check_database, migrate_database, require_migrated
+from hookpost.storage.postgres.vault import check_keys
 
 # Waits before a process that died is started again; it falls back to the first after a quiet minute.
 RESTART_S = 0.5
@@ -65,6 +67,7 @@ async def prepare_database(settings: Settings, dsn: str) -> FirstKeys | None:
     if migrated:
         telemetry.log("migrated", old_revision=migrated[0], new_revision=migrated[1])
     tenant_id = await bootstrap(dsn, shards=settings.shards, tenant_id=uuid7(), pool="default")
+    await prepare_keys(settings, dsn)
     await check_payloads(settings, dsn)
     if tenant_id is None:
         return None
@@ -346,3 +349,4 @@ async def require_prepared(settings: Settings, dsn: str) -> None:
     """For processes that run alone: the database must be safe and migrated already. Raises what says what to do."""
     await check_database(dsn, unsafe_ok=settings.database_unsafe_ok)
     await require_migrated(dsn)
+    await check_keys(dsn, load_keyring(settings))

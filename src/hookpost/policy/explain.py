@@ -357,6 +357,13 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
                 "The operator looks why the payload store does not answer (`payload_store_failed` in the log).",
                 state.due_at if state.due_at > now else None,
             )
+        case WaitReason.SECRET_LOCKED:
+            return (
+                "Its endpoint's secrets cannot be opened, as the installation lacks the encryption key that they were "
+                "sealed with, so nothing can be signed. No attempt is counted; it is sent when the key is back.",
+                "The operator gives the key back (HOOKPOST_ENCRYPTION_KEYS; GET /readyz counts those that are missing).",
+                None,
+            )
         case WaitReason.EGRESS_DOWN:
             return (
                 "The platform's own way out is down: receivers that were well cannot be reached. No attempt is "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from hookpost.model import Endpoint, Request
+from hookpost.model import Endpoint, OwnHeaders, Request
 from hookpost.policy.signing import expected_acks, signature_header, valid_keys
 from hookpost.policy.trace import forwarded
 
@@ -29,7 +29,9 @@ def build_request(
 
     The trace is rooted at us: its id is the event's, each attempt is a span of it (W3C Trace Context, `traceparent`);
     unless the endpoint is to be told the producer's own, ``trace`` (policy/trace).
-    Raises HeaderError for a type that would end its line early: all other values are made here.
+    Headers of the endpoint's own come first, and none of them is one of ours (policy/headers). Raises HeaderError for a
+    type that would end its line early, and for headers of the endpoint's that cannot be sent: all other values are made
+    here.
     """
     if not (event_type.isascii() and event_type.isprintable()):
         raise HeaderError(f"bad header: the event's type {event_type!r} holds a control character or one outside ASCII")
@@ -44,7 +46,7 @@ def build_request(
     signature = signature_header(message_id, timestamp, payload, keys)
     return Request(
         url=endpoint.url,
-        headers=f"content-type: application/json\r\nuser-agent: {user_agent}\r\n"
+        headers=f"{_first_lines(endpoint.headers, user_agent)}"
         f"webhook-id: {message_id}\r\nwebhook-timestamp: {timestamp}\r\nwebhook-signature: {signature}\r\n"
         f"x-webhook-event-id: {message_id}\r\nx-webhook-event-type: {event_type}\r\n"
         f"x-webhook-attempt: {retry_count + 1}\r\ntraceparent: {traceparent}",
@@ -52,3 +54,12 @@ def build_request(
         timeouts=endpoint.timeouts,
         acks=expected_acks(message_id, timestamp, keys) if endpoint.signed_ack else None,
     )
+
+
+def _first_lines(own: OwnHeaders | None, user_agent: str) -> str:
+    if own is None:
+        return f"content-type: application/json\r\nuser-agent: {user_agent}\r\n"
+    if own.fault:
+        raise HeaderError(f"bad header of the endpoint's own: {own.fault}")
+    content_type = own.content_type or "application/json"
+    return f"content-type: {content_type}\r\nuser-agent: {own.user_agent or user_agent}\r\n{own.lines}"

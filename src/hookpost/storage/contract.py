@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -50,6 +50,15 @@ class PayloadStoreForeign(Exception):
     """The payload store is not the one that this installation's payloads lie in; the text says what to do."""
 
 
+class KeysMissing(Exception):
+    """What is sealed in the store needs encryption keys that are not here, or not everywhere; the text names their ids
+    and says what to do."""
+
+
+class SecretLocked(Exception):
+    """A secret that this needs does not open: the operator has to give the encryption key that sealed it."""
+
+
 class NotFound(Exception):
     """There is no such thing, or it belongs to another tenant; the two look alike on purpose."""
 
@@ -75,6 +84,27 @@ RECONFIGURED = "hookpost.reconfigured"
 RECOVERED_S = 3 * 3600.0
 
 
+@dataclass(frozen=True, slots=True)
+class HeaderValue:
+    """A header of an endpoint's own. The value of a secret is sealed, and never shown again."""
+
+    value: str = field(repr=False)
+    secret: bool = False
+
+
+# What a request changes of an endpoint's own headers, by lower-case name: null takes one away, what is not named stays.
+# None: all of them go.
+HeaderChange: TypeAlias = Mapping[str, HeaderValue | None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrapped:
+    """One step of a rotation of the encryption key: data keys wrapped anew, and how many are left."""
+
+    count: int
+    left: int
+
+
 # ---- payloads -------------------------------------------------------------------------------------------------------
 
 
@@ -87,12 +117,16 @@ class PayloadStore(Protocol):
     async def get(self, ref: PayloadRef) -> bytes:
         """Exactly the bytes that were put. Raises PayloadMissing and StoreUnavailable."""
 
+    async def erase(self, key: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """Write zeros over (start, length) of an object; its other bytes stay. One that is gone is none the worse.
+        Raises StoreUnavailable."""
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are gone already are none the worse. Raises StoreUnavailable."""
 
     def list_hour(self, hour: int) -> AsyncIterator[list[str]]:
-        """The names of the objects whose event's id was minted in this hour (since 1970), many at a time. Raises
-        StoreUnavailable."""
+        """The names of the objects whose event's id was minted in this hour (since 1970), and of the segments put in
+        it, many at a time. Raises StoreUnavailable."""
 
 
 # ---- ingest ---------------------------------------------------------------------------------------------------------
@@ -393,21 +427,58 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Partitions that left, and those whose time is over but that something still to be delivered lies in."""
+    """Partitions that left, and those whose time is over but that hold something still to be delivered or counted."""
 
     dropped: tuple[str, ...]
     held: tuple[str, ...]
+
+
+class MoveState(StrEnum):
+    """What a step of moving a day's payloads out of the database did."""
+
+    BEGUN = "begun"
+    FILLING = "filling"
+    FILLED = "filled"
+    """All that is to be moved lies in segments; the day takes its new shape a minute later."""
+    HELD = "held"
+    """Somebody reads the day for long: it takes its new shape later."""
+    MOVED = "moved"
+    ABANDONED = "abandoned"
+    """The tables of events were changed by a migration: it begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One step of moving the payloads of a day (ISO 8601) into segments, and what it has put into one."""
+
+    day: str
+    state: MoveState
+    payloads: int = 0
+    bytes: int = 0
 
 
 class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
 
     async def retire_events(self, *, keep_days: int, forget: Callable[[Sequence[str]], Awaitable[None]]) -> Retired:
-        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still needed;
-        ``forget`` is given the names of the objects that their payloads lie in, before they are gone."""
+        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still to be
+        delivered or counted; ``forget`` is given the names of their payloads' objects, before they are gone. Segments
+        are noted for ``remove_objects``."""
 
     async def retire_attempts(self, *, keep_days: int) -> Retired:
-        """Drop the attempts of days more than ``keep_days`` ago."""
+        """Drop the attempts of days more than ``keep_days`` ago, unless they are still to be counted."""
+
+    async def move_payloads(
+        self, put: Callable[[str, bytes], Awaitable[Any]], *, age_s: float, rows_max: int, bytes_max: int
+    ) -> Moved | None:
+        """One step of moving payloads of days that ended more than ``age_s`` ago out of the database into segments of
+        about so many rows and bytes, which ``put`` stores; None when there is nothing to do, or another node is at
+        it."""
+
+    async def erase_payloads(
+        self, erase: Callable[[str, Sequence[tuple[int, int]]], Awaitable[None]], *, limit: int
+    ) -> int:
+        """Have ``erase`` write over what was removed on request from some of the segments; returns how many."""
 
     async def forget_replays(self, *, keep_days: int) -> int:
         """Forget some of the bulk replays that ended more than so many days ago; returns how many."""
@@ -417,6 +488,14 @@ class MaintenanceStore(Protocol):
 
     async def make_partitions(self, *, days_ahead: int) -> int:
         """Have the partitions of today and the coming days; returns how many were made."""
+
+    async def retire_audit(self, *, keep_days: int) -> int:
+        """Take away some of the rows of the audit log older than so many days; their chains stay verifiable. Returns
+        how many. Raises SecretLocked."""
+
+    async def seal_plain_secrets(self) -> int:
+        """Seal some of the secrets that a release before has written in the clear, once none of its processes lives;
+        returns how many. Raises SecretLocked."""
 
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
@@ -435,7 +514,7 @@ class MaintenanceStore(Protocol):
         """The first hour (since 1970) in which an event may have been minted within the last ``age_s``."""
 
     async def orphans(self, keys: Sequence[str]) -> list[str]:
-        """Of these objects of events (by name) those that no event refers to."""
+        """Of these objects of events, and segments (by name), those that nothing refers to."""
 
     async def note_swept(self, hour: int) -> None:
         """The payload store was swept up to this hour."""
@@ -716,8 +795,25 @@ class AdminStore(FiguresStore, Protocol):
     async def revoke_key(self, tenant_id: UUID, key_id: str) -> None:
         """Raises NotFound."""
 
+    async def list_audit(
+        self,
+        tenant_id: UUID | None,
+        *,
+        action: str | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Page:
+        """The audit log of a tenant, or (None) of all and the platform, newest first. Who acts is told by
+        ``storage.acting``; every change writes its row in its own transaction."""
+
+    async def missing_keys(self) -> list[str]:
+        """The ids of encryption keys that sealed secrets need and this process does not hold."""
+
     async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
-        """A new endpoint with its first secret; raises Conflict when the tenant has too many or the uid is taken."""
+        """A new endpoint with its first secret; ``headers`` among the values is a HeaderChange. Raises Conflict when
+        the tenant has too many or the uid is taken."""
 
     async def get_endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
         """Raises NotFound, also for a deleted one."""
@@ -726,7 +822,8 @@ class AdminStore(FiguresStore, Protocol):
         """Newest first."""
 
     async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Setting the status to enabled, be it so already, closes the breaker of the endpoint's receiver.
+        """Setting the status to enabled, be it so already, closes the breaker of the endpoint's receiver. ``headers``
+        is a HeaderChange.
 
         Raises NotFound, and Conflict: the uid is taken, or order is to end while the endpoint moves."""
 
@@ -734,7 +831,7 @@ class AdminStore(FiguresStore, Protocol):
         """Tombstone; what was owed to it is cancelled. Raises NotFound."""
 
     async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
-        """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound."""
+        """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound and SecretLocked."""
 
     async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
         """Add a new secret; the old ones go on signing for ``grace_s``. Returns when they stop.

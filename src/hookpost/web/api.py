@@ -26,12 +26,15 @@ from hookpost.metrics import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
+from hookpost.policy.headers import MASK, HeaderRefused, check_header, holds_a_secret
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
 from hookpost.policy.routing import SHARDS_MAX
 from hookpost.policy.signing import GENERATED_BYTES, SecretError, parse_secret, show_secret
 from hookpost.storage.contract import (
     AdminStore,
     ControlAction,
+    HeaderChange,
+    HeaderValue,
     NotFound,
     Page,
     PayloadMissing,
@@ -43,7 +46,7 @@ from hookpost.storage.contract import (
 from hookpost.web import schemas, shown
 from hookpost.web.auth import Principal
 from hookpost.web.cursors import Cursors
-from hookpost.web.problems import invalid, not_found, refusal
+from hookpost.web.problems import invalid, invalid_fields, not_found, refusal
 
 # A load balancer asks every second or so; a store that takes longer is not ready.
 READY_S = 2.0
@@ -86,6 +89,7 @@ class WebSettings:
     prices: Prices = field(default_factory=Prices)
     now: Callable[[], float] = time.time
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    headers_allow: tuple[str, ...] = ("*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -713,15 +717,22 @@ async def healthz() -> Response:
     tags=["health"],
 )
 async def readyz(api: ApiOf) -> Response:
-    """The store is reachable and every shard has a living owner."""
+    """The store is reachable, every shard has a living owner, and what is sealed opens here."""
     try:
         async with asyncio.timeout(READY_S):
             await api.store.ping()
             unowned = await api.store.unowned_shards()
+            missing = await api.store.missing_keys()
     except (StoreUnavailable, TimeoutError):
-        return _json({"status": "not_ready", "store": "unreachable", "unowned_shards": None}, 503)
-    ready = unowned == 0
-    answer = {"status": "ready" if ready else "not_ready", "store": "reachable", "unowned_shards": unowned}
+        away = {"status": "not_ready", "store": "unreachable", "unowned_shards": None, "missing_encryption_keys": None}
+        return _json(away, 503)
+    ready = unowned == 0 and not missing
+    answer = {
+        "status": "ready" if ready else "not_ready",
+        "store": "reachable",
+        "unowned_shards": unowned,
+        "missing_encryption_keys": len(missing),
+    }
     return _json(answer, 200 if ready else 503)
 
 
@@ -787,6 +798,8 @@ def _endpoint_changes(
         changes["ack"] = form.ack or None
     if "metadata" in given:
         changes["metadata"] = form.metadata or {}
+    if "headers" in given:
+        changes["headers"] = _header_change(settings, form.headers)
     if "enabled" in given:
         changes |= _status_change(form.enabled is not False, current)
     if "retry" in given:
@@ -795,6 +808,31 @@ def _endpoint_changes(
         changes |= _group(_TIMEOUT_COLUMNS, form.timeouts, current)
     _check_policy(settings, dict.fromkeys((*_RETRY_COLUMNS, *_TIMEOUT_COLUMNS)) | dict(current) | changes)
     return changes
+
+
+def _header_change(settings: WebSettings, given: HeaderChange) -> HeaderChange:
+    """What a request changes of the endpoint's own headers; each that is refused is named with the reason."""
+    if given is None:
+        return None
+    change: dict[str, HeaderValue | None] = {}
+    errors = []
+    for name, wanted in given.items():
+        try:
+            if name.lower() in change:
+                raise HeaderRefused("is given twice: names are the same in upper and lower case")
+            change[name.lower()] = None
+            if wanted is None:
+                continue
+            if wanted.value == MASK:
+                raise HeaderRefused("is the mask of a secret: leave the header out to keep it as it is")
+            check_header(name, wanted.value, settings.headers_allow)
+        except HeaderRefused as error:
+            errors.append({"field": f"headers.{name}", "message": str(error)})
+            continue
+        change[name.lower()] = HeaderValue(wanted.value, wanted.secret or holds_a_secret(name))
+    if errors:
+        raise invalid_fields(errors)
+    return change
 
 
 def _checked_url(settings: WebSettings, url: str) -> str:

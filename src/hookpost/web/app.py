@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from hookpost.metrics import Metrics, alone
+from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import explain, metrics, problems, schemas, stats
+from hookpost.web import audit, explain, metrics, problems, schemas, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -67,6 +68,7 @@ def make_app(
     app.include_router(explain.router)
     app.include_router(metrics.router)
     app.include_router(stats.router)
+    app.include_router(audit.router)
     app.add_middleware(_CatchAll)
     problems.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's own way to extend the document
@@ -94,9 +96,11 @@ class _Dispatcher:
         try:
             headers = dict(scope["headers"])
             if scope["path"].startswith(_PROTECTED):
-                scope["hookpost.principal"] = await self._authenticator.principal(
+                principal = await self._authenticator.principal(
                     _text(headers.get(b"authorization")), _text(headers.get(b"x-tenant-id"))
                 )
+                scope["hookpost.principal"] = principal
+                act_as(Actor(principal.name, _address(scope)))
             body = await _body(headers, receive)
         except Exception as error:  # noqa: BLE001 - every fault is an answer, and the unexpected is logged
             await _refuse(problems.problem_of(error, scope["method"]), send)
@@ -197,6 +201,12 @@ def _as_json(scope: Scope, headers: Mapping[bytes, bytes]) -> Scope:
     if b"content-type" in headers:
         return scope
     return {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
+
+
+def _address(scope: Scope) -> str:
+    """Where the request came from: of the connection, as what a header says of it anybody can write."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _text(header: bytes | None) -> str | None:

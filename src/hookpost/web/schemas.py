@@ -1,13 +1,13 @@
 """What the API takes and gives: the forms of requests with their limits, and of answers for the OpenAPI document.
 
 Every text is free of NUL and of lone surrogates, which no store can hold; every number is finite; what is not known is
-refused. Fields of features that are not enforced yet are known by name and refused when they ask for something.
+refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,9 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
+from hookpost.policy.headers import HEADERS_MAX
 from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
 
 FILTERS_MAX = 100
@@ -76,6 +78,18 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
+def _header_value(given: Any) -> HeaderValue | None:
+    """A header's value as a request gives it; whether it may be sent is for policy/headers to say."""
+    match given:
+        case None:
+            return None
+        case str():
+            return HeaderValue(check_text(given))
+        case {"value": str(value), **rest} if isinstance(rest.pop("secret", False), bool) and not rest:
+            return HeaderValue(check_text(value), given.get("secret", False))
+    raise ValueError('must be a text, {"value": "…", "secret": true}, or null')
+
+
 def _check_pool(text: str) -> str:
     if not POOL_NAME.fullmatch(text):
         raise ValueError(POOL_NAME_RULE)
@@ -104,21 +118,6 @@ def parse_time(text: str) -> float:
 def _check_time(text: str) -> str:
     parse_time(text)
     return text
-
-
-def _not_yet(harmless: Callable[[Any], bool]) -> Any:
-    """A field of a feature to come: whatever would ask for it is refused."""
-
-    def check(value: Any) -> Any:
-        if value is not None and not harmless(value):
-            raise ValueError("is not supported yet")
-        return value
-
-    return AfterValidator(check)
-
-
-def _never(_: Any) -> bool:
-    return False
 
 
 Text = Annotated[str, AfterValidator(check_text)]
@@ -166,11 +165,23 @@ IngestRateLimit = Annotated[
     ),
 ]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
-NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
-NotYetUnlessEmpty = Annotated[
-    JsonValue,
-    _not_yet(lambda value: value == {}),
-    WithJsonSchema({"type": ["object", "null"], "description": "not supported yet"}),
+HeaderInput = Annotated[
+    Any,
+    AfterValidator(_header_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "visible ASCII, spaces and tabs between"},
+                {
+                    "type": "object",
+                    "properties": {"value": {"type": "string"}, "secret": {"type": "boolean", "default": False}},
+                    "required": ["value"],
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
 
 
@@ -221,7 +232,15 @@ class _EndpointForm(_Form):
     forward_trace: Annotated[
         bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
     ] = None
-    headers: NotYetUnlessEmpty = None
+    headers: Annotated[
+        dict[str, HeaderInput] | None,
+        Field(
+            max_length=HEADERS_MAX,
+            description="headers that every delivery carries, by name; null takes one away, what is not named stays. "
+            "Those whose name tells of a secret, and those with `secret: true`, are write-only",
+            examples=[{"x-team": "payments", "authorization": "Bearer …", "x-pin": {"value": "…", "secret": True}}],
+        ),
+    ] = None
 
 
 class EndpointCreate(_EndpointForm):
@@ -393,6 +412,7 @@ class KeyAnswer(_Answer):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    last_used_at: Annotated[str | None, Field(description="to the minute")]
 
 
 class KeyCreated(KeyAnswer):
@@ -448,6 +468,7 @@ class EndpointAnswer(_Answer):
     description: str | None
     uid: str | None
     metadata: dict[str, str]
+    headers: Annotated[dict[str, str], Field(description="of its own; the value of a secret is shown as ********")]
     retry: RetryAnswer
     timeouts: TimeoutsAnswer
     max_in_flight: int
@@ -670,6 +691,30 @@ class Readiness(_Answer):
     status: Literal["ready", "not_ready"]
     store: Literal["reachable", "unreachable"]
     unowned_shards: int | None
+    missing_encryption_keys: int | None
+
+
+class AuditEntry(_Answer):
+    """A row of the audit log; without a tenant it is about the platform. ``hash`` covers the row and ``previous``."""
+
+    tenant_id: str | None
+    seq: int
+    at: str
+    actor: Annotated[str, Field(description="key_…, admin (the operator's own key), cli, or hookpost itself")]
+    address: str
+    action: str
+    target: str
+    before: dict[str, JsonValue] | None
+    after: dict[str, JsonValue] | None
+    previous: str
+    hash: str
+
+
+class AuditList(_Answer):
+    """Rows of the audit log, newest first."""
+
+    data: list[AuditEntry]
+    next_cursor: str | None
 
 
 class TenantList(_Answer):

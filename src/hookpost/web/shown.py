@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from hookpost.model import OnDead, RetryPolicy, Timeouts, show_id
+from hookpost.policy.headers import MASK
 from hookpost.policy.signing import show_secret
 from hookpost.storage.contract import EventView
 
@@ -57,6 +58,24 @@ def api_key(row: Row) -> dict[str, Any]:
         "created_at": show_time(row["created_at"]),
         "expires_at": show_time(row["expires_at"]),
         "revoked_at": show_time(row["revoked_at"]),
+        "last_used_at": show_time(row["last_used_at"]),
+    }
+
+
+def audit_entry(row: Row) -> dict[str, Any]:
+    """A row of the audit log; without a tenant it is about the platform."""
+    return {
+        "tenant_id": show_id("ten", row["chain"]) if row["chain"].int else None,
+        "seq": row["seq"],
+        "at": show_time(row["at"]),
+        "actor": row["actor"],
+        "address": row["address"],
+        "action": row["action"],
+        "target": row["target"],
+        "before": None if row["before"] is None else msgspec.Raw(row["before"].encode()),
+        "after": None if row["after"] is None else msgspec.Raw(row["after"].encode()),
+        "previous": row["previous"].hex(),
+        "hash": row["hash"].hex(),
     }
 
 
@@ -106,6 +125,7 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "description": row["description"],
         "uid": row["uid"],
         "metadata": row["metadata"],
+        "headers": {name: MASK if value is None else value for name, value in row["headers"].items()},
         "retry": {
             "base_s": own_retry.base_s,
             "cap_s": own_retry.cap_s,

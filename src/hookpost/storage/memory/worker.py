@@ -242,6 +242,7 @@ class WorkerTables:
             "created": [created for _, created, _ in secrets],
             "expires": [expires for _, _, expires in secrets],
             "failing_told": False,
+            "locked": False,
         })  # fmt: skip
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:

@@ -13,6 +13,7 @@ from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
+from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.explain import ExplainQueries
 from hookpost.storage.postgres.figures import FiguresQueries
@@ -23,6 +24,7 @@ from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
 from hookpost.storage.postgres.stats import StatsQueries
+from hookpost.storage.postgres.vault import Vault
 from hookpost.storage.postgres.worker import WorkerQueries
 from hookpost.storage.rings import Rings
 
@@ -42,6 +44,7 @@ class PostgresStore(
     MaintenanceQueries,
     RollupQueries,
     RetentionQueries,
+    ColdQueries,
     RemovalQueries,
     AlertQueries,
     AdminQueries,
@@ -66,7 +69,9 @@ class PostgresStore(
         endpoint_cap: int = 64,
         longest_s: float = 30.0,
         deadline_s_max: float = 28 * 86_400.0,
+        vault: Vault | None = None,
     ) -> None:
+        """``vault``: what secrets are sealed and opened with; a store that has none writes no secrets."""
         self._connections = Connections(dsn, application=application, size_min=size_min, size_max=size_max)
         self._idempotency_s = idempotency_s
         self._append_timeout_s = append_timeout_s
@@ -75,6 +80,7 @@ class PostgresStore(
         )
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
+        self._vault = vault
         self._listener: Any = None
         self._rings = Rings()
 

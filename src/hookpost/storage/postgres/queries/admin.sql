@@ -77,6 +77,12 @@ order by created_at desc, key_id desc limit $4
 update api_keys set revoked_at = coalesce(revoked_at, clock_timestamp()) where tenant_id = $1 and key_id = $2
 returning key_id
 
+-- name: note_used_keys
+-- To the minute: a row is not written again for less.
+update api_keys k set last_used_at = u.at
+from unnest($1::text[], $2::timestamptz[]) u (key_id, at)
+where k.key_id = u.key_id and (k.last_used_at is null or k.last_used_at < u.at - interval '1 minute')
+
 -- name: count_endpoints
 select count(*) from endpoints where tenant_id = $1 and deleted_at is null
 
@@ -135,29 +141,21 @@ update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestam
 where endpoint_id = $1 and tenant_id = $2 and deleted_at is null
 returning endpoint_id
 
--- name: add_secret
-insert into endpoint_secrets (endpoint_id, key) values ($1, $2)
-
--- name: valid_secrets
--- The secrets that sign now, newest first.
-select s.key, s.created_at, s.expires_at
-from endpoint_secrets s
-join endpoints e on e.endpoint_id = s.endpoint_id
-where s.endpoint_id = $1 and e.tenant_id = $2 and (s.expires_at is null or s.expires_at > clock_timestamp())
-order by s.created_at desc
-
 -- name: limit_secrets
 -- The secrets so far go on signing for the grace period; one that ends earlier keeps its end.
-update endpoint_secrets
-set expires_at = least(expires_at, $2::timestamptz)
-where endpoint_id = $1 and (expires_at is null or expires_at > clock_timestamp())
+update endpoint_secrets s
+set expires_at = least(s.expires_at, $3::timestamptz)
+from endpoints e
+where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2
+  and (s.expires_at is null or s.expires_at > clock_timestamp())
 
 -- name: grace_end
 select clock_timestamp() + make_interval(secs => $1)
 
 -- name: forget_secrets
 -- Keys that no longer sign are of no use to anyone but a thief.
-delete from endpoint_secrets where endpoint_id = $1 and expires_at <= clock_timestamp()
+delete from endpoint_secrets s using endpoints e
+where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2 and s.expires_at <= clock_timestamp()
 
 -- name: get_event
 -- The event as it was posted. Its partition is that of its id's day or lies one day beside it.
@@ -358,6 +356,4 @@ with held as (
     update events e set payload = null, payload_ref = 'removed 0 0 00' from held h
     where e.day = h.day and e.shard = h.shard and e.seq = h.seq
 )
-insert into payload_removals (key)
-select split_part(h.payload_ref, ' ', 1) from held h where h.payload_ref is not null and h.payload_ref <> 'removed 0 0 00'
-on conflict do nothing
+select hookpost_note_removal(h.payload_ref) from held h

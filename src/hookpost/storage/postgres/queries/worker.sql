@@ -1,6 +1,7 @@
 -- name: register
-insert into nodes (node_id, pool, name, expires_at) values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
-on conflict (node_id) do update set expires_at = excluded.expires_at
+insert into nodes (node_id, pool, name, expires_at, key_ids)
+values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5)
+on conflict (node_id) do update set expires_at = excluded.expires_at, key_ids = excluded.key_ids
 returning clock_timestamp()
 
 -- name: renew
@@ -263,10 +264,14 @@ select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as 
        coalesce((select a.failing_told from alert_states a where a.endpoint_id = e.endpoint_id), false) as failing_told,
        e.pinned, e.ordered_shard, e.ordered_seq,
        exists (select from barriers b where b.endpoint_id = e.endpoint_id offset 0) as barred,
-       coalesce(s.keys, '{}') as keys, coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires
+       coalesce(s.keys, '{}') as keys, coalesce(s.sealed, '{}') as sealed,
+       coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires,
+       e.headers, e.sealed_headers, d.key_id, d.wrapped
 from endpoints e
+left join data_keys d on d.tenant_id = e.tenant_id
 left join lateral (
-    select array_agg(key order by created_at desc) as keys, array_agg(created_at order by created_at desc) as created,
+    select array_agg(key order by created_at desc) as keys, array_agg(sealed order by created_at desc) as sealed,
+           array_agg(created_at order by created_at desc) as created,
            array_agg(expires_at order by created_at desc) as expires
     from endpoint_secrets s
     where s.endpoint_id = e.endpoint_id and (s.expires_at is null or s.expires_at > clock_timestamp())
