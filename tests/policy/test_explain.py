@@ -121,7 +121,7 @@ GATES: list[tuple[Waiting, dict[str, Any], str, float | None]] = [
     (waiting(WaitReason.RETRY_BUDGET), {}, "to leave room for first attempts", None),
     (waiting(WaitReason.PAYLOAD_STORE, due_at=NOW + 10), {}, "cannot be read from the payload store", NOW + 10),
     (waiting(WaitReason.EGRESS_DOWN), {}, "own way out is down", None),
-    (waiting(WaitReason.SECRET_LOCKED), {}, "does not open with the encryption keys", None),
+    (waiting(WaitReason.SECRET_LOCKED), {}, "lacks the encryption key", None),
 ]  # fmt: skip
 
 

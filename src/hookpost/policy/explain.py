@@ -357,18 +357,18 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
                 "The operator looks why the payload store does not answer (`payload_store_failed` in the log).",
                 state.due_at if state.due_at > now else None,
             )
+        case WaitReason.SECRET_LOCKED:
+            return (
+                "Its endpoint's secrets cannot be opened, as the installation lacks the encryption key that they were "
+                "sealed with, so nothing can be signed. No attempt is counted; it is sent when the key is back.",
+                "The operator gives the key back (HOOKPOST_ENCRYPTION_KEYS; GET /readyz counts those that are missing).",
+                None,
+            )
         case WaitReason.EGRESS_DOWN:
             return (
                 "The platform's own way out is down: receivers that were well cannot be reached. No attempt is "
                 "counted; it is sent when the way out is back.",
                 "The operator checks network, resolver and egress proxy (`egress_down` in the log).",
-                None,
-            )
-        case WaitReason.SECRET_LOCKED:
-            return (
-                "A secret of the endpoint does not open with the encryption keys that the platform has, so it cannot be "
-                "signed. No attempt is counted; it is sent when the key is back.",
-                "The operator brings back the encryption key that `/readyz` names (`missing_encryption_keys`).",
                 None,
             )
         case _:
@@ -495,13 +495,6 @@ def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanatio
         case DeadReason.INTERNAL_ERROR:
             why = "of a fault in Hookpost"
             step = f"The operator looks for `internal_error` in the log. {_REPLAY}"
-        case WaitReason.SECRET_LOCKED:
-            return (
-                "A secret of the endpoint does not open with the encryption keys that the platform has, so it cannot be "
-                "signed. No attempt is counted; it is sent when the key is back.",
-                "The operator brings back the encryption key that `/readyz` names (`missing_encryption_keys`).",
-                None,
-            )
         case _:
             assert_never(state.reason)
     if event.payload_removed:
