@@ -20,6 +20,7 @@ from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
+from hookpost.storage.postgres.search import SearchQueries
 from hookpost.storage.postgres.stats import StatsQueries
 from hookpost.storage.postgres.worker import WorkerQueries
 from hookpost.storage.rings import Rings
@@ -45,6 +46,7 @@ class PostgresStore(
     AdminQueries,
     ReplayQueries,
     StatsQueries,
+    SearchQueries,
 ):
     """Implements the whole contract on one pool of connections."""
 
