@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench sim mutants torture lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench sim mutants torture screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -17,7 +17,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS="…" is passed on to demo, test, bench and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
@@ -40,6 +40,9 @@ mutants: venv-dev ## faults put into the code, each of which the simulator must 
 
 torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+screenshots: venv-dev ## make docs/screenshots anew (needs Chromium)
+	@$(BIN)/python -m tests.browser.screenshots
 
 lint: venv-dev ## ruff: rules and format
 	@$(BIN)/ruff check .
