@@ -26,6 +26,7 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.gates import Receiver
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
+from hookpost.engine.tally import tally
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, PayloadRef, Request, show_id
 from hookpost.policy.request import build_request
@@ -188,6 +189,15 @@ class Worker:
         self._failing_since = 0.0
         self._tasks: asyncio.TaskGroup | None = None
 
+    def figures(self) -> dict[str, float]:
+        """How it stands now (telemetry.GAUGES)."""
+        engine = self._engine
+        return {
+            "in_flight_requests": engine.in_flight,
+            "buffered_deliveries": engine.buffered,
+            "unsettled_attempts": engine.pending_attempts,
+        }
+
     # ---- life -----------------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -247,6 +257,7 @@ class Worker:
                     await self._commit(settle)
                 await self._write_health()
                 await self._store.leave(self._node_id)
+            telemetry.count_by("lease_changes", {("released",): len(held)})
             telemetry.log("shards_released", shards=held)
         except (TimeoutError, StoreUnavailable) as error:
             telemetry.log("lease_lost", reason=f"could not hand back: {error}", shards=held)
@@ -342,6 +353,7 @@ class Worker:
             self._gaps.discard(shard)
             self._engine.close_shard(shard)
         telemetry.count("leases_lost")
+        telemetry.count_by("lease_changes", {("lost",): len(shards)})
         telemetry.log("lease_lost", reason=reason, shards=sorted(shards))
 
     # ---- balance --------------------------------------------------------------------------------------------------
@@ -398,6 +410,7 @@ class Worker:
                 await asyncio.sleep(0)
             self._kick()
         if claimed:
+            telemetry.count_by("lease_changes", {("acquired",): len(claimed)})
             telemetry.log("shards_acquired", shards=[c.shard for c in claimed])
 
     async def _give_back(self, shards: Iterable[int]) -> None:
@@ -419,6 +432,7 @@ class Worker:
                 self._gaps.discard(shard)
                 self._engine.close_shard(shard)
                 await self._persist(partial(self._store.release, self._node_id, {shard: fence}))
+                telemetry.count_by("lease_changes", {("released",): 1})
                 telemetry.log("shards_released", shards=[shard])
 
     async def _settled(self) -> None:
@@ -669,6 +683,7 @@ class Worker:
         ``tried`` is how often it was begun before, with an unknown end.
         """
         wait_s = STORE_RETRY_S
+        began = self._clock.monotonic()
         while parts := self._ours(settle.shards):
             tried += 1
             try:
@@ -688,9 +703,18 @@ class Worker:
                     telemetry.log("settle_failed", reason=error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
-        telemetry.count("settles")
+        self._count(parts, self._clock.monotonic() - began)
         if tried > 1:
             telemetry.log("settle_retried", attempt=tried)
+
+    def _count(self, parts: Iterable[ShardSettle], seconds: float) -> None:
+        """What was written down goes into the figures: once for all of a settle, as a delivery has no time for it."""
+        found = tally(parts)
+        telemetry.count("settles")
+        telemetry.observe("settle_seconds", (seconds,))
+        telemetry.observe("delivery_seconds", found.delivered_after_s)
+        telemetry.count_by("attempts", found.attempts)
+        telemetry.count_by("dead_letters", found.dead)
 
     async def _commit_by_row(self, parts: list[ShardSettle]) -> None:
         cut = await self._persist(partial(self._store.settle_by_row, parts))

@@ -25,7 +25,9 @@ from hookpost.app.compose import (
     tune_gc,
 )
 from hookpost.app.config import Settings
+from hookpost.app.metrics_page import listening
 from hookpost.ingest import Submission
+from hookpost.metrics import Board, Metrics, Platform, Reporter, alone
 from hookpost.policy.keys import hash_secret
 from hookpost.storage.contract import Appended, StoreUnavailable
 from hookpost.storage.postgres.store import PostgresStore, platform_value
@@ -50,9 +52,17 @@ class _Server(uvicorn.Server):
 
 
 async def run_api(
-    settings: Settings, dsn: str, *, listener: socket.socket, stop: asyncio.Event, ready: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    *,
+    name: str,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+    board: Board | None,
 ) -> None:
-    """Serve the API on a bound socket until ``stop`` is set."""
+    """Serve the API on a bound socket until ``stop`` is set. ``board``: where a server's processes tell their figures;
+    one that runs alone has none."""
     clock = DatabaseClock()
     store = make_store(settings, dsn, application="hookpost api")
     await store.open()
@@ -81,6 +91,15 @@ async def run_api(
         authenticator,
         limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes),
     )
+
+    def figures() -> dict[str, float]:
+        events, size = ingest.queued
+        return {"ingest_queue_events": events, "ingest_queue_bytes": size}
+
+    if board is None:
+        metrics = alone(store, name=name, figures=figures, tenants_max=settings.metrics_tenants)
+    else:
+        metrics = Metrics(Platform(store, tenants_max=settings.metrics_tenants), board.read)
     app = make_app(
         store=store,
         payloads=payloads,
@@ -102,6 +121,7 @@ async def run_api(
             prices=prices(settings),
             cursor_secret=bytes.fromhex(cursor_secret),
         ),
+        shown_metrics=metrics,
     )
     server = _Server(
         uvicorn.Config(
@@ -118,7 +138,8 @@ async def run_api(
         )
     )
     tune_gc()
-    async with asyncio.TaskGroup() as tasks:
+    async with listening(None if board else settings.metrics_listen, metrics), asyncio.TaskGroup() as tasks:
+        reporting = None if board is None else tasks.create_task(Reporter(board, name, figures).run())
         serving = tasks.create_task(server.serve(sockets=[listener]))
         clocking = tasks.create_task(_follow_clock(store, clock))
         sharing = tasks.create_task(ingest.follow())
@@ -131,6 +152,8 @@ async def run_api(
         await serving
         clocking.cancel()
         sharing.cancel()
+        if reporting is not None:
+            reporting.cancel()
         stopping.cancel()
     await ingest.close()
     await store.close()

@@ -20,10 +20,12 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
+from hookpost.app.metrics_page import listening
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
+from hookpost.metrics import Board, Reporter, alone
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
@@ -177,9 +179,17 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
 
 
 async def run_worker(
-    settings: Settings, dsn: str, *, name: str, node_id: UUID, stop: asyncio.Event, ready: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    *,
+    name: str,
+    node_id: UUID,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+    board: Board | None,
 ) -> None:
-    """Deliver until ``stop`` is set; then finish or hand back."""
+    """Deliver until ``stop`` is set; then finish or hand back. ``board``: where a server's processes tell their
+    figures; one that runs alone has none."""
     clock = DatabaseClock()
     store = make_store(settings, dsn, application=f"hookpost {name}")
     await store.open()
@@ -229,8 +239,15 @@ async def run_worker(
         monotonic=clock.monotonic,
     )
     tune_gc()
-    async with _alerting(settings, store, payloads, clock) as alerts, asyncio.TaskGroup() as tasks:
+    metrics = alone(store, name=name, figures=worker.figures, tenants_max=settings.metrics_tenants)
+    async with (
+        _alerting(settings, store, payloads, clock) as alerts,
+        listening(None if board else settings.metrics_listen, metrics),
+        asyncio.TaskGroup() as tasks,
+    ):
+        reporting = [] if board is None else [tasks.create_task(Reporter(board, name, worker.figures).run())]
         tending = [
+            *reporting,
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
             tasks.create_task(rollups.run(stop)),

@@ -209,6 +209,15 @@ def _mail_address(value: str | None) -> str | None:
     return None if value is None else check_mail_address(value)
 
 
+def _listen(value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and 1 <= int(port) <= PORT_MAX):
+        raise ValueError("host:port is expected, for example 127.0.0.1:9464 or [::1]:9464")
+    return value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -424,6 +433,14 @@ class Settings(BaseSettings):
     smtp_password: SecretStr | None = Field(None, description="the user's password")
     smtp_from: MailAddress | None = Field(None, description="address that mails come from; needed with SMTP_HOST")
 
+    metrics_listen: Annotated[str | None, AfterValidator(_listen)] = Field(
+        None,
+        description="host:port where /metrics is served without a key, e.g. 127.0.0.1:9464; it is at PORT with the"
+        " admin key anyway",
+    )
+    metrics_tenants: int = Field(
+        20, ge=0, le=1000, description="tenants with figures of their own in /metrics, those with the most attempts"
+    )
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
 

@@ -494,6 +494,8 @@ class Engine:
         match decision:
             case Delivered():
                 self._books.record(shard, work, outcome, "delivered")
+                if not work.entry.generation:
+                    shard.delivered_after_s.append(outcome.finished_at - work.entry.created_at)
                 self._books.finish(work)
             case Retry(due_at=due_at):
                 self._books.record(shard, work, outcome, "retry")

@@ -297,7 +297,8 @@ Attempt = tuple[Any, ...]
 
 @dataclass(slots=True)
 class ShardSettle:
-    """What happened in one shard since its last settle."""
+    """What happened in one shard since its last settle. ``delivered_after_s``: how long after their acceptance events
+    were delivered, replays left out; for the figures alone."""
 
     shard: int
     fence: int
@@ -311,6 +312,7 @@ class ShardSettle:
     dropped_lanes: list[UUID]
     clean: bool = False
     notices: list[Notice] = field(default_factory=list)
+    delivered_after_s: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)

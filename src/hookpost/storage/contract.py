@@ -19,6 +19,7 @@ from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Tak
 from hookpost.model import Endpoint, Health, PayloadRef, Tenant
 from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
+from hookpost.policy.explain import EventWhy
 
 
 class StoreUnavailable(Exception):
@@ -605,6 +606,48 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
+    living worker owns it."""
+
+    shard: int
+    pool: str
+    depth: int
+    age_s: float
+    owned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TenantFigures:
+    """What a tenant has had since the day (UTC) began."""
+
+    tenant_id: UUID
+    accepted: int
+    attempts: int
+    delivered: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFigures:
+    """The platform as the store sees it: its shards; what waits, by reason (counted to a limit; ``backlog_exact``); the
+    tenants with the most attempts today; how far behind the rollups are (None: nothing was counted yet)."""
+
+    shards: tuple[ShardFigures, ...]
+    backlog: Mapping[str, int]
+    backlog_exact: bool
+    tenants: tuple[TenantFigures, ...]
+    rollups_behind_s: float | None
+
+
+class FiguresStore(Protocol):
+    """What a page of metrics asks of the store."""
+
+    async def platform_figures(self, *, backlog_max: int, tenants_max: int) -> PlatformFigures:
+        """How the platform stands now, in bounded time: at most so many rows of the backlog are counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Metered:
     """What the platform and its tenants had on some days: the total and those with the most attempts (or the one tenant
     that was asked for), as rows of the metering; and what an attempt's row takes on disk (None: too few to tell)."""
@@ -690,7 +733,7 @@ class SearchStore(Protocol):
         """The newest dead letters, counted by endpoint and reason; the largest groups first."""
 
 
-class AdminStore(SearchStore, Protocol):
+class AdminStore(SearchStore, FiguresStore, Protocol):
     """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
 
     async def ping(self) -> float:
@@ -759,6 +802,12 @@ class AdminStore(SearchStore, Protocol):
 
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         """Raises NotFound."""
+
+    async def why(
+        self, tenant_id: UUID | None, event_id: UUID, endpoint_id: UUID | None, *, owed_max: int, others_max: int
+    ) -> EventWhy:
+        """What is recorded of an event at one endpoint; or at ``owed_max`` of those it was owed to and at the newest
+        ``others_max`` of the others. Raises NotFound, also for an endpoint that its tenant never had."""
 
     async def list_events(
         self,

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
+from hookpost.metrics import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
@@ -97,6 +98,7 @@ class Api:
     submit: Submit
     settings: WebSettings
     cursors: Cursors
+    metrics: Metrics
 
     def new_id(self) -> UUID:
         """A fresh UUIDv7."""

@@ -689,6 +689,30 @@ class EndpointList(_Answer):
     next_cursor: str | None
 
 
+class Explained(_Answer):
+    """What happened to an event at an endpoint. ``status`` and ``reason``: see docs/explain.md; ``until``: when the
+    next thing happens by itself, if that is known; ``generation`` null: the event was never owed to it."""
+
+    endpoint_id: str
+    status: Literal["not_matched", "queued", "waiting", "delivered", "dead", "cancelled", "unknown"]
+    reason: str | None
+    summary: str
+    next_step: str | None
+    until: str | None
+    generation: int | None
+
+
+class ExplainAnswer(_Answer):
+    """Why an event is where it is. ``more``: there are endpoints that are not among these; ask for them by id."""
+
+    event_id: str
+    tenant_id: str
+    type: str
+    created_at: str
+    endpoints: list[Explained]
+    more: bool
+
+
 class EventList(_Answer):
     """One page."""
 

@@ -234,7 +234,7 @@ class AdminQueries:
             row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
             event = _found(row, "event")
             states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
-            held = await _held_until(connection, event["tenant_id"], states)
+            held = await held_until(connection, event["tenant_id"], states)
         deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
         event["status"] = event_status([delivery["status"] for delivery in deliveries])
         return EventView(event, deliveries)
@@ -463,17 +463,22 @@ async def _breakers(connection: Any, keys: Collection[tuple[UUID, str]]) -> dict
     return {(row["tenant_id"], row["origin"]): row for row in rows}
 
 
-async def _held_until(
-    connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]
-) -> dict[UUID, float | None]:
+async def held_until(connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]) -> dict[UUID, float | None]:
     """Until when at least the breakers of their receivers hold the deliveries that wait, by endpoint."""
-    of = {
-        state["endpoint_id"]: (tenant_id, origin_of(state["endpoint_url"]))
+    urls = {
+        state["endpoint_id"]: state["endpoint_url"]
         for state in states
         if state["waiting_reason"] is not None and state["endpoint_url"] is not None
     }
+    breakers = await breakers_of(connection, tenant_id, urls)
+    return {endpoint_id: breaker["held_until"] for endpoint_id, breaker in breakers.items()}
+
+
+async def breakers_of(connection: Any, tenant_id: UUID, urls: Mapping[UUID, str]) -> dict[UUID, Any]:
+    """What is stored of the breakers of endpoints' receivers, given by the endpoints' URLs."""
+    of = {endpoint_id: (tenant_id, origin_of(url)) for endpoint_id, url in urls.items()}
     breakers = await _breakers(connection, set(of.values()))
-    return {endpoint_id: breakers[key]["held_until"] for endpoint_id, key in of.items() if key in breakers}
+    return {endpoint_id: breakers[key] for endpoint_id, key in of.items() if key in breakers}
 
 
 def _merged(current: Mapping[str, Any], changes: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:

@@ -113,18 +113,3 @@ def error(attempt: Mapping[str, Any]) -> str | None:
         return None
     return ERROR.get(code, f"It failed ({code}).")
 
-
-def why(delivery: Mapping[str, Any]) -> str:
-    """Where a delivery stands and what happens next."""
-    match delivery["status"]:
-        case "queued":
-            return "In the journal, not tried yet: a worker takes it in its turn."
-        case "waiting":
-            return WAITING.get(delivery["reason"], f"It waits ({delivery['reason']}).")
-        case "dead":
-            return DEAD.get(delivery["reason"], f"It gave up ({delivery['reason']}).")
-        case "delivered":
-            return "The receiver answered with a 2xx status."
-        case "cancelled":
-            return "It was cancelled, or its endpoint was deleted: nothing more is sent."
-    return "It was owed and left no trace. This is a fault of ours: please report it."

@@ -201,7 +201,7 @@ with journal as (
     from attempts a where a.event_id = $1
     group by a.endpoint_id, a.generation
 )
-select l.endpoint_id, l.generation,
+select l.endpoint_id, l.shard, l.seq, l.generation,
        r.shard is null or l.seq > r.read_to
            or (l.seq <@ r.open and not coalesce(r.partial -> l.seq::text ? l.endpoint_id::text, false)) as queued,
        b.reason as waiting_reason, b.due_at, d.reason as dead_reason,

@@ -44,7 +44,9 @@ async def show(visit: Visit) -> Response:
     )  # fmt: skip
     attempts = [{**attempt, "why": words.error(attempt)} for attempt in answer["data"]]
     scale_ms = max([attempt["latency_ms"] for attempt in attempts], default=1)
-    names = await endpoint_names(visit, deliveries[:DELIVERIES_LISTED])
+    whys = await _explained(visit, event, only)
+    unmatched = [why for why in whys.values() if why["status"] == "not_matched"] if only is None else []
+    names = await endpoint_names(visit, [*deliveries[:DELIVERIES_LISTED], *unmatched])
     return visit.page(
         "event.html",
         event=event,
@@ -54,7 +56,7 @@ async def show(visit: Visit) -> Response:
             {
                 **delivery,
                 "url": names.get(delivery["endpoint_id"], delivery["endpoint_id"]),
-                "why": words.why(delivery),
+                "explained": whys.get(delivery["endpoint_id"]),
                 "attempts": [
                     {**attempt, "phases": phases(attempt["timings_ms"], scale_ms)}
                     for attempt in reversed(attempts)
@@ -66,10 +68,17 @@ async def show(visit: Visit) -> Response:
         listed=[] if told else deliveries[:DELIVERIES_LISTED],
         deliveries=len(event["deliveries"]),
         names=names,
+        unmatched=unmatched,
         only=only,
         older=answer["next_cursor"],
         may_replay=visit.may("replay"),
     )
+
+
+async def _explained(visit: Visit, event: Mapping[str, Any], only: str | None) -> dict[str, dict[str, Any]]:
+    """What happened and what happens next, in words, by endpoint; those that the event was not owed to, too."""
+    answer = await visit.ask(f"/v1/events/{event['event_id']}/explain", endpoint_id=only)
+    return {why["endpoint_id"]: why for why in answer["endpoints"]}
 
 
 async def payload(visit: Visit) -> Response:
