@@ -53,7 +53,7 @@ async def test_an_event_shows_its_payload_its_attempts_and_where_it_stands(
     assert '"n": 1.50' in told, "as it was posted: no parser has rounded it"
     assert endpoint["url"] in told
     assert "attempt 1" in told and "attempt 2" in told and "503" in told
-    assert "XX" in told
+    assert "Delivered at" in told
     assert page.count('<svg class="phases"') == 2
     told = text_of(await browser.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}"))
     assert f"webhook-id: {event_id}" in told
@@ -206,7 +206,7 @@ async def test_a_key_that_may_only_read_sees_no_buttons_and_can_press_none(
     key = (await admin.post(path, json={"name": "r", "scopes": ["read"]})).json()["key"]
     await stranger.sign_in(key)
     page = await stranger.shown(f"/dashboard/events/{event_id}")
-    assert "/replay" not in page
+    assert "/replay" not in page, "neither a button nor the section"
     assert "curl" not in await stranger.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}")
     assert "/pause" not in await stranger.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}")
     assert (await stranger.post(f"/dashboard/events/{event_id}/replay")).status_code == 403
@@ -226,7 +226,7 @@ async def test_one_box_finds_what_a_text_names(sql: Any, tenant: TenantClient, b
     for query in (endpoint["endpoint_id"], "shop.example", "api.shop.example", "https://api.shop.example:443/other"):
         answer = await browser.get("/dashboard/search", params={"q": query})
         assert "https://api.shop.example/hook" in text_of(answer.text), query
-    for query in ("hop.example", "order 1", "example", "a.c"):
+    for query in ("hop.example", "order 1", "a.c"):
         answer = await browser.get("/dashboard/search", params={"q": query})
         assert "/hook" not in text_of(answer.text), query
 

@@ -42,6 +42,8 @@ PLANS: list[tuple[str, str, str]] = [
 async def test_every_statement_of_the_dashboard_uses_its_index(filled: Any) -> None:  # noqa: F811
     await filled.execute(ROLLUPS)
     row = await filled.fetchrow("select event_id, tenant_id, endpoint_id from filled limit 1")
+    found = await filled.fetch("select relname from pg_class where relkind = 'r' and pg_relation_size(oid) = 0")
+    empty = {row["relname"] for row in found}
     for number, (name, parameters, index) in enumerate(PLANS):
         for word in ("event", "tenant", "endpoint"):
             parameters = re.sub(rf"\b{word}\b", f"'{row[word + '_id']}'", parameters)
@@ -50,7 +52,10 @@ async def test_every_statement_of_the_dashboard_uses_its_index(filled: Any) -> N
             f"explain (analyze, costs off, timing off, buffers off) execute s{number}({parameters})"
         )
         plan = "\n".join(line[0] for line in rows)
-        scanned = [table.rstrip("_0123456789") for table in re.findall(r"Seq Scan on (\w+)", plan)]
+        # Partitions of days to come are empty: to read them is to do nothing.
+        scanned = [
+            table.rstrip("_0123456789") for table in re.findall(r"Seq Scan on (\w+)", plan) if table not in empty
+        ]
         assert not set(scanned) & set(HOT), f"{name}\n{plan}"
         assert index in plan, f"{name}\n{plan}"
 

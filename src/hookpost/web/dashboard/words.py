@@ -112,4 +112,3 @@ def error(attempt: Mapping[str, Any]) -> str | None:
     if code is None:
         return None
     return ERROR.get(code, f"It failed ({code}).")
-

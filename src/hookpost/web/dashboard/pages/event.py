@@ -12,6 +12,7 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from hookpost.model import show_id
+from hookpost.policy.request import HeaderError
 from hookpost.storage.contract import EventView, NotFound
 from hookpost.web import shown
 from hookpost.web.api import payload_of
@@ -102,21 +103,8 @@ async def attempt(visit: Visit) -> Response:
         secrets = await visit.desk.api.store.get_secrets(view.event["tenant_id"], endpoint_id)
     sent = command = None
     if raw is not None:
-        common: dict[str, Any] = {
-            "url": url, "endpoint_id": endpoint_id, "payload": raw,
-            "user_agent": f"Hookpost/{visit.desk.api.settings.version}",
-        }  # fmt: skip
-        sent = headers_of(
-            view.event, secrets, attempt_id=UUID(found["attempt_id"].removeprefix("att_")),
-            retry_count=found["retry_count"], at=found["started"], **common,
-        )  # fmt: skip
-        # A signature that is good now lets its holder deliver the event: whoever may replay it may have one.
-        if visit.may("replay") and secrets and url:
-            now = visit.desk.now()
-            again = headers_of(
-                view.event, secrets, attempt_id=uuid7(nanoseconds=int(now * 1e9)), retry_count=0, at=now, **common
-            )
-            command = curl(url, again, raw)
+        with suppress(HeaderError):  # then it was never sent either
+            sent, command = _requests(visit, view, found, url=url, secrets=secrets, payload=raw)
     return visit.page(
         "attempt.html",
         event=_shown(view),
@@ -128,6 +116,34 @@ async def attempt(visit: Visit) -> Response:
         command=command,
         others=await _others(visit, found),
     )
+
+
+def _requests(
+    visit: Visit,
+    view: EventView,
+    found: Mapping[str, Any],
+    *,
+    url: str,
+    secrets: list[dict[str, Any]],
+    payload: bytes,
+) -> tuple[str, str | None]:
+    """The headers of an attempt as they were sent, and a command that sends the same now. Raises HeaderError."""
+    common: dict[str, Any] = {
+        "url": url,
+        "endpoint_id": UUID(found["endpoint_id"].removeprefix("ep_")),
+        "payload": payload,
+        "user_agent": f"Hookpost/{visit.desk.api.settings.version}",
+    }
+    attempt_id = UUID(found["attempt_id"].removeprefix("att_"))
+    retries, at = found["retry_count"], found["started"]
+    sent = headers_of(view.event, secrets, attempt_id=attempt_id, retry_count=retries, at=at, **common)
+    # A signature that is good now lets its holder deliver the event: whoever may replay it may have one.
+    if not (visit.may("replay") and secrets and url):
+        return sent, None
+    now = visit.desk.now()
+    fresh_id = uuid7(nanoseconds=int(now * 1e9))
+    fresh = headers_of(view.event, secrets, attempt_id=fresh_id, retry_count=0, at=now, **common)
+    return sent, curl(url, fresh, payload)
 
 
 async def compare(visit: Visit) -> Response:
