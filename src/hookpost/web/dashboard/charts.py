@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from hookpost.web.dashboard.render import count, milliseconds
 
 WIDTH, HEIGHT = 720, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 8, 10, 26
 _PLOT_W, _PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
 # So many labels fit under the axis without touching.
 _X_LABELS = 7

@@ -35,13 +35,16 @@ _PHASES = (
     ("body", "total", "answer received"),
 )
 
+_IN_VAIN = ("wait", "total", "waited in vain")
+
 
 def phases(timings: Mapping[str, Any], scale_ms: int) -> Sequence[Phase]:
     """The phases that took time; libcurl counts each from the start, and leaves 0 where one did not happen."""
     found: list[Phase] = []
     before = 0
     total = max(1, scale_ms)
-    for name, key, words in _PHASES:
+    answered = timings["first_byte"] > 0
+    for name, key, words in _PHASES if answered else (*_PHASES[:3], _IN_VAIN):
         end = int(timings[key])
         if end <= before:
             continue

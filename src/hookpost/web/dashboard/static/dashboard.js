@@ -66,6 +66,7 @@ async function copy(button) {
 }
 
 function prepare(root) {
+  for (const plot of root.querySelectorAll(".plot")) plot.scrollLeft = plot.scrollWidth; // now is on the right
   for (const button of root.querySelectorAll("[data-copy]")) {
     button.hidden = false;
     button.addEventListener("click", () => copy(button));
