@@ -130,12 +130,12 @@ async def test_a_key_opens_a_session_that_does_not_hold_it(stranger: Browser, te
     assert (await stranger.get("/dashboard/search")).status_code == 200
 
 
-@pytest.mark.parametrize("key", ["", "nonsense", ADMIN_KEY + "x", "x" * 5000, "é\0"])
-async def test_what_is_no_key_opens_none(stranger: Browser, key: str) -> None:
-    answer = await stranger.sign_in(key)
-    assert answer.status_code == 401
-    assert "set-cookie" not in answer.headers
-    assert "not valid" in answer.text
+async def test_what_is_no_key_opens_none(stranger: Browser) -> None:
+    for key in ("", "nonsense", ADMIN_KEY + "x", "x" * 5000, "é\0"):
+        answer = await stranger.sign_in(key)
+        assert answer.status_code == 401
+        assert "set-cookie" not in answer.headers
+        assert "not valid" in answer.text
 
 
 async def test_a_revoked_key_ends_its_sessions_within_a_second(

@@ -19,6 +19,8 @@ from hookpost.storage.postgres.rows import after as _after
 from hookpost.storage.postgres.rows import page as _page
 
 SQL = load("search")
+# An id is minted by the clock of an API process, which follows the database's.
+CLOCKS_APART_S = 60.0
 # What one look at the attempts costs at most: some 50 ms, warm. Who looks further goes on from there.
 SCANNED_MAX = 20_000
 # Percentiles of so many are good to a per mille of rank.
@@ -66,8 +68,9 @@ class SearchQueries:
         async with self._connections.use("search events") as connection:
             if tenant_id is None:
                 key: tuple[str, ...] = ("event_id",)
+                behind = after or (None if until is None else (_id_at(until + CLOCKS_APART_S),))
                 rows = await connection.fetch(
-                    SQL["scan_events_of_all"], *rest, *_after(after, 1), SCANNED_MAX, limit + 1
+                    SQL["scan_events_of_all"], *rest, *_after(behind, 1), SCANNED_MAX, limit + 1
                 )
             else:
                 key = ("created_at", "event_id")
@@ -144,6 +147,11 @@ class SearchQueries:
     async def _found(self, name: str, *parameters: Any) -> list[dict[str, Any]]:
         async with self._connections.use(name.replace("_", " ")) as connection:
             return [dict(row) for row in await connection.fetch(SQL[name], *parameters)]
+
+
+def _id_at(moment: float) -> UUID:
+    """The least id that is minted then."""
+    return UUID(int=int(moment * 1000) << 80)
 
 
 def _scanned(rows: list[dict[str, Any]], limit: int, key: tuple[str, ...]) -> Scanned:

@@ -46,17 +46,19 @@ with looked_at as materialized (
 select t.*, (select count(*) from looked_at) as looked_at from told t order by t.created_at desc, t.event_id desc
 
 -- name: scan_events_of_all
--- The same across tenants, by id.
+-- The same across tenants, by id. Times are compared behind the limit: an index of them holds no order across tenants.
 with looked_at as materialized (
     select event_id, tenant_id, type, cardinality(owed) as delivery_count, idempotency_key, trace_id, created_at
     from events
     where kind = 0 and event_id < coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-      and created_at >= coalesce($2::timestamptz, '-infinity') and created_at < coalesce($3::timestamptz, 'infinity')
       and day >= (coalesce($2::timestamptz, '-infinity') at time zone 'utc')::date - 1
       and day <= (coalesce($3::timestamptz, 'infinity') at time zone 'utc')::date + 1
     order by event_id desc limit $5
 ), told as (
-    (select *, true as wanted from looked_at where type = $1 order by event_id desc limit $6)
+    (select *, true as wanted from looked_at
+     where type = $1 and created_at >= coalesce($2::timestamptz, '-infinity')
+       and created_at < coalesce($3::timestamptz, 'infinity')
+     order by event_id desc limit $6)
     union all
     (select *, false from looked_at order by event_id limit 1)
 )
