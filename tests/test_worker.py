@@ -16,6 +16,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
 from hookpost import worker as module
+from hookpost.engine.limits import Limits
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
 from hookpost.model import Endpoint, EndpointStatus, Tenant
 from hookpost.policy.breaker import BreakerRecord
@@ -58,6 +59,7 @@ class Leases:
         self.changed = asyncio.Condition()
         self.surveys = self.renewals = 0
         self.before_renewal: asyncio.Event | None = None
+        self.asked_for_others: list[set[UUID]] = []
         # What the survey of one of the worker's loops waits for, before it looks and with its answer in hand.
         self.slow_loop = ""
         self.look, self.answer = asyncio.Event(), asyncio.Event()
@@ -145,6 +147,11 @@ class Leases:
         await self.tell()
         return {shard: self.rows.pop(shard) for shard in positions if shard in self.rows}
 
+    async def others_wait(self, positions: Mapping[int, Any], holders: Collection[UUID], *, rows_max: int) -> bool:
+        self.asked_for_others.append(set(holders))
+        await self.tell()
+        return False
+
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[Any], bool, float]:
         self.loads.append("fetch")
         await self.tell()
@@ -187,20 +194,20 @@ class Nowhere:
         raise AssertionError(request)
 
 
-def new_worker(store: Leases, node_id: UUID) -> Worker:
+def new_worker(store: Leases, node_id: UUID, limits: Limits) -> Worker:
     return Worker(
         store=store, payloads=ObjectStore("memory:///"), sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
-        settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005), rng=Random(1),
+        settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005, limits=limits), rng=Random(1),
     )  # fmt: skip
 
 
 @contextlib.asynccontextmanager
-async def working(store: Leases, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[UUID]:
+async def working(store: Leases, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> AsyncIterator[UUID]:
     for pace in ("SURVEY_S", "SURVEY_EAGER_S", "IDLE_S_MAX", "STORE_RETRY_S", "CONFIG_S"):
         monkeypatch.setattr(module, pace, 0.005)
     node_id = uuid7()
     stop = asyncio.Event()
-    worker = new_worker(store, node_id)
+    worker = new_worker(store, node_id, limits or Limits())
     running = asyncio.create_task(worker.run(stop))
     try:
         await store.until(lambda: store.reading == SHARDS)
@@ -329,6 +336,21 @@ async def test_f36_now_and_then_all_shards_are_read_though_nobody_rings(monkeypa
         await store.until(lambda: store.reading == SHARDS)
 
 
+async def test_a_worker_whose_memory_is_full_asks_whether_others_wait_behind_those_who_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    async with working(store, monkeypatch, Limits(buffer=8, in_flight=0)):
+        store.rows = {1: [row(1, seq) for seq in range(1, 9)]}
+        owed = {endpoint_id for each in store.rows[1] for endpoint_id in each.owed}
+        await store.until(lambda: not store.rows)
+        assert store.asked_for_others == []
+        store.clock.time += module.OTHERS_EVERY_S
+        await store.until(lambda: bool(store.asked_for_others))
+        assert store.asked_for_others == [owed]
+
+
 async def test_a_change_that_was_taken_over_is_not_taken_over_again(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Leases(Clock())
     async with working(store, monkeypatch):
@@ -365,7 +387,7 @@ def test_the_more_shards_a_settle_touched_the_longer_the_next_one_gathers(
 
 
 def test_the_operator_hears_of_an_outage_of_ours_and_of_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    worker = new_worker(Leases(Clock()), uuid7())
+    worker = new_worker(Leases(Clock()), uuid7(), Limits())
     outages = telemetry.counters["egress_outages"]
     with caplog.at_level(logging.INFO, "hookpost"):
         worker._tell_egress(1000.0, 1000.0)

@@ -52,6 +52,11 @@ FETCH_BYTES_MAX = 4 * 1024 * 1024
 READ_PACE_S = 0.005
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
+# When memory is full: how often to look whether anybody else waits behind those who hold it, how many rows ahead, and
+# how long the answer holds. Longer than a reader sleeps that has no room.
+OTHERS_EVERY_S = 0.25
+OTHERS_ROWS_MAX = 20_000
+OTHERS_HOLD_S = IDLE_S_MAX + OTHERS_EVERY_S
 # So many shards are read every time, whoever rang. Of a thousand it would be 11 ms of the database's time per read.
 READ_ALL_MAX = 64
 # Between two settles: outcomes gather. Beyond this many there is no waiting.
@@ -178,6 +183,7 @@ class Worker:
         # Shards that were rung for or brought rows with the last read, and when to look at all of them again.
         self._behind: set[int] = set()
         self._look_at = 0.0
+        self._others_at = 0.0
         # Changed and not written down yet, and when to write again.
         self._health: dict[UUID, Health] = {}
         self._health_due = 0.0
@@ -488,7 +494,10 @@ class Worker:
         shards = self._shards_to_read()
         everything = len(shards) == len(self._fences.keys() - self._gaps)
         began = self._clock.monotonic()
-        if not rows or not shards or not self._may_send():
+        if not shards or not self._may_send():
+            return 0, False
+        await self._look_for_others(shards)
+        if not rows:
             return 0, False
         # Shared by those that are likely to bring some: a flood in one of many would be read in crumbs.
         rows_max = max(1, min(READ_ROWS_MAX, rows // max(1, len(self._behind.intersection(shards)))))
@@ -514,6 +523,19 @@ class Worker:
         if self._engine.missing:
             self._config_wanted.set()
         return sum(map(len, found.values())), any(len(batch) == rows_max for batch in found.values())
+
+    async def _look_for_others(self, shards: Collection[int]) -> None:
+        """Memory fills: unless somebody else waits behind those who hold it, they need not make room."""
+        began = self._clock.monotonic()
+        if began < self._others_at:
+            return
+        self._others_at = began + OTHERS_EVERY_S
+        holders = self._engine.holders(now=self._clock.now())
+        if holders is None:
+            return
+        positions = {shard: self._engine.read_to(shard) for shard in shards}
+        if not await self._store.others_wait(positions, holders, rows_max=OTHERS_ROWS_MAX):
+            self._engine.nobody_else(until=self._clock.now() + OTHERS_HOLD_S)
 
     async def _heed(self, found: Mapping[int, Iterable[JournalRow]]) -> None:
         """Rows behind the notice of a change are not handled by a configuration from before it."""

@@ -11,7 +11,7 @@ import pytest
 
 from hookpost.app.bench import SCENARIOS
 from hookpost.app.bench.curl import FRAME, Pipe, frame
-from hookpost.app.bench.ledger import Accounts, Ledger, percentile
+from hookpost.app.bench.ledger import Accounts, Ledger, VoidRun, percentile
 from hookpost.app.bench.limits import BARE_COST_MAX
 from hookpost.app.bench.load import NUMBER_DIGITS, PAYLOAD, PAYLOAD_BYTES, Load, Schedule, _form, message_end, number_of
 from hookpost.app.bench.machine import Process, busy_s, cpu_s, parse_stat, tree
@@ -274,6 +274,11 @@ def test_slices_alternate_and_only_what_lies_between_two_rests_is_done() -> None
         *a_slice("a", *lead), *a_slice("b", *lead),
         *a_slice("a", *measured), *a_slice("b", *measured), *a_slice("b", *measured), *a_slice("a", *measured),
     ]  # fmt: skip
+
+
+def test_a_run_that_had_nothing_left_to_measure_says_so() -> None:
+    with Load() as load, pytest.raises(VoidRun, match="more --seconds"):
+        alternate(Run(1.0), {"a": Contender(subject=Nobody(), load=load, work=lambda _: None)}, more=lambda: False)
 
 
 # ---- /proc ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.roster import IDLE_LOOK_S, IDLE_S
+from hookpost.engine.spill import STUCK_S
 from hookpost.engine.work import (
     BacklogRow,
     Fetch,
@@ -294,6 +295,59 @@ def test_a_tenant_that_fills_the_memory_gives_way_though_its_deliveries_could_st
     upserts = bench.settle().upserts
     assert {endpoint_id for endpoint_id, _ in upserts} == {E1, E2}, "not of the longest lane, but of who holds most"
     assert bench.engine.room()[0] >= 5
+
+
+def test_a_tenant_kept_out_while_places_were_scarce_gets_those_that_others_leave() -> None:
+    """Found by a world of the simulator: it waited until a request of its own ended, with places free."""
+    e3 = UUID(int=0x21)
+    bench = Bench(endpoint(E1), endpoint(e3, tenant=OTHER_TENANT), limits=Limits(in_flight=8))
+    bench.post(e3, count=4, tenant=OTHER_TENANT)
+    others = bench.sends()
+    bench.post(E1, count=10)
+    assert (len(others), len(bench.sends())) == (4, 2)
+    bench.end(others[0], OK)
+    assert bench.sends() == [], "still scarce, and it has its share"
+    for work in others[1:3]:
+        bench.end(work, OK)
+    assert len(bench.sends()) == 1, "no longer scarce"
+    bench.end(others[3], OK)
+    assert len(bench.sends()) == 1, "nobody to share with but who comes next"
+
+
+def test_nobody_gives_way_while_nobody_else_waits() -> None:
+    """To the backlog and back is two writes for each delivery, and a single tenant's burst would pay them for nothing."""
+    bench = Bench(endpoint(E1), endpoint(E2), limits=Limits(buffer=20))
+    assert bench.engine.holders(now=bench.now) is None, "there is room"
+    bench.post(E1, count=11)
+    bench.post(E2, count=9)
+    assert set(bench.engine.holders(now=bench.now) or ()) == {E1, E2}
+    bench.engine.nobody_else(until=bench.now + 1)
+    assert bench.settle().upserts == {}
+    bench.wait(1)
+    bench.engine.touch(0)
+    assert bench.settle().upserts, "it was true for a second"
+
+
+def test_who_has_little_in_memory_does_not_hold_it() -> None:
+    bench = Bench(endpoint(E1), endpoint(E2), limits=Limits(buffer=20))
+    bench.post(E1, count=18)
+    bench.post(E2, count=2)
+    assert bench.engine.holders(now=bench.now) == [E1]
+
+
+def test_memory_that_is_not_turned_over_is_emptied_whoever_waits() -> None:
+    """Its receivers are slow: in the backlog what waits for them is seen to expire."""
+    bench = Bench(endpoint(E1, cap=1), limits=Limits(buffer=20))
+    bench.post(E1, count=20)
+    assert bench.engine.holders(now=bench.now) == [E1], "not known yet"
+    bench.engine.nobody_else(until=bench.now + 1.5)
+    bench.sends()
+    bench.wait(1)
+    assert bench.engine.holders(now=bench.now) == [E1]
+    for _ in range(3):
+        bench.wait(STUCK_S / 2)
+        bench.engine.holders(now=bench.now)
+    assert bench.engine.holders(now=bench.now) is None
 
 
 def test_a_new_owner_takes_exactly_what_is_open() -> None:

@@ -208,6 +208,18 @@ async def test_read_stops_at_the_limit(db: Any) -> None:
     assert plan.rows_read("events") <= 10 + DAYS + 4, plan
 
 
+async def test_looking_for_others_ends_with_the_first_and_at_the_limit(db: Any) -> None:
+    behind, days = ("array[0,1]", "array[5801,5801]::bigint[]", TODAY), f"array[{TODAY},{TODAY}]"
+    plan = await explain(db, WORKER["others_wait"], *behind, "500", "'{}'::uuid[]", days)
+    assert plan.scanned_whole() == set(), plan
+    assert plan.indexes() == {"events_…_pkey"}, plan
+    assert plan.rows_read("events") <= 10, plan
+    ids = ",".join(f"md5('e{number}')::uuid" for number in range(50))
+    everyone = f"array[{ids}]"
+    plan = await explain(db, WORKER["others_wait"], *behind, "50", everyone, days)
+    assert plan.rows_read("events") <= 2 * 60, plan
+
+
 async def test_open_rows(db: Any) -> None:
     ranges = ("array[1,1,2]", "array[5990,5995,10]::bigint[]", "array[5991,5997,12]::bigint[]")
     plan = await explain(db, WORKER["open_rows"], *ranges)

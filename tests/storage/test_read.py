@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 from uuid_utils.compat import uuid7
 
@@ -100,6 +102,40 @@ async def test_a_replay_brings_the_payload_of_its_event(driver: Driver) -> None:
     await own(store)
     await store.settle([settle(0, progress=Progress(0, 2, replay.day, ((1, 3),), ()))])
     assert (await takeover(store, 0, 2)).rows[1] == replay
+
+
+async def test_others_wait_when_a_row_is_owed_to_somebody_else(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    one, two, other = [await new_endpoint(store, tenant) for _ in range(3)]
+    known = await version(store, tenant)
+    await store.append(0, [event(tenant, owed=owed) for owed in ((one,), (one, two), (), (one, other))], known)
+    await store.append(1, [event(tenant, owed=(one,))], known)
+    day = (await store.read({0: BEGIN}, **ALL))[0][0].day
+
+    async def waits(behind: dict[int, int], *holders: UUID, rows_max: int = 1000) -> bool:
+        positions = {shard: (seq, day if seq else 0) for shard, seq in behind.items()}
+        return await store.others_wait(positions, holders, rows_max=rows_max)
+
+    assert await waits({0: 0}, one, two)
+    assert not await waits({0: 0}, one, two, other)
+    assert not await waits({0: 0}, one, two, rows_max=3), "no further than that"
+    assert not await waits({0: 4, 1: 0, 2: 0}, one), "what was read is not behind"
+    assert await waits({1: 0, 0: 3}, one), "in any of the shards"
+    assert not await waits({}, one)
+
+
+async def test_a_control_entry_waits_whomever_it_is_about(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    [given] = [event(tenant, owed=(endpoint,))]
+    await store.append(0, [given], await version(store, tenant))
+    assert not await store.others_wait({0: BEGIN}, [endpoint], rows_max=9)
+    await store.append_replay(tenant, given.event_id, endpoint)
+    assert not await store.others_wait({0: BEGIN}, [endpoint], rows_max=9)
+    await store.append_control(tenant, given.event_id, endpoint, ControlAction.CANCEL)
+    assert await store.others_wait({0: BEGIN}, [endpoint], rows_max=9)
 
 
 @pytest.mark.postgres

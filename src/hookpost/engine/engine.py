@@ -84,7 +84,7 @@ class Engine:
         self._roster = Roster(self._shards, self._gates, self._turns, self._findings)
         self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers)
         self._loads = Loads(limits.loads, limits.in_flight_bytes // 2)
-        self._spill = Spill(self._books, self._backlog, self._gates, self._roster.tenants, limits)
+        self._spill = Spill(self._books, self._backlog, self._gates, self._turns, self._roster.tenants, limits)
         self.in_flight = 0
         self.in_flight_bytes = 0
 
@@ -223,6 +223,14 @@ class Engine:
     def room(self) -> tuple[int, int]:
         """How many rows and payload bytes the reader may bring: 0 when memory is full, until a settle makes room."""
         return self._books.room()
+
+    def holders(self, *, now: float) -> list[UUID] | None:
+        """The endpoints that hold the memory, if it helps to know whether anybody else waits in the journal."""
+        return self._spill.holders(now)
+
+    def nobody_else(self, *, until: float) -> None:
+        """Nobody but the ``holders`` has rows in the journal; nothing has to leave memory for others until then."""
+        self._spill.nobody_else(until)
 
     def read_to(self, number: int) -> tuple[int, int]:
         """(seq, day) of the last journal row read: the reader goes on behind it."""

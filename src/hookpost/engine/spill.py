@@ -1,7 +1,7 @@
 """Memory fills, or a settle would have too much to write down: whose deliveries go to the backlog.
 
-Relies on: a look with every settle. Promises: reading never stops for one tenant, and of what is spilled a settle has
-a bounded part to write.
+Relies on: a look with every settle, and word from the reader when nobody else waits in the journal. Promises: reading
+never stops for one tenant while others are behind it, and of what is spilled a settle has a bounded part to write.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hookpost.engine.gates import Gates
 from hookpost.engine.lanes import Lane, TenantState
 from hookpost.engine.limits import Limits
 from hookpost.engine.shard import Shard
+from hookpost.engine.turns import Turns
 from hookpost.model import WaitReason
 
 # From here on memory is emptied: what is left of it is for what the reader brings until settles have made room.
@@ -23,6 +24,18 @@ SPILL_FROM = 0.75
 # So many deliveries go from memory to the backlog with one settle, as many as a read brings: writing twenty thousand
 # rows in one go would hold up everybody else for a tenth of a second.
 SPILL_AT_ONCE = 500
+# An endpoint holds memory that has more of it than this part of its fair share. Less than all of it: of ten endpoints
+# with the same load each has a little more than the others now and then.
+HOLDS_PART = 0.5
+# With more endpoints than this there is no looking for others: there are always some.
+HOLDERS_MAX = 256
+# Memory turns over when what it holds starts within this time at the pace of the last look. What is slower than that
+# waits for its receivers, and is better off in the backlog, where a deadline is seen.
+TURNS_OVER_S = 10.0
+# A pause of this length is no slow receiver yet.
+STUCK_S = 3.0
+# How long the pace is measured, at least and at most.
+PACE_S, PACE_S_MAX = 0.25, 0.5
 
 # Which delivery of a lane goes first, the least first of all; None: it has none.
 _Place = Callable[[Lane], tuple[float, int] | None]
@@ -32,18 +45,55 @@ class Spill:
     """Keeps one worker within its ``limits`` of memory and fragments."""
 
     def __init__(
-        self, books: Books, backlog: Backlog, gates: Gates, tenants: Mapping[UUID, TenantState], limits: Limits
+        self,
+        books: Books,
+        backlog: Backlog,
+        gates: Gates,
+        turns: Turns,
+        tenants: Mapping[UUID, TenantState],
+        limits: Limits,
     ) -> None:
         self._books = books
         self._backlog = backlog
         self._gates = gates
+        self._turns = turns
         self._tenants = tenants
         self._limits = limits
+        self._alone_until = 0.0
+        self._paced_at = self._turned_over_at = -PACE_S
+        self._started = 0
+
+    def holders(self, now: float) -> list[UUID] | None:
+        """The endpoints that hold the memory, when it fills and is turned over: if nobody else has rows in the journal,
+        nothing is won by writing theirs to the backlog, which costs two writes each. None: no need to know."""
+        if now - self._paced_at >= PACE_S:
+            started = self._turns.started
+            # The machine may have stood still since the last look: that says nothing of the receivers.
+            pace = (started - self._started) / min(now - self._paced_at, PACE_S_MAX)
+            if self._started == 0 or pace * TURNS_OVER_S >= self._books.buffered:
+                self._turned_over_at = now
+            self._paced_at, self._started = now, started
+        if now - self._turned_over_at > STUCK_S or not self._is_filling():
+            return None
+        held = [
+            (sum(len(lane.queue) for lane in endpoint.lanes), endpoint.endpoint_id)
+            for tenant in self._tenants.values()
+            if tenant.buffered
+            for endpoint in tenant.endpoints.values()
+        ]
+        least = HOLDS_PART * self._books.buffered / max(1, sum(1 for count, _ in held if count))
+        holders = [endpoint_id for count, endpoint_id in held if count and count >= least]
+        return holders if 0 < len(holders) <= HOLDERS_MAX else None
+
+    def nobody_else(self, until: float) -> None:
+        """Until then no row that waits in the journal is another one's than those who hold the memory."""
+        self._alone_until = until
 
     def make_room(self, now: float) -> None:
         """Memory fills, and the rows that come next may be another tenant's: of who holds more than its fair share the
-        newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too."""
-        if not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
+        newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too. Not while
+        nobody else waits."""
+        if now < self._alone_until or not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         full = self._books.room() == (0, 0)
         holders = [tenant for tenant in self._tenants.values() if tenant.buffered]

@@ -20,22 +20,27 @@ class Turns:
 
     ``places`` are shared by all tenants. While more than SCARCE_PART of them are taken, a tenant that holds its
     fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
+    ``started``: requests since the beginning.
     """
 
-    __slots__ = ("_active", "_in_flight", "_places", "_scarce_at", "_tenants")
+    __slots__ = ("_active", "_in_flight", "_kept_out", "_places", "_scarce_at", "_tenants", "started")
 
     def __init__(self, places: int) -> None:
         self._tenants: deque[TenantState] = deque()
+        # Those that others' requests alone keep out, in the order in which they were: keys of a dict.
+        self._kept_out: dict[TenantState, None] = {}
         self._places = places
         self._scarce_at = places * SCARCE_PART
         self._in_flight = 0
         self._active = 0
+        self.started = 0
 
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
     def start(self, tenant: TenantState) -> None:
         """One more of its requests is under way."""
+        self.started += 1
         self._in_flight += 1
         self._active += tenant.in_flight == 0
         tenant.in_flight += 1
@@ -44,7 +49,13 @@ class Turns:
         """One of its requests has ended."""
         self._in_flight -= 1
         tenant.in_flight -= 1
-        self._active -= tenant.in_flight == 0
+        last = tenant.in_flight == 0
+        self._active -= last
+        if self._kept_out and (last or self._in_flight < self._scarce_at):
+            # Places are no longer scarce, or the shares are larger.
+            kept_out, self._kept_out = self._kept_out, {}
+            for each in kept_out:
+                self.resume(each)
 
     def enter(self, lane: Lane) -> None:
         """The lane has something that may start."""
@@ -62,11 +73,15 @@ class Turns:
             self._tenants.append(tenant)
 
     def _has_place(self, tenant: TenantState) -> bool:
+        """Has it one? If only others keep it out, it is called when they leave."""
         in_flight = tenant.in_flight
         if in_flight >= tenant.cap:
             return False
         # One share more than there are tenants: that of the next one to come.
-        return self._in_flight < self._scarce_at or in_flight < max(1, self._places // (self._active + 1))
+        if self._in_flight < self._scarce_at or in_flight < max(1, self._places // (self._active + 1)):
+            return True
+        self._kept_out[tenant] = None
+        return False
 
     def next(self) -> Lane | None:
         """The lane whose turn it is, taken out of the round; None when nobody may go."""

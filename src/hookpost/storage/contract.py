@@ -269,6 +269,12 @@ class WorkerStore(Protocol):
         """Journal rows behind (seq, day) of each shard, in order; at most ``rows_max`` and ``bytes_max`` a shard, but
         one row always fits."""
 
+    async def others_wait(
+        self, positions: Mapping[int, tuple[int, int]], holders: Collection[UUID], *, rows_max: int
+    ) -> bool:
+        """Is anything among the next ``rows_max`` rows behind (seq, day) of some shard that is owed to an endpoint that
+        is not one of ``holders``, or a control entry?"""
+
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
         """Backlog rows of a lane; whether there are more; the least due time (or deadline) behind those."""
 

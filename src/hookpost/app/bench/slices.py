@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.load import Load
 from hookpost.app.bench.run import Figures, Run, Subject, Window
 
@@ -42,6 +43,10 @@ class Rounds:
     def __init__(self, contenders: Mapping[str, Contender]) -> None:
         self._per = {name: contender.per for name, contender in contenders.items()}
         self._windows: dict[str, list[Window]] = {name: [] for name in contenders}
+
+    def __bool__(self) -> bool:
+        """Was anything measured?"""
+        return all(self._windows.values())
 
     def add(self, name: str, window: Window) -> None:
         """One more slice of this contender."""
@@ -76,7 +81,8 @@ class Rounds:
 def alternate(run: Run, contenders: Mapping[str, Contender], *, more: Callable[[], bool] = lambda: True) -> Rounds:
     """Measure each for ``run.seconds`` in all, a slice at a time, as long as there is ``more`` to do.
 
-    The first slice of each is not measured: connections open, caches fill, the database's plans are made.
+    The first slice of each is not measured: connections open, caches fill, the database's plans are made. Raises
+    VoidRun when nothing was.
     """
     rounds = Rounds(contenders)
     order = list(contenders)
@@ -89,6 +95,8 @@ def alternate(run: Run, contenders: Mapping[str, Contender], *, more: Callable[[
         for name, window in windows.items():
             rounds.add(name, window)
         order.reverse()
+    if not rounds:
+        raise VoidRun("there was nothing left to do before one round was measured: try more --seconds")
     return rounds
 
 

@@ -158,6 +158,17 @@ class WorkerTables:
                 found[number] = rows
         return found
 
+    async def others_wait(
+        self, positions: Mapping[int, tuple[int, int]], holders: Collection[UUID], *, rows_max: int
+    ) -> bool:
+        await self._pause()
+        held = set(holders)
+        return any(
+            event.kind == Kind.CONTROL or not held.issuperset(event.owed)
+            for number, (seq, _) in positions.items()
+            for event in self._db.shards[number].journal[seq : seq + rows_max]
+        )
+
     def _with_payload(self, event: Event) -> JournalRow:
         replay = event.kind == Kind.REPLAY and event.owed
         return event.row(self._payload(event.event_id) if replay else event.payload)

@@ -146,6 +146,17 @@ class WorkerQueries:
             )
             return await _replayed(connection, _by_shard(rows), bytes_max)
 
+    async def others_wait(
+        self, positions: Mapping[int, tuple[int, int]], holders: Collection[UUID], *, rows_max: int
+    ) -> bool:
+        seqs = [seq for seq, _ in positions.values()]
+        days = [day for _, day in positions.values()]
+        async with self._connections.use("look for others in the journal") as connection:
+            found: bool = await connection.fetchval(
+                SQL["others_wait"], list(positions), seqs, min(days, default=0), rows_max, list(holders), days
+            )
+            return found
+
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[BacklogRow], bool, float]:
         async with self._connections.use(f"fetch the backlog of shard {fetch.shard}") as connection:
             match fetch.wanted:

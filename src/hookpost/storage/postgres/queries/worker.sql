@@ -87,6 +87,19 @@ cross join lateral (
 where e.bytes_before < $5
 order by e.shard, e.seq
 
+-- name: others_wait
+-- Is any of the next $4 rows behind what was read owed to somebody who is not among $5, or a control entry? It ends with
+-- the first such row; otherwise it has looked at all of them, without their payloads.
+select exists (
+    select from unnest($1::int[], $2::bigint[], $6::date[]) as s (shard, after, day)
+    cross join lateral (
+        select e.kind, e.owed from events e
+        where e.shard = s.shard and e.seq > s.after and e.day >= $3 and e.day >= s.day
+        order by e.seq limit $4
+    ) r
+    where r.kind = 2 or not r.owed <@ $5::uuid[]
+)
+
 -- name: replayed
 -- The payloads that replays send again, in the order given, bounded in bytes for each shard (one always fits). Kept out
 -- of `read` and `due_events`: an event may lie in any partition, and opening all of them cost more than the rest.
