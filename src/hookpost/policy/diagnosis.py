@@ -121,9 +121,7 @@ def _by_record(message_id: str, body: bytes, key: bytes, known: Known | None, fi
         return None
     for name, other in known.keys:
         if fits(message_id, body, other):
-            return Diagnosis(
-                False, f"Wrong secret: it was signed with that of {name}.", "Use that endpoint's secret."
-            )
+            return Diagnosis(False, f"Wrong secret: it was signed with that of {name}.", "Use that endpoint's secret.")
     if known.payload is None:
         return None
     for name, other in [("", key), *known.keys]:

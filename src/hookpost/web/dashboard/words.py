@@ -1,4 +1,4 @@
-"""Everything that the dashboard says about states, reasons and errors in plain words. One place; no decisions.
+"""What the dashboard calls states, reasons and errors in lists; a single delivery is told by `policy.explain`.
 
 Each text tells what is the case and, where somebody can do something about it, what.
 """
@@ -94,11 +94,8 @@ ERROR: Mapping[str, str] = {
     "bad_ack": "The receiver answered 2xx without the signed acknowledgement that the endpoint asks for.",
     "internal_error": "A fault on our side; the log says more.",
 }
-STATUS_REASON: Mapping[str, str] = {
-    "requested": "by request",
-    "gone": "the receiver answered 410 Gone",
-    "failing": "nothing but failures for days",
-}
+# Why an endpoint is not enabled; what a worker wrote down is in words already.
+STATUS_REASON: Mapping[str, str] = {"requested": "by request"}
 BREAKER: Mapping[str, str] = {
     "closed": "lets deliveries through",
     "open": "holds deliveries: the receiver failed several times in a row",
