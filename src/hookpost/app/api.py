@@ -113,6 +113,7 @@ async def run_api(
         raw_events=events,
         settings=WebSettings(
             version=__version__,
+            public_url=settings.public_url,
             now=clock.now,
             egress=egress_policy(settings),
             retry=retry_policy(settings),

@@ -820,6 +820,18 @@ class DeadLetterList(_Answer):
     next_cursor: str | None
 
 
+class SearchAnswer(_Answer):
+    """What a text names, and one list of the ``kind`` that the filters are about. ``looked_at``: so many of the newest
+    events or attempts were looked through; with a cursor there are older ones."""
+
+    events: list[EventItem]
+    endpoints: list[EndpointAnswer]
+    kind: Literal["events", "attempts", "dead_letters", "waiting"]
+    data: list[EventItem | AttemptAnswer | DeadLetterAnswer | EndpointDelivery]
+    next_cursor: str | None
+    looked_at: int | None
+
+
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
