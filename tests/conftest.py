@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost.policy.sealing import Keyring
 from hookpost.storage.postgres import store as postgres
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
+from hookpost.storage.postgres.vault import Vault
+
+# For `make fuzz`: it goes on until the time is up.
+hypothesis.settings.register_profile("fuzz", max_examples=20_000, deadline=None)
 
 SHARDS = 4
+KEYS = Keyring({"k1": b"1" * 32})
 TEMPLATE = "hookpost_template"
 
 
@@ -67,7 +74,7 @@ async def database(server: str) -> AsyncIterator[str]:
 @pytest.fixture
 async def store(database: str) -> AsyncIterator[postgres.PostgresStore]:
     """The store on a fresh database."""
-    opened = postgres.PostgresStore(database, application="test")
+    opened = postgres.PostgresStore(database, application="test", vault=Vault(KEYS))
     await opened.open()
     yield opened
     await opened.close()

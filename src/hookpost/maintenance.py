@@ -26,6 +26,7 @@ from hookpost.storage.contract import (
     ReplayStep,
     Retired,
     RollupStore,
+    SecretLocked,
     ShardLoad,
     Spread,
     StoreUnavailable,
@@ -72,7 +73,17 @@ SAMPLE_ROWS = 1_000
 class Maintenance:
     """The maintenance loop of one server: ``await run(stop)``."""
 
-    def __init__(self, store: MaintenanceStore, payloads: PayloadStore, *, days_ahead: int, keep_days: int) -> None:
+    def __init__(
+        self,
+        store: MaintenanceStore,
+        payloads: PayloadStore,
+        *,
+        days_ahead: int,
+        keep_days: int,
+        audit_days: int | None = None,
+    ) -> None:
+        """``audit_days``: how long the audit log is kept; None: for ever."""
+        self._audit_days = audit_days
         self._store = store
         self._payloads = payloads
         self._keep_days = keep_days
@@ -94,6 +105,7 @@ class Maintenance:
             await self._attempt("make partitions", self._make_partitions),
             await self._attempt("expire idempotency keys", self._expire_keys),
             await self._attempt("prune progress", self._prune_progress),
+            await self._attempt("seal plain secrets", self._seal_secrets),
         ]
         if not await self._is_paused():
             results += [
@@ -101,13 +113,14 @@ class Maintenance:
                 await self._attempt("retire attempts", self._retire_attempts),
                 await self._attempt("remove payloads", self._remove_payloads),
                 await self._attempt("sweep the payload store", self._sweep_payloads),
+                await self._attempt("retire the audit log", self._retire_audit),
             ]
         return all(results)
 
     async def _attempt(self, name: str, task: Callable[[], Awaitable[None]]) -> bool:
         try:
             await task()
-        except (StoreUnavailable, DataRejected) as error:
+        except (StoreUnavailable, DataRejected, SecretLocked) as error:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task=name, reason=error)
             return False
@@ -131,6 +144,22 @@ class Maintenance:
 
     async def _prune_progress(self) -> None:
         await self._store.prune_progress()
+
+    async def _retire_audit(self) -> None:
+        if self._audit_days is None:
+            return
+        retired = 0
+        while some := await self._store.retire_audit(keep_days=self._audit_days):
+            retired += some
+        if retired:
+            telemetry.log("audit_retired", rows=retired)
+
+    async def _seal_secrets(self) -> None:
+        sealed = 0
+        while some := await self._store.seal_plain_secrets():
+            sealed += some
+        if sealed:
+            telemetry.log("secrets_sealed", secrets=sealed)
 
     async def _retire_events(self) -> None:
         """Attempts are later than their events, so events leave first."""

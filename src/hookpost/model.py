@@ -26,6 +26,7 @@ __all__ = [
     "OnDead",
     "OperationalType",
     "Outcome",
+    "OwnHeaders",
     "Payload",
     "PayloadRef",
     "Request",
@@ -34,6 +35,7 @@ __all__ = [
     "Secret",
     "Tenant",
     "Timeouts",
+    "TlsIdentity",
     "WaitReason",
     "minted_at",
     "parse_id",
@@ -93,6 +95,7 @@ class WaitReason(StrEnum):
     DISABLED = "disabled"
     EGRESS_DOWN = "egress_down"
     PAYLOAD_STORE = "payload_store"
+    SECRET_LOCKED = "secret_locked"  # noqa: S105 - a reason, not a secret
 
 
 class DeadReason(StrEnum):
@@ -212,9 +215,31 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnHeaders:
+    """Headers that an endpoint adds (policy/headers): its own type and agent, or None for ours, and all others as
+    complete lines, each ended by CR LF. ``fault``: why none can be sent; empty as a rule."""
+
+    content_type: str | None = None
+    user_agent: str | None = field(default=None, repr=False)
+    lines: str = field(default="", repr=False)
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsIdentity:
+    """TLS of an endpoint's own (policy/tls), in PEM: whom to trust instead of the installation's authorities, and who
+    we are to it; empty where it has nothing of its own."""
+
+    ca: bytes = b""
+    cert: bytes = b""
+    key: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
-    counts only with a valid ``webhook-ack``.
+    counts only with a valid ``webhook-ack``. ``forward_trace``: it is told the trace of the producer instead of ours.
+    ``locked``: its secrets do not open here, so nothing can be sent to it.
 
     ``pinned``: whatever its cap, it lives in the first home shard of its tenant. ``barred``: it came to live there, and
     there it waits until what is owed to it in other shards is done. ``ordered_to``: (shard, seq), up to which all that
@@ -227,7 +252,7 @@ class Endpoint:
     status: EndpointStatus = EndpointStatus.ENABLED
     deleted: bool = False
     secrets: tuple[Secret, ...] = ()
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: OwnHeaders | None = None
     retry: RetryPolicy = RetryPolicy()
     timeouts: Timeouts = Timeouts()
     max_in_flight: int = 64
@@ -238,8 +263,11 @@ class Endpoint:
     pinned: bool = False
     barred: bool = False
     signed_ack: bool = False
+    forward_trace: bool = False
     health: Health = HEALTHY
     ordered_to: tuple[int, int] | None = None
+    tls: TlsIdentity | None = None
+    locked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +297,15 @@ class Request:
     body: bytes
     timeouts: Timeouts
     acks: tuple[bytes, ...] | None = None
+    tls: TlsIdentity | None = None
 
 
 @dataclass(slots=True)
 class Outcome:
     """What one request came to. ``error_code`` is None for a 2xx only; ``status`` is None until headers are complete.
 
-    ``total_ms`` counts from ``started_at`` to ``finished_at``.
+    ``total_ms`` counts from ``started_at`` to ``finished_at``. ``ours``: it failed at our own egress proxy, before
+    anything could leave; no receiver has a part in it.
     ``response_head`` holds the status line, the headers and the beginning of the body as received: bytes, never text.
     """
 
@@ -297,6 +327,7 @@ class Outcome:
     address: str = ""
     protocol: str = ""
     detail: str = ""
+    ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from standardwebhooks import Webhook
 
 WAIT_S = 120.0
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
+ENCRYPTION_KEYS = "k1:" + b64encode(b"1" * 32).decode()
 
 Handler = Callable[["Arrival", asyncio.StreamWriter], Awaitable[None]]
 
@@ -120,7 +122,9 @@ async def receiver(host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Our environment with these settings of Hookpost and no others."""
+    """Our environment with these settings of Hookpost and no others, but for encryption keys beside a database."""
+    if "database_url" in settings and "encryption_key_file" not in settings:
+        settings.setdefault("encryption_keys", ENCRYPTION_KEYS)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HOOKPOST_")}
     return environment | {f"HOOKPOST_{name.upper()}": value for name, value in settings.items()}
 

@@ -188,7 +188,8 @@ async def test_f33_a_dump_restored_elsewhere_goes_on_from_where_it_was_taken() -
             )
             _, errors = await process.communicate()
             assert process.returncode == 0, errors
-        async with running(database_url=elsewhere) as restored:
+        keys = str(server.folder / "encryption.keys")
+        async with running(database_url=elsewhere, encryption_key_file=keys) as restored:
             restored.key = server.key
             await restored.call("POST", f"{path}/resume", {}, expect=200)
             posted = await restored.post()

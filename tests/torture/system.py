@@ -119,7 +119,10 @@ class System:
                 self.islands.append(island)
                 prefix, dsn = island.command, f"postgresql://postgres@{DATABASE_HOST}:5432/hookpost"
             command = [*prefix, sys.executable, "-m", "tests.torture.skewed", f"{skew_s:+g}", "worker", "--name", name]
-            environment = clean_environment(database_url=dsn, log_format="text", **self._settings)
+            keys = str(self.server.folder / "encryption.keys")
+            environment = clean_environment(
+                database_url=dsn, encryption_key_file=keys, log_format="text", **self._settings
+            )
             self.apart[name] = Apart(name, command, environment, self._logs / f"{name}.log")
             self._keepers.append(asyncio.create_task(self.apart[name].run()))
 

@@ -79,7 +79,7 @@ async def admin(
             endpoints_max=20,
         ),
     )
-    transport = httpx.ASGITransport(app=app)
+    transport = httpx.ASGITransport(app=app, client=("192.0.2.7", 5000))
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers={"Authorization": f"Bearer {ADMIN_KEY}"}
     ) as client:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from uuid_utils.compat import uuid7
 
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.contract import ApiKey, NotFound, StoreUnavailable
+from hookpost.storage.postgres.store import PostgresStore
+from hookpost.storage.postgres.vault import Vault
 from hookpost.web import auth
 from hookpost.web.auth import Authenticator, Principal
 from hookpost.web.problems import Problem
+from tests.conftest import KEYS
 from tests.web.rows import TenantClient, make_tenant
 
 ENDPOINTS = "/v1/webhook_endpoints"
@@ -33,6 +38,8 @@ class Keys:
         self.key: ApiKey | None = ApiKey(key_id=parsed.key_id, key_hash=hash_secret(parsed.secret), **values)
         self.asked = 0
         self.looked = 0
+        self.used: list[dict[str, float]] = []
+        self.away = False
         self.revoked: set[str] = set()
         self.answering = asyncio.Event()
         self.answering.set()
@@ -57,6 +64,11 @@ class Keys:
         assert self.key is not None
         self.revoked.add(self.key.key_id)
         self.key = replace(self.key, revoked=True)
+
+    async def note_used_keys(self, used: Mapping[str, float]) -> None:
+        if self.away:
+            raise StoreUnavailable("away")
+        self.used.append(dict(used))
 
     async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
         if tenant_id not in self.tenants:
@@ -314,6 +326,59 @@ async def test_a_tenants_key_may_name_its_own_tenant_only(clock: Any) -> None:
     assert await refused(authenticator, f"Bearer {KEY}", "nonsense") == 404
 
 
+async def test_a_revocation_reaches_every_process_within_a_second_whatever_each_has_remembered(
+    store: PostgresStore, database: str, clock: Any
+) -> None:
+    """Two API processes on one database, each with a cache of its own, in the tests' time."""
+    other_store = PostgresStore(database, application="test", vault=Vault(KEYS))
+    await other_store.open()
+    tenant_id = uuid7()
+    await store.create_tenant(tenant_id, {"name": "acme"})
+    keys = [make_key(bytes([n]) * 8, b"s" * 32) for n in (1, 2)]
+    for key in keys:
+        parsed = parse_key(key)
+        assert parsed is not None
+        await store.create_key(
+            {"key_id": parsed.key_id, "tenant_id": tenant_id, "name": "k", "key_hash": hash_secret(parsed.secret)}
+        )
+    revoked, kept = (f"Bearer {key}" for key in keys)
+    one, other = (Authenticator(each, now=clock.now, monotonic=clock.monotonic) for each in (store, other_store))
+    for process in (one, other):
+        for key in (revoked, kept):
+            await process.principal(key, None)
+    clock.advance(auth.KEY_CACHE_S * 0.9)
+    await store.revoke_key(UUID(int=tenant_id.int), "01" * 8)
+    clock.advance(auth.KEY_CACHE_S)
+    for process in (one, other):
+        assert process.known(revoked, None) is None
+        assert await refused(process, revoked) == 401
+        assert (await process.principal(kept, None)).tenant_id == UUID(int=tenant_id.int)
+    await other_store.close()
+
+
+async def test_when_a_key_was_last_used_is_written_down_now_and_then_and_survives_a_store_that_is_away(
+    clock: Any,
+) -> None:
+    store = Keys()
+    authenticator = made(store, clock, admin_key_hash=hash_secret("the operator's own"))
+    assert store.key is not None
+    await authenticator.note_used()
+    for _ in range(3):
+        await authenticator.principal(f"Bearer {KEY}", None)
+        await authenticator.principal("Bearer the operator's own", None)
+        authenticator.known(f"Bearer {KEY}", None)
+        clock.advance(0.1)
+    last = clock.now() - 0.1
+    store.away = True
+    await authenticator.note_used()
+    assert store.used == []
+    store.away = False
+    await authenticator.note_used()
+    await authenticator.note_used()
+    [noted] = store.used
+    assert noted == {store.key.key_id: pytest.approx(last)}
+
+
 # ---- over HTTP -----------------------------------------------------------------------------------------------------
 
 ROUTES = [
@@ -378,6 +443,47 @@ async def test_a_revoked_key_is_refused_over_http(admin: httpx.AsyncClient, tena
     assert (await admin.get(path)).json()["data"][0]["revoked_at"] is not None
 
 
+async def test_unknown_revoked_expired_and_altered_keys_look_alike(
+    admin: httpx.AsyncClient, clock: Any, sql: Any
+) -> None:
+    """S3: the same status, headers and body, byte for byte."""
+    revoked, expired = await make_tenant(admin), await make_tenant(admin)
+    assert (await revoked.get(ENDPOINTS)).status_code == 200
+    await sql.execute("update api_keys set revoked_at = now() where tenant_id = $1", revoked.uuid)
+    await sql.execute("update api_keys set expires_at = '2020-01-01' where tenant_id = $1", expired.uuid)
+    clock.advance(2 * auth.KEY_CACHE_S)
+    wrong = make_key(bytes.fromhex(revoked.key.split("_")[1]), b"w" * 32)
+    tried = {"revoked": revoked.key, "expired": expired.key, "unknown": make_key(b"u" * 8, b"u" * 32), "wrong": wrong,
+             "checksum": revoked.key[:-1] + ("0" if revoked.key[-1] != "0" else "1"), "cut": revoked.key[:-9]}  # fmt: skip
+    answers = {
+        what: await admin.get(ENDPOINTS, headers={"Authorization": f"Bearer {key}"}) for what, key in tried.items()
+    }
+    assert {answer.status_code for answer in answers.values()} == {401}
+    assert len({answer.content for answer in answers.values()}) == 1
+    assert len({tuple(sorted(answer.headers.items())) for answer in answers.values()}) == 1
+    assert answers["revoked"].headers["content-type"] == "application/problem+json"
+    in_query = await admin.get(ENDPOINTS, params={"api_key": revoked.key}, headers={"Authorization": ""})
+    assert in_query.status_code == 401, "a key in a URL ends up in logs: it counts for nothing"
+
+
+async def test_a_key_is_stored_as_a_hash_and_shows_when_it_was_used(
+    admin: httpx.AsyncClient, store: PostgresStore, sql: Any
+) -> None:
+    tenant = await make_tenant(admin)
+    path = f"/v1/tenants/{tenant.tenant_id}/api_keys"
+    row = await sql.fetchrow("select * from api_keys where tenant_id = $1", tenant.uuid)
+    secret = tenant.key.rpartition("_")[2][:64]
+    assert len(bytes.fromhex(secret)) == 32
+    assert not any(secret in str(value) for value in row.values()) and len(row["key_hash"]) == 32
+    [shown] = (await admin.get(path)).json()["data"]
+    assert shown["last_used_at"] is None and "key" not in shown
+    await store.note_used_keys({row["key_id"]: 1_800_000_000.0, "0" * 16: 1.0})
+    await store.note_used_keys({row["key_id"]: 1_800_000_030.0})
+    assert (await admin.get(path)).json()["data"][0]["last_used_at"] == "2027-01-15T08:00:00.000Z"
+    await store.note_used_keys({row["key_id"]: 1_800_000_061.0})
+    assert (await admin.get(path)).json()["data"][0]["last_used_at"] == "2027-01-15T08:01:01.000Z"
+
+
 async def test_no_route_but_health_and_documents_is_open(admin: httpx.AsyncClient) -> None:
     paths = (await admin.get("/openapi.json")).json()["paths"]
     for path, operations in paths.items():
@@ -385,4 +491,4 @@ async def test_no_route_but_health_and_documents_is_open(admin: httpx.AsyncClien
             if (method, path) in {("post", "/v1/events"), ("post", "/v1/events/batch")}:
                 continue
             answer = await admin.request(method, path, headers={"Authorization": "Bearer wrong"})
-            assert (answer.status_code == 401) == path.startswith("/v1/"), path
+            assert (answer.status_code == 401) == path.startswith(("/v1/", "/metrics")), path

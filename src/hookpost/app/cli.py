@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
+from typer.core import TyperGroup
 from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
@@ -22,10 +24,24 @@ from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
 from hookpost.model import show_id
 from hookpost.policy.signing import SecretError, VerificationError, parse_secret, verify
-from hookpost.storage.contract import PayloadStoreForeign, StoreUnavailable
+from hookpost.storage.contract import KeysMissing, PayloadStoreForeign, StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
 from hookpost.storage.postgres.store import UnsafeDatabase
+from hookpost.tracing import TracingUnavailable
+
+
+class _EventsGroup(TyperGroup):
+    """`hookpost events` lists and `hookpost events EVENT_ID` gets, without naming the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that is meant."""
+        if not args or (args[0].startswith("-") and args[0] not in self.get_help_option_names(ctx)):
+            args = ["list", *args]
+        elif args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["get", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,14 +49,18 @@ app = typer.Typer(
     add_completion=False,
     help="Hookpost delivers webhooks: accepted once, delivered at least once.",
 )
-keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant.")
+keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant, and the installation's encryption keys.")
 tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
+audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
 pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
+events_app = typer.Typer(cls=_EventsGroup, help="Events: list, get one, or ask why it is where it is.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(pools_app, name="pools")
 app.add_typer(endpoints_app, name="endpoints")
+app.add_typer(audit_app, name="audit")
+app.add_typer(events_app, name="events")
 
 # How often `hookpost replay --wait` looks how far it is.
 REPLAY_LOOK_S = 1.0
@@ -51,7 +71,7 @@ Hidden = typer.Option(hidden=True)
 
 _EXPECTED = (
     ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
-    PayloadStoreForeign, OSError,
+    PayloadStoreForeign, KeysMissing, TracingUnavailable, OSError,
 )  # fmt: skip
 
 
@@ -129,11 +149,13 @@ def api(
     name: Annotated[str, typer.Option(help="Name in the log.")] = "api",
     fd: Annotated[int | None, Hidden] = None,
     supervisor_fd: Annotated[int | None, Hidden] = None,
+    figures: Annotated[Path | None, Hidden] = None,
 ) -> None:
     """One API process on a database that `hookpost migrate` or `hookpost serve` has prepared."""
     from hookpost.app.api import run_api
     from hookpost.app.children import run
     from hookpost.app.supervisor import bind, require_prepared
+    from hookpost.metrics import Board
 
     settings = load(port=port, data_dir=data_dir)
     telemetry.configure(name, settings.log_format, settings.log_level)
@@ -143,7 +165,8 @@ def api(
         if supervisor_fd is None:
             await require_prepared(settings, dsn)
         listener = bind(settings) if fd is None else socket.socket(fileno=fd)
-        await run_api(settings, dsn, listener=listener, stop=stop, ready=ready)
+        board = None if figures is None else Board(figures)
+        await run_api(settings, dsn, name=name, listener=listener, stop=stop, ready=ready, board=board)
 
     run(main_, supervisor_fd=supervisor_fd)
 
@@ -155,11 +178,13 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Name in the log and in attempts.")] = None,
     node: Annotated[str | None, Hidden] = None,
     supervisor_fd: Annotated[int | None, Hidden] = None,
+    figures: Annotated[Path | None, Hidden] = None,
 ) -> None:
     """One worker process on a prepared database; as many as you like, on any machine."""
     from hookpost.app.children import run
     from hookpost.app.compose import run_worker
     from hookpost.app.supervisor import require_prepared
+    from hookpost.metrics import Board
 
     settings = load(pool=pool, data_dir=data_dir)
     node_id = uuid7() if node is None else UUID(node)
@@ -170,7 +195,8 @@ def worker(
     async def main_(stop: asyncio.Event, ready: asyncio.Event) -> None:
         if supervisor_fd is None:
             await require_prepared(settings, dsn)
-        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready)
+        board = None if figures is None else Board(figures)
+        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready, board=board)
 
     run(main_, supervisor_fd=supervisor_fd)
 
@@ -272,20 +298,56 @@ def send(
     _show(Client().call("POST", "/v1/events", raw=f'{head[:-1]}, "payload": {text}}}'.encode()))
 
 
-@app.command()
-def events(
-    event_id: Annotated[str | None, typer.Argument(help="One event with its deliveries and attempts.")] = None,
+@events_app.command("list")
+def list_events(
     type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 20,
 ) -> None:
-    """What happened to an event, or the newest events."""
+    """The newest events."""
+    _show(Client().call("GET", "/v1/events", type=type, limit=limit)["data"])
+
+
+@events_app.command("get")
+def get_event(event_id: str) -> None:
+    """One event with its deliveries and attempts."""
     client = Client()
-    if event_id is None:
-        _show(client.call("GET", "/v1/events", type=type, limit=limit)["data"])
-        return
     event = client.call("GET", f"/v1/events/{event_id}")
     event["attempts"] = client.call("GET", "/v1/deliveries", event_id=event_id, limit=100)["data"]
     _show(event)
+
+
+@events_app.command("why")
+def why_event(
+    event_id: str,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Only this endpoint.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As the API tells it.")] = False,
+) -> None:
+    """Why an event is where it is: what happened at each endpoint and what happens next, in plain words."""
+    why = Client().call("GET", f"/v1/events/{event_id}/explain", endpoint_id=endpoint)
+    if as_json:
+        _show(why)
+    else:
+        print("\n".join(_explained(why)))
+
+
+def _explained(why: Mapping[str, Any]) -> Iterator[str]:
+    """The answer of the API for a person at a terminal. What others wrote (types, filters) shows as text."""
+    yield _printable(f"{why['event_id']}  {why['type']}  accepted {why['created_at']}")
+    for each in why["endpoints"]:
+        reason = f" ({each['reason']})" if each["reason"] else ""
+        yield _printable(f"\n{each['endpoint_id']}  {each['status']}{reason}")
+        yield _printable(f"  {each['summary']}")
+        if each["next_step"]:
+            yield _printable(f"  -> {each['next_step']}")
+    if not why["endpoints"]:
+        yield "\nThe tenant had no endpoints."
+    if why["more"]:
+        yield "\nThere are more endpoints: ask for one with --endpoint."
+
+
+def _printable(text: str) -> str:
+    """Nothing of it steers the terminal; a line break at its beginning is ours."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 @app.command()
@@ -429,9 +491,12 @@ def create_key(
     tenant_id: str,
     name: str,
     scope: Annotated[list[str] | None, typer.Option(help="events:write, endpoints:write, read, replay.")] = None,
+    expires_at: Annotated[str | None, typer.Option(help="When it ends, e.g. 2027-01-02T03:04:05Z")] = None,
 ) -> None:
     """Create an API key of a tenant; it is shown once."""
     body: dict[str, Any] = {"name": name}
+    if expires_at is not None:
+        body["expires_at"] = expires_at
     if scope:
         body["scopes"] = scope
     _show(Client().call("POST", f"/v1/tenants/{tenant_id}/api_keys", body))
@@ -450,18 +515,58 @@ def revoke_key(tenant_id: str, api_key_id: str) -> None:
     print("revoked")
 
 
+@keys_app.command("new-encryption-key")
+def new_encryption_key() -> None:
+    """Print a fresh key for HOOKPOST_ENCRYPTION_KEYS; nothing is changed."""
+    from hookpost.app.keyring import new_key
+
+    print(new_key())
+
+
+@keys_app.command("add-encryption-key")
+def add_encryption_key(data_dir: DataDir = None) -> None:
+    """Put a fresh key in front of the file of keys. Restart all processes with it, then `keys rotate-encryption`."""
+    from hookpost.app.keyring import add_key, key_file
+
+    settings = load(data_dir=data_dir)
+    if settings.encryption_keys is not None:
+        raise ConfigError(
+            "the keys come from HOOKPOST_ENCRYPTION_KEYS: put what `keys new-encryption-key` prints in front of them"
+        )
+    path = key_file(settings)
+    print(f"{add_key(path)} is the first key in {path}: restart all processes, then `hookpost keys rotate-encryption`")
+
+
+@keys_app.command("rotate-encryption")
+def rotate_encryption(data_dir: DataDir = None) -> None:
+    """Wrap all data keys with the first encryption key, while everything runs. Works on the database; where it was
+    interrupted it goes on."""
+    from hookpost.app.keyring import rotate
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("keys", settings.log_format, settings.log_level)
+    first, count = asyncio.run(rotate(settings, _database(settings)))
+    print(f"{count} data keys wrapped anew; all need the encryption key {first} alone now: others may be taken away")
+
+
 @endpoints_app.command("create")
 def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
     ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
+    header: Annotated[list[str] | None, typer.Option("--header", "-H", help="'name: value', sent with each.")] = None,
+    forward_trace: Annotated[bool, typer.Option("--forward-trace", help="Told the producer's own trace.")] = False,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
+    if header:
+        body["headers"] = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in header)}
     if event:
         body["events"] = event
     if ack:
         body["ack"] = "signed"
+    if forward_trace:
+        body["forward_trace"] = True
     _show(Client().call("POST", "/v1/webhook_endpoints", body))
 
 
@@ -476,6 +581,48 @@ def delete_endpoint(endpoint_id: str) -> None:
     """Delete an endpoint; what is still owed to it is cancelled."""
     Client().call("DELETE", f"/v1/webhook_endpoints/{endpoint_id}")
     print("deleted")
+
+
+@audit_app.command("list")
+def list_audit(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant (admin key).")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, e.g. endpoint.update")] = None,
+    limit: Annotated[int, typer.Option(help="How many.")] = 50,
+) -> None:
+    """The newest rows."""
+    _show(Client().call("GET", "/v1/audit_log", tenant_id=tenant, action=action, limit=limit)["data"])
+
+
+@audit_app.command("export")
+def export_audit(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant (admin key).")] = None,
+    since: Annotated[str | None, typer.Option(help="At or after, e.g. 2026-01-02T03:04:05Z")] = None,
+    until: Annotated[str | None, typer.Option(help="Before.")] = None,
+) -> None:
+    """All rows as NDJSON on standard output, newest first."""
+    about = {"tenant_id": tenant, "since": since, "until": until}
+    sys.stdout.write(Client().text("/v1/audit_log", format="ndjson", **about))
+
+
+@audit_app.command("verify")
+def verify_audit(
+    data_dir: DataDir = None,
+    save: Annotated[Path | None, typer.Option(help="Write down where each chain ends; keep it elsewhere.")] = None,
+    against: Annotated[Path | None, typer.Option(help="What --save wrote before: find what was cut off since.")] = None,
+) -> None:
+    """Find rows that were altered, deleted, put in, moved or cut off; exit code 1 when there are any. Works on the
+    database, with the encryption keys."""
+    from hookpost.app import auditing
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("audit", settings.log_format, settings.log_level)
+    found = asyncio.run(auditing.verify_all(settings, _database(settings), against))
+    for line in auditing.report(found):
+        print(line)
+    if save is not None:
+        auditing.save(save, found)
+    if found.faults:
+        raise typer.Exit(1)
 
 
 # ---- offline --------------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ import asyncpg
 import pycurl
 
 from hookpost.app.children import raise_file_limit
-from hookpost.app.config import Settings, unknown_variables
-from hookpost.storage.contract import StoreUnavailable
+from hookpost.app.config import ConfigError, Settings, unknown_variables
+from hookpost.app.keyring import load_keyring
+from hookpost.storage.contract import KeysMissing, StoreUnavailable
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, bin_dir
 from hookpost.storage.postgres.migrate import SchemaTooNew
 from hookpost.storage.postgres.store import UnsafeDatabase, check_database
+from hookpost.storage.postgres.vault import check_keys
 
 # Sockets to receivers, to clients and to the database, with room to spare.
 FILES_MIN = 4096
@@ -103,5 +105,15 @@ async def _database(settings: Settings, dsn: str) -> AsyncIterator[Finding]:
         if revision == newest:
             ahead = await connection.fetchval(_PARTITIONS_AHEAD)
             yield Finding(ahead > 0, "partitions", f"{ahead} days ahead (a worker makes them)")
+            yield await _keys(settings, dsn)
     finally:
         await connection.close()
+
+
+async def _keys(settings: Settings, dsn: str) -> Finding:
+    try:
+        ring = load_keyring(settings)
+        await check_keys(dsn, ring)
+    except (ConfigError, KeysMissing, StoreUnavailable) as error:
+        return Finding(False, "encryption keys", str(error))
+    return Finding(True, "encryption keys", f"{', '.join(ring.ids)}: the first seals, what is sealed opens")

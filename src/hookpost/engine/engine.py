@@ -51,7 +51,6 @@ from hookpost.model import (
     Decision,
     Delivered,
     Endpoint,
-    EndpointStatus,
     Health,
     Held,
     Outcome,
@@ -60,7 +59,7 @@ from hookpost.model import (
     WaitReason,
 )
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
-from hookpost.policy.gate import Wait, parks
+from hookpost.policy.gate import Wait, is_shut, parks
 from hookpost.policy.retry import decide
 
 # Looking an enum's member up costs more than comparing with it, and every row is compared.
@@ -187,7 +186,7 @@ class Engine:
 
     def _configure(self, endpoint: EndpointState, config: Endpoint, now: float) -> None:
         before = endpoint.config
-        opened = before is not None and before.status is not EndpointStatus.ENABLED is config.status
+        opened = before is not None and is_shut(before) and not is_shut(config)
         self._roster.limit(endpoint, config, now)
         self._findings.adopt_health(endpoint, config)
         endpoint.config = config
@@ -261,7 +260,7 @@ class Engine:
     ) -> None:
         entry = Entry(
             shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, row.payload, row.generation,
-            row.created_at, len(owed),
+            row.created_at, len(owed), row.trace,
         )  # fmt: skip
         entry.done.extend(done)
         shard.progress.begin(entry)
@@ -502,6 +501,8 @@ class Engine:
         match decision:
             case Delivered():
                 self._books.record(shard, work, outcome, "delivered")
+                if not work.entry.generation:
+                    shard.delivered_after_s.append(outcome.finished_at - work.entry.created_at)
                 self._books.finish(work)
             case Retry(due_at=due_at):
                 self._books.record(shard, work, outcome, "retry")

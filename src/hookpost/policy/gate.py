@@ -25,15 +25,23 @@ class Wait:
 _ENABLED = EndpointStatus.ENABLED  # looking a member up costs more than comparing with it
 _PAUSED = Wait(WaitReason.PAUSED)
 _DISABLED = Wait(WaitReason.DISABLED)
+_LOCKED = Wait(WaitReason.SECRET_LOCKED)
 
 
 def endpoint_gate(endpoint: Endpoint, *, hold_until: float, now: float) -> Wait | None:
-    """The endpoint's own state: paused, disabled, or held because it answered with a Retry-After."""
+    """The endpoint's own state: paused, disabled, its secrets locked, or held by its Retry-After."""
     if endpoint.status is not _ENABLED:
         return _PAUSED if endpoint.status is EndpointStatus.PAUSED else _DISABLED
+    if endpoint.locked:
+        return _LOCKED
     if hold_until > now:
         return Wait(WaitReason.RATE_LIMITED, hold_until)
     return None
+
+
+def is_shut(endpoint: Endpoint) -> bool:
+    """Can only a change of the endpoint let anything through to it?"""
+    return endpoint.locked or endpoint.status is not _ENABLED
 
 
 def parks(wait: Wait, *, now: float) -> bool:

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from hookpost.model import HEALTHY, Endpoint, EndpointStatus, Health, OnDead, RetryPolicy, Secret, Timeouts
+from hookpost.model import (
+    HEALTHY,
+    Endpoint,
+    EndpointStatus,
+    Health,
+    OnDead,
+    OwnHeaders,
+    RetryPolicy,
+    Secret,
+    Timeouts,
+    TlsIdentity,
+)
+from hookpost.policy.headers import HeaderRefused, check_headers
+from hookpost.storage.contract import HeaderChange, Unfit
 
 _Policy = TypeVar("_Policy", RetryPolicy, Timeouts)
 
@@ -23,7 +36,7 @@ class EndpointDefaults:
     deadline_s_max: float
 
     def endpoint(self, row: Mapping[str, Any]) -> Endpoint:
-        """Of a row with the columns of `load_endpoints`."""
+        """Of a row with the columns of `load_endpoints`, its secrets opened."""
         return Endpoint(
             endpoint_id=row["endpoint_id"],
             tenant_id=row["tenant_id"],
@@ -39,11 +52,56 @@ class EndpointDefaults:
             ordered=row["ordered"],
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
             signed_ack=row["ack"] is not None,
+            forward_trace=row["forward_trace"],
             health=_health(row),
             pinned=row["pinned"],
             barred=row["barred"],
             ordered_to=None if row["ordered_seq"] is None else (row["ordered_shard"], row["ordered_seq"]),
+            headers=None if row["locked"] else _own_headers(row["headers"], row["secret_headers"]),
+            locked=row["locked"],
+            tls=None if row["locked"] else _tls(row),
         )
+
+
+def changed_headers(
+    plain: Mapping[str, str | None], hidden: Mapping[str, str], change: HeaderChange
+) -> tuple[dict[str, str | None], dict[str, str]]:
+    """An endpoint's headers after a change: those of ``plain`` (null for a secret) and the values of the secrets.
+
+    Raises Unfit when all of them together are too many."""
+    if change is None:
+        return {}, {}
+    gone = {name for name, wanted in change.items() if wanted is None}
+    values = {name: value for name, value in ({**plain, **hidden}).items() if name not in gone and value is not None}
+    secret = {name for name in hidden if name not in change}
+    for name, wanted in change.items():
+        if wanted is not None:
+            values[name] = wanted.value
+            if wanted.secret:
+                secret.add(name)
+    try:
+        check_headers(values)
+    except HeaderRefused as error:
+        raise Unfit("headers", str(error)) from error
+    return {n: None if n in secret else value for n, value in values.items()}, {n: values[n] for n in secret}
+
+
+def _own_headers(plain: Mapping[str, str | None], hidden: Mapping[str, str]) -> OwnHeaders | None:
+    """Checked once more, as a row may have been written by hand: a value must not end its line early."""
+    values = {name: value for name, value in {**plain, **hidden}.items() if value is not None}
+    if not values:
+        return None
+    try:
+        check_headers(values)
+    except HeaderRefused as error:
+        return OwnHeaders(fault=str(error))
+    content_type, user_agent = values.pop("content-type", None), values.pop("user-agent", None)
+    return OwnHeaders(content_type, user_agent, "".join(f"{name}: {value}\r\n" for name, value in values.items()))
+
+
+def _tls(row: Mapping[str, Any]) -> TlsIdentity | None:
+    parts = (row["tls_ca"], row["tls_cert"], row["tls_key"])
+    return TlsIdentity(*((part or "").encode() for part in parts)) if any(parts) else None
 
 
 def _health(row: Mapping[str, Any]) -> Health:

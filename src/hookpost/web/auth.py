@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -29,6 +29,8 @@ LOOK_AHEAD_S = KEY_CACHE_S / 2
 LOOK_UP_S_MAX = 0.7
 # Look-ups under way at once: those that a hanging store never answers go on until its own timeouts.
 LOOK_UPS_MAX = 1_000
+# `last_used_at` of a key is kept to the minute, and written with no more delay than this.
+NOTE_USED_EVERY_S = 10.0
 # Keys in use at the same moment, in one process; some 300 bytes each.
 KEYS_CACHED_MAX = 50_000
 # Revocations are looked for this much further back than the last look: their transactions may be slow to commit.
@@ -48,6 +50,8 @@ class Principal:
     tenant_id: UUID | None
     admin: bool
     scopes: frozenset[str]
+    # As the audit log names the key.
+    name: str = field(default="admin", compare=False)
 
     def require(self, scope: str) -> None:
         """Problem 403 unless the key has the scope."""
@@ -76,6 +80,9 @@ class KeyStore(Protocol):
     async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
         """The ids of the keys revoked within the last so many seconds, those of deleted tenants included."""
 
+    async def note_used_keys(self, used: Mapping[str, float]) -> None:
+        """When keys were last used (Unix seconds), by key id; kept to the minute."""
+
     async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
         """Raises NotFound."""
 
@@ -84,13 +91,15 @@ class KeyStore(Protocol):
 class _Known:
     """An answer of the store and until when it may be used (monotonic), and when the key itself expires (Unix).
 
-    That of a tenant's key (``key_id``) is good beyond that, as long as revocations are looked for.
+    That of a tenant's key (``key_id``) is good beyond that, as long as revocations are looked for. ``used_key_id``: of
+    any stored key; empty for the operator's own.
     """
 
     principal: Principal
     good_until: float
     expires_at: float | None
     key_id: str | None = None
+    used_key_id: str = ""
 
 
 class Authenticator:
@@ -114,21 +123,60 @@ class Authenticator:
         # Revocations up to then (monotonic) are known; and the look under way, with the time it began.
         self._looked_at = monotonic()
         self._look: tuple[float, asyncio.Task[None]] | None = None
+        # Keys that were used since that was last noted, the newest time of each.
+        self._used: dict[str, float] = {}
 
     async def principal(self, authorization: str | None, tenant_header: str | None) -> Principal:
         """Who sends these headers; raises Problem 401 or 404, or StoreUnavailable."""
         if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
             raise _unauthorized()
         digest = _digest(authorization, tenant_header)
+        return await self._resolve(digest, lambda: self._look_up(authorization, tenant_header))
+
+    async def reference(self, token: str) -> str:
+        """What a session keeps in place of a key: which key it is and a print of what is stored of it, of no use as a
+        key. Raises Problem 401, or StoreUnavailable."""
+        if len(token) > AUTHORIZATION_CHARS_MAX:
+            raise _unauthorized()
+        key = await _in_time(asyncio.ensure_future(self._valid_key(token)))
+        if key is None or (key.expires_at is not None and key.expires_at <= self._now()):
+            raise _unauthorized()
+        return f"{key.key_id}.{_print_of(key)}"
+
+    async def referred(self, reference: str) -> Principal:
+        """Who a session's reference stands for; it ends with its key, as soon as requests with the key itself would.
+        Raises Problem 401, or StoreUnavailable."""
+        digest = sha256(b"reference\n" + reference.encode("utf-8", "replace")).digest()
+        return await self._resolve(digest, lambda: self._look_up_reference(reference))
+
+    async def _resolve(self, digest: bytes, look_up: Callable[[], Awaitable[_Known]]) -> Principal:
         known = self._known.get(digest)
         if known is not None and not self._good(known) and known.key_id is not None:
             await self._look_for_revocations()
             known = self._known.get(digest)
         if known is None or not self._good(known):
-            known = await self._ask_once(digest, lambda: self._look_up(authorization, tenant_header))
+            known = await self._ask_once(digest, look_up)
         if known.expires_at is not None and known.expires_at <= self._now():
             raise _unauthorized()
+        self._used[known.used_key_id] = self._now()
         return known.principal
+
+    async def note_used(self) -> None:
+        """Write down which keys were used since the last time; what cannot be written now is the next time."""
+        used, self._used = self._used, {}
+        used.pop("", None)
+        if not used:
+            return
+        try:
+            await self._store.note_used_keys(used)
+        except StoreUnavailable:
+            self._used = used | self._used
+
+    async def follow(self) -> None:
+        """Note used keys every now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(NOTE_USED_EVERY_S)
+            await self.note_used()
 
     def known(self, authorization: str | None, tenant_header: str | None) -> Principal | None:
         """Who sends these headers, if the store need not be asked for it now; None also for a key that is no good."""
@@ -141,6 +189,7 @@ class Authenticator:
             return None
         if known.key_id is not None:
             self._look_ahead()
+        self._used[known.used_key_id] = self._now()
         return known.principal
 
     def _good(self, known: _Known) -> bool:
@@ -217,13 +266,27 @@ class Authenticator:
             raise _unauthorized()
         key_id = None
         if key.tenant_id is None:
-            principal = Principal(await self._chosen_tenant(tenant_header), True, SCOPES)
+            principal = Principal(await self._chosen_tenant(tenant_header), True, SCOPES, _name_of(key))
         else:
             if tenant_header is not None and tenant_header.strip() not in _spellings(key.tenant_id):
                 raise not_found("tenant")
-            principal = Principal(key.tenant_id, False, key.scopes or SCOPES)
+            principal = Principal(key.tenant_id, False, key.scopes or SCOPES, _name_of(key))
             key_id = key.key_id
-        return _Known(principal, 0.0, key.expires_at, key_id)
+        return _Known(principal, 0.0, key.expires_at, key_id, key.key_id)
+
+    async def _look_up_reference(self, reference: str) -> _Known:
+        key_id, _, print_ = reference.partition(".")
+        if key_id:
+            key = await self._store.find_key(key_id)
+        else:
+            own = self._admin_key_hash
+            key = None if own is None else ApiKey("", None, own, frozenset(), None, revoked=False)
+        replaced = key is not None and bool(key_id) and key.tenant_id is None and self._admin_key_hash is not None
+        if key is None or key.revoked or replaced or not same_hash(_print_of(key).encode(), print_.encode()):
+            raise _unauthorized()
+        if key.tenant_id is None:
+            return _Known(Principal(None, True, SCOPES), 0.0, key.expires_at)
+        return _Known(Principal(key.tenant_id, False, key.scopes or SCOPES), 0.0, key.expires_at, key.key_id)
 
     async def _valid_key(self, token: str) -> ApiKey | None:
         """The key that the token proves. An unknown key id costs the same work as a wrong secret."""
@@ -251,9 +314,18 @@ class Authenticator:
         return tenant_id
 
 
+def _name_of(key: ApiKey) -> str:
+    return f"key_{key.key_id}" if key.key_id else "admin"
+
+
 def _digest(authorization: str, tenant_header: str | None) -> bytes:
     text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
     return sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _print_of(key: ApiKey) -> str:
+    """Changes with the stored hash, so that no session outlives a key that was replaced; tells nothing of it."""
+    return sha256(b"print\n" + key.key_hash).hexdigest()[:32]
 
 
 async def _in_time(task: asyncio.Task[_T]) -> _T:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from hookpost import telemetry
 from hookpost.ingest import Overloaded, RateLimited, UnknownEndpoint, UnknownTenant
-from hookpost.storage.contract import Conflict, DataRejected, NotFound, StoreUnavailable, Unfit
+from hookpost.storage.contract import Conflict, DataRejected, NotFound, SecretLocked, StoreUnavailable, Unfit
 from hookpost.web.limits import limit_headers
 
 MEDIA_TYPE = "application/problem+json"
@@ -26,6 +26,8 @@ MEDIA_TYPE = "application/problem+json"
 SAFETY_HEADERS: Mapping[str, str] = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 # The store comes back within a second or not for a while; clients back off by themselves.
 RETRY_AFTER_S = "1"
+# Somebody has to bring a key and restart a process.
+LOCKED_RETRY_AFTER_S = "60"
 # More than that helps nobody to mend a request.
 ERRORS_MAX = 100
 ERRORS_SUMMED_MAX = 3
@@ -39,13 +41,15 @@ _SLUGS = {
     408: "request-timeout",
     409: "conflict",
     413: "content-too-large",
+    414: "uri-too-long",
     415: "unsupported-media-type",
     422: "invalid",
     429: "rate-limited",
+    431: "header-fields-too-large",
     500: "internal-error",
     503: "unavailable",
 }
-_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+_TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 
 class Problem(Exception):
@@ -149,6 +153,8 @@ def problem_of(error: Exception, where: str) -> Problem:
             return refusal(404, str(error) or "there is no such thing")
         case Conflict():
             return refusal(409, str(error))
+        case SecretLocked():
+            return refusal(503, str(error), headers={"Retry-After": LOCKED_RETRY_AFTER_S})
         case Unfit():
             return invalid(error.field, str(error))
         case DataRejected():
@@ -172,6 +178,7 @@ _EXPECTED = (
     UnknownEndpoint,
     Conflict,
     Unfit,
+    SecretLocked,
     DataRejected,
     RequestValidationError,
     HTTPException,
@@ -192,6 +199,7 @@ def install(app: FastAPI) -> None:
         NotFound,
         Conflict,
         Unfit,
+        SecretLocked,
         DataRejected,
         RequestValidationError,
         HTTPException,

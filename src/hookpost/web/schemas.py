@@ -1,13 +1,13 @@
 """What the API takes and gives: the forms of requests with their limits, and of answers for the OpenAPI document.
 
 Every text is free of NUL and of lone surrogates, which no store can hold; every number is finite; what is not known is
-refused. Fields of features that are not enforced yet are known by name and refused when they ask for something.
+refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -15,10 +15,12 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
-from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.headers import HEADERS_MAX
+from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.tls import PEM_CHARS_MAX
+from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
 
-FILTERS_MAX = 100
 DESCRIPTION_CHARS_MAX = 1000
 NAME_CHARS_MAX = 200
 UID_CHARS_MAX = 255
@@ -76,6 +78,18 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     return metadata
 
 
+def _header_value(given: Any) -> HeaderValue | None:
+    """A header's value as a request gives it; whether it may be sent is for policy/headers to say."""
+    match given:
+        case None:
+            return None
+        case str():
+            return HeaderValue(check_text(given))
+        case {"value": str(value), **rest} if isinstance(rest.pop("secret", False), bool) and not rest:
+            return HeaderValue(check_text(value), given.get("secret", False))
+    raise ValueError('must be a text, {"value": "…", "secret": true}, or null')
+
+
 def _check_pool(text: str) -> str:
     if not POOL_NAME.fullmatch(text):
         raise ValueError(POOL_NAME_RULE)
@@ -104,21 +118,6 @@ def parse_time(text: str) -> float:
 def _check_time(text: str) -> str:
     parse_time(text)
     return text
-
-
-def _not_yet(harmless: Callable[[Any], bool]) -> Any:
-    """A field of a feature to come: whatever would ask for it is refused."""
-
-    def check(value: Any) -> Any:
-        if value is not None and not harmless(value):
-            raise ValueError("is not supported yet")
-        return value
-
-    return AfterValidator(check)
-
-
-def _never(_: Any) -> bool:
-    return False
 
 
 Text = Annotated[str, AfterValidator(check_text)]
@@ -166,12 +165,25 @@ IngestRateLimit = Annotated[
     ),
 ]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
-NotYet = Annotated[JsonValue, _not_yet(_never), WithJsonSchema({"type": "null", "description": "not supported yet"})]
-NotYetUnlessEmpty = Annotated[
-    JsonValue,
-    _not_yet(lambda value: value == {}),
-    WithJsonSchema({"type": ["object", "null"], "description": "not supported yet"}),
+HeaderInput = Annotated[
+    Any,
+    AfterValidator(_header_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "visible ASCII, spaces and tabs between"},
+                {
+                    "type": "object",
+                    "properties": {"value": {"type": "string"}, "secret": {"type": "boolean", "default": False}},
+                    "required": ["value"],
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
 ]
+Pem = Annotated[Text, Field(min_length=1, max_length=PEM_CHARS_MAX)]
 
 
 class _Form(BaseModel):
@@ -204,6 +216,16 @@ class TimeoutsForm(_Form):
     total_s: TimeoutSeconds | None = None
 
 
+class TlsForm(_Form):
+    """TLS of an endpoint's own, in PEM: absent leaves, null removes. Certificate and key come together."""
+
+    ca_pem: Annotated[Pem | None, Field(description="certificates to trust for it, instead of the public ones")] = None
+    client_cert_pem: Annotated[
+        Pem | None, Field(description="certificate that we show to it (mTLS), its chain behind it")
+    ] = None
+    client_key_pem: Annotated[Pem | None, Field(description="its private key; sealed, and never shown again")] = None
+
+
 class _EndpointForm(_Form):
     events: Filters | None = None
     enabled: bool | None = None
@@ -218,7 +240,19 @@ class _EndpointForm(_Form):
     on_dead: OnDead | None = None
     spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
-    headers: NotYetUnlessEmpty = None
+    headers: Annotated[
+        dict[str, HeaderInput] | None,
+        Field(
+            max_length=HEADERS_MAX,
+            description="headers that every delivery carries, by name; null takes one away, what is not named stays. "
+            "Those whose name tells of a secret, and those with `secret: true`, are write-only",
+            examples=[{"x-team": "payments", "authorization": "Bearer …", "x-pin": {"value": "…", "secret": True}}],
+        ),
+    ] = None
+    tls: TlsForm | None = None
+    forward_trace: Annotated[
+        bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
+    ] = None
 
 
 class EndpointCreate(_EndpointForm):
@@ -390,6 +424,7 @@ class KeyAnswer(_Answer):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    last_used_at: Annotated[str | None, Field(description="to the minute")]
 
 
 class KeyCreated(KeyAnswer):
@@ -425,6 +460,23 @@ class EndpointHealth(_Answer):
     failing_since: str | None
 
 
+class CertificateAnswer(_Answer):
+    """A certificate; ``sha256`` is the fingerprint of its DER form."""
+
+    subject: str
+    issuer: str
+    not_before: str
+    expires_at: str
+    sha256: str
+
+
+class TlsAnswer(_Answer):
+    """TLS of an endpoint's own: whom it trusts, and the certificate that we show with its chain."""
+
+    ca: list[CertificateAnswer]
+    client_cert: list[CertificateAnswer]
+
+
 class EndpointAnswer(_Answer):
     """An endpoint, without its secret."""
 
@@ -440,10 +492,13 @@ class EndpointAnswer(_Answer):
     ordered: bool
     on_dead: Literal["block", "skip"]
     ack: Literal["signed"] | None
+    forward_trace: bool
     spread: bool | None
     description: str | None
     uid: str | None
     metadata: dict[str, str]
+    headers: Annotated[dict[str, str], Field(description="of its own; the value of a secret is shown as ********")]
+    tls: TlsAnswer | None
     retry: RetryAnswer
     timeouts: TimeoutsAnswer
     max_in_flight: int
@@ -666,6 +721,30 @@ class Readiness(_Answer):
     status: Literal["ready", "not_ready"]
     store: Literal["reachable", "unreachable"]
     unowned_shards: int | None
+    missing_encryption_keys: int | None
+
+
+class AuditEntry(_Answer):
+    """A row of the audit log; without a tenant it is about the platform. ``hash`` covers the row and ``previous``."""
+
+    tenant_id: str | None
+    seq: int
+    at: str
+    actor: Annotated[str, Field(description="key_…, admin (the operator's own key), cli, or hookpost itself")]
+    address: str
+    action: str
+    target: str
+    before: dict[str, JsonValue] | None
+    after: dict[str, JsonValue] | None
+    previous: str
+    hash: str
+
+
+class AuditList(_Answer):
+    """Rows of the audit log, newest first."""
+
+    data: list[AuditEntry]
+    next_cursor: str | None
 
 
 class TenantList(_Answer):
@@ -687,6 +766,30 @@ class EndpointList(_Answer):
 
     data: list[EndpointAnswer]
     next_cursor: str | None
+
+
+class Explained(_Answer):
+    """What happened to an event at an endpoint. ``status`` and ``reason``: see docs/explain.md; ``until``: when the
+    next thing happens by itself, if that is known; ``generation`` null: the event was never owed to it."""
+
+    endpoint_id: str
+    status: Literal["not_matched", "queued", "waiting", "delivered", "dead", "cancelled", "unknown"]
+    reason: str | None
+    summary: str
+    next_step: str | None
+    until: str | None
+    generation: int | None
+
+
+class ExplainAnswer(_Answer):
+    """Why an event is where it is. ``more``: there are endpoints that are not among these; ask for them by id."""
+
+    event_id: str
+    tenant_id: str
+    type: str
+    created_at: str
+    endpoints: list[Explained]
+    more: bool
 
 
 class EventList(_Answer):
@@ -715,6 +818,18 @@ class DeadLetterList(_Answer):
 
     data: list[DeadLetterAnswer]
     next_cursor: str | None
+
+
+class SearchAnswer(_Answer):
+    """What a text names, and one list of the ``kind`` that the filters are about. ``looked_at``: so many of the newest
+    events or attempts were looked through; with a cursor there are older ones."""
+
+    events: list[EventItem]
+    endpoints: list[EndpointAnswer]
+    kind: Literal["events", "attempts", "dead_letters", "waiting"]
+    data: list[EventItem | AttemptAnswer | DeadLetterAnswer | EndpointDelivery]
+    next_cursor: str | None
+    looked_at: int | None
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

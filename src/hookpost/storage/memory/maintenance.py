@@ -24,6 +24,14 @@ class MaintenanceTables:
         await self._pause()
         return 0
 
+    async def retire_audit(self, *, keep_days: int) -> int:  # noqa: ARG002 - nothing is audited here
+        await self._pause()
+        return 0
+
+    async def seal_plain_secrets(self) -> int:
+        await self._pause()
+        return 0
+
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         await self._pause()
         now = self._db.now()

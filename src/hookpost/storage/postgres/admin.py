@@ -15,11 +15,14 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from hookpost.model import EndpointStatus, WaitReason
+from hookpost.model import EndpointStatus, WaitReason, show_id
 from hookpost.model import minted_at as _minted_at
+from hookpost.policy.audit import changed
 from hookpost.policy.egress import origin_of
 from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
-from hookpost.storage.postgres import moves
+from hookpost.storage.endpoints import changed_headers
+from hookpost.storage.postgres import moves, vault
+from hookpost.storage.postgres.audit import AuditQueries
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as _after
@@ -33,9 +36,12 @@ SECRETS_VALID_MAX = 4
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
     "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead", "ack",
-    "spread",
+    "spread", "forward_trace",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
+# What the audit log tells of a tenant and of an endpoint. Nothing of it is secret: headers that are have no value here.
+_AUDITED_TENANT = (*TENANT_COLUMNS, "pool", "spread", "home_shards")
+_AUDITED_ENDPOINT = (*ENDPOINT_COLUMNS, "headers", "tls_ca", "tls_cert")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
 # What holds a delivery before anybody asks its receiver's breaker.
@@ -44,7 +50,7 @@ _BEFORE_BREAKERS = (WaitReason.EGRESS_DOWN, WaitReason.ORDERED)
 _STALE_MAX = 10
 
 
-class AdminQueries:
+class AdminQueries(AuditQueries):
     """Implements AdminStore."""
 
     _connections: Connections
@@ -65,7 +71,7 @@ class AdminQueries:
     async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
         pool = values.get("pool") or "default"
         home_shards, spread = values.get("home_shards"), values.get("spread")
-        async with self._connections.use(f"create tenant {tenant_id}") as connection:
+        async with self._connections.use(f"create tenant {tenant_id}") as connection, connection.transaction():
             if home_shards is None:
                 home_shards = await moves.first_homes(connection, pool, spread)
             row = await connection.fetchrow(
@@ -79,6 +85,8 @@ class AdminQueries:
                 values.get("alert_email"),
                 spread,
             )
+            made = _audited(row, _AUDITED_TENANT)
+            await self._record(connection, None, "tenant.create", show_id("ten", tenant_id), None, made)
         return dict(row)
 
     async def get_tenant(self, tenant_id: UUID) -> dict[str, Any]:
@@ -96,7 +104,10 @@ class AdminQueries:
             values = _merged(current, changes, TENANT_COLUMNS)
             await connection.execute(SQL["update_tenant"], tenant_id, *values)
             await moves.move_tenant(connection, current, changes, self._endpoint_cap)
-            return dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            row = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            before, after = changed(_audited(current, _AUDITED_TENANT), _audited(row, _AUDITED_TENANT))
+            await self._record(connection, tenant_id, "tenant.update", show_id("ten", tenant_id), before, after)
+            return row
 
     async def set_spread(self, tenant_id: UUID, *, known: int, wanted: int) -> bool:
         async with self._changing(tenant_id, f"spread tenant {tenant_id}") as connection:
@@ -114,6 +125,7 @@ class AdminQueries:
         async with self._connections.use(f"grow pool {name}") as connection, connection.transaction():
             await moves.grow_pool(connection, name, shards, shards_max)
             pools = await connection.fetch(SQL["list_pools"])
+            await self._record(connection, None, "pool.grow", name, None, {"shards": shards})
         return next(dict(row) for row in pools if row["name"] == name)
 
     async def delete_tenant(self, tenant_id: UUID) -> None:
@@ -121,7 +133,9 @@ class AdminQueries:
             await connection.execute(SQL["forget_barriers_of"], tenant_id)
             await connection.execute(SQL["revoke_keys_of"], tenant_id)
             await connection.execute(SQL["delete_endpoints_of"], tenant_id)
+            await vault.forget(connection, tenant_id, None)
             await connection.execute(SQL["delete_tenant"], tenant_id)
+            await self._record(connection, None, "tenant.delete", show_id("ten", tenant_id))
 
     @asynccontextmanager
     async def _changing(self, tenant_id: UUID, doing: str) -> AsyncIterator[Any]:
@@ -135,7 +149,7 @@ class AdminQueries:
 
     async def create_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
         tenant_id = values["tenant_id"]
-        async with self._connections.use("create an API key") as connection:
+        async with self._connections.use("create an API key") as connection, connection.transaction():
             if tenant_id is not None:
                 _found(await connection.fetchrow(SQL["get_tenant"], tenant_id), "tenant")
             row = await connection.fetchrow(
@@ -147,6 +161,8 @@ class AdminQueries:
                 sorted(values.get("scopes") or ()),
                 values.get("expires_at"),
             )
+            made = {name: row[name] for name in ("name", "scopes", "expires_at")}
+            await self._record(connection, tenant_id, "api_key.create", f"key_{values['key_id']}", None, made)
         return dict(row)
 
     async def list_keys(self, tenant_id: UUID, *, after: tuple[Any, ...] | None, limit: int) -> Page:
@@ -156,20 +172,35 @@ class AdminQueries:
         return _page(rows, limit, ("created_at", "key_id"))
 
     async def revoke_key(self, tenant_id: UUID, key_id: str) -> None:
-        async with self._connections.use(f"revoke API key {key_id}") as connection:
+        async with self._connections.use(f"revoke API key {key_id}") as connection, connection.transaction():
             _found(await connection.fetchrow(SQL["revoke_key"], tenant_id, key_id), "API key")
+            await self._record(connection, tenant_id, "api_key.revoke", f"key_{key_id}")
+
+    async def note_used_keys(self, used: Mapping[str, float]) -> None:
+        async with self._connections.use("note which API keys were used") as connection:
+            await connection.execute(SQL["note_used_keys"], list(used), list(used.values()))
 
     # ---- endpoints ----------------------------------------------------------------------------------------------
 
     async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
         endpoint_id, tenant_id = values["endpoint_id"], values["tenant_id"]
-        blank = {"events": ["*"], "status": EndpointStatus.ENABLED, "metadata": {}, "ordered": False}
+        blank = {
+            "events": ["*"],
+            "status": EndpointStatus.ENABLED,
+            "metadata": {},
+            "ordered": False,
+            "forward_trace": False,
+        }
         columns = _merged(blank, values, ENDPOINT_COLUMNS)
         async with self._changing(tenant_id, f"create endpoint {endpoint_id}") as connection:
             if await connection.fetchval(SQL["count_endpoints"], tenant_id) >= endpoints_max:
                 raise Conflict(f"the tenant has {endpoints_max} endpoints, which is the limit: delete some first")
             row = await _unless_uid_taken(connection, SQL["create_endpoint"], endpoint_id, tenant_id, *columns)
-            await connection.execute(SQL["add_secret"], endpoint_id, secret)
+            await vault.add_secret(connection, self._sealing, tenant_id, endpoint_id, secret)
+            row = await self._with_headers(connection, row, values)
+            row = await self._with_tls(connection, row, values)
+            made = _audited(_endpoint(row), _AUDITED_ENDPOINT)
+            await self._record(connection, tenant_id, "endpoint.create", show_id("ep", endpoint_id), None, made)
             return (await _with_breakers(connection, [_endpoint(row)]))[0]
 
     async def get_endpoint(self, tenant_id: UUID | None, endpoint_id: UUID) -> dict[str, Any]:
@@ -193,30 +224,52 @@ class AdminQueries:
             wanted = _with_status_reason(current, changes)
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
+            row = await self._with_headers(connection, row, changes)
+            row = await self._with_tls(connection, row, changes)
             await moves.change_endpoint(connection, current, row, self._endpoint_cap)
             if changes.get("status") == EndpointStatus.ENABLED:
                 # Workers find it with the tenant's change.
                 await connection.execute(SQL["close_breaker"], tenant_id, origin_of(row["url"]))
+            told = _told(current, _endpoint(row), changes)
+            await self._record(connection, tenant_id, "endpoint.update", show_id("ep", endpoint_id), *told)
             return (await _with_breakers(connection, [_endpoint(row)]))[0]
+
+    async def _with_headers(self, connection: Any, row: Any, changes: Mapping[str, Any]) -> Any:
+        """The endpoint's row with the change of its own headers, if there is one among the changes."""
+        if "headers" not in changes:
+            return row
+        hidden = await vault.secret_headers(connection, self._sealing, row) if changes["headers"] is not None else {}
+        plain = msgspec.json.decode(row["headers"])
+        return await vault.set_headers(
+            connection, self._sealing, row, *changed_headers(plain, hidden, changes["headers"])
+        )
+
+    async def _with_tls(self, connection: Any, row: Any, changes: Mapping[str, Any]) -> Any:
+        """The endpoint's row with the change of its TLS, if there is one among the changes."""
+        return await vault.set_tls(connection, self._sealing, row, changes["tls"]) if "tls" in changes else row
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
             _found(await connection.fetchrow(SQL["delete_endpoint"], endpoint_id, tenant_id), "endpoint")
+            await vault.forget(connection, tenant_id, endpoint_id)
+            await self._record(connection, tenant_id, "endpoint.delete", show_id("ep", endpoint_id))
             await connection.execute(SQL["forget_barriers"], endpoint_id)
 
     async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
-        async with self._connections.use(f"get secrets of endpoint {endpoint_id}") as connection:
+        doing = f"get secrets of endpoint {endpoint_id}"
+        async with self._connections.use(doing) as connection, connection.transaction():
             _found(await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id), "endpoint")
-            rows = await connection.fetch(SQL["valid_secrets"], endpoint_id, tenant_id)
-        return [dict(row) for row in rows]
+            valid = await vault.valid_secrets(connection, self._sealing, tenant_id, endpoint_id)
+            await self._record(connection, tenant_id, "secret.reveal", show_id("ep", endpoint_id))
+            return valid
 
     async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
         async with self._changing(tenant_id, f"rotate the secret of endpoint {endpoint_id}") as connection:
             _found(await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id), "endpoint")
             grace_end: float = await connection.fetchval(SQL["grace_end"], grace_s)
-            await connection.execute(SQL["limit_secrets"], endpoint_id, grace_end)
-            await connection.execute(SQL["forget_secrets"], endpoint_id)
-            valid = await connection.fetch(SQL["valid_secrets"], endpoint_id, tenant_id)
+            await connection.execute(SQL["limit_secrets"], tenant_id, endpoint_id, grace_end)
+            await connection.execute(SQL["forget_secrets"], tenant_id, endpoint_id)
+            valid = await vault.valid_secrets(connection, self._sealing, tenant_id, endpoint_id)
             if len(valid) >= SECRETS_VALID_MAX:
                 raise Conflict(
                     f"{SECRETS_VALID_MAX} secrets of this endpoint are still valid: wait until the oldest has expired, "
@@ -224,7 +277,9 @@ class AdminQueries:
                 )
             if any(row["key"] == key for row in valid):
                 raise Conflict("this secret is already one of the endpoint's: give another one, or none")
-            await connection.execute(SQL["add_secret"], endpoint_id, key)
+            await vault.add_secret(connection, self._sealing, tenant_id, endpoint_id, key)
+            ends = {"old_secrets_expire_at": grace_end}
+            await self._record(connection, tenant_id, "secret.rotate", show_id("ep", endpoint_id), None, ends)
             return grace_end
 
     # ---- events and deliveries ----------------------------------------------------------------------------------
@@ -234,7 +289,7 @@ class AdminQueries:
             row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
             event = _found(row, "event")
             states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
-            held = await _held_until(connection, event["tenant_id"], states)
+            held = await held_until(connection, event["tenant_id"], states)
         deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
         event["status"] = event_status([delivery["status"] for delivery in deliveries])
         return EventView(event, deliveries)
@@ -327,7 +382,14 @@ class AdminQueries:
     async def append_control(
         self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None, action: ControlAction
     ) -> int:
-        async with self._connections.use(f"{action} of event {event_id}") as connection:
+        doing = f"{action} of event {event_id}"
+        async with self._connections.use(doing) as connection, connection.transaction():
+            # Behind the tenant's lock, as shards are locked before the audit log by changes of the configuration; and
+            # not behind the shard's, which appends wait for.
+            await connection.execute(SQL["hold_tenant"], tenant_id)
+            to = None if endpoint_id is None else {"endpoint_id": show_id("ep", endpoint_id)}
+            name = action.removeprefix("hookpost.")
+            await self._record(connection, tenant_id, f"event.{name}", show_id("evt", event_id), None, to)
             return await _append_control(connection, tenant_id, event_id, endpoint_id, action)
 
     async def remove_payload(self, tenant_id: UUID, event_id: UUID) -> int:
@@ -336,6 +398,7 @@ class AdminQueries:
             connection.transaction(),
         ):
             await connection.execute(SQL["hold_tenant"], tenant_id)
+            await self._record(connection, tenant_id, "event.remove_payload", show_id("evt", event_id))
             cancelled = await _append_control(connection, tenant_id, event_id, None, ControlAction.CANCEL)
             await connection.execute(SQL["remove_payload"], event_id, tenant_id, _minted_at(event_id))
             return cancelled
@@ -441,7 +504,23 @@ def _with_status_reason(current: Mapping[str, Any], changes: Mapping[str, Any]) 
 def _endpoint(row: Any) -> dict[str, Any]:
     endpoint = dict(row)
     endpoint["metadata"] = msgspec.json.decode(endpoint["metadata"])
+    endpoint["headers"] = msgspec.json.decode(endpoint["headers"])
     return endpoint
+
+
+def _audited(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    return {column: row[column] for column in columns}
+
+
+def _told(
+    before: Mapping[str, Any], after: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an endpoint's change tells the audit log: old and new values; of a secret header, that it was set."""
+    old, new = changed(_audited(before, _AUDITED_ENDPOINT), _audited(after, _AUDITED_ENDPOINT))
+    hidden = sorted(name for name in changes.get("headers") or () if after["headers"].get(name, "") is None)
+    if hidden:
+        new = {**new, "secret_headers_set": hidden}
+    return old, {**new, "tls_key_set": True} if (changes.get("tls") or {}).get("key") else new
 
 
 async def _with_breakers(connection: Any, endpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -463,17 +542,22 @@ async def _breakers(connection: Any, keys: Collection[tuple[UUID, str]]) -> dict
     return {(row["tenant_id"], row["origin"]): row for row in rows}
 
 
-async def _held_until(
-    connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]
-) -> dict[UUID, float | None]:
+async def held_until(connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]) -> dict[UUID, float | None]:
     """Until when at least the breakers of their receivers hold the deliveries that wait, by endpoint."""
-    of = {
-        state["endpoint_id"]: (tenant_id, origin_of(state["endpoint_url"]))
+    urls = {
+        state["endpoint_id"]: state["endpoint_url"]
         for state in states
         if state["waiting_reason"] is not None and state["endpoint_url"] is not None
     }
+    breakers = await breakers_of(connection, tenant_id, urls)
+    return {endpoint_id: breaker["held_until"] for endpoint_id, breaker in breakers.items()}
+
+
+async def breakers_of(connection: Any, tenant_id: UUID, urls: Mapping[UUID, str]) -> dict[UUID, Any]:
+    """What is stored of the breakers of endpoints' receivers, given by the endpoints' URLs."""
+    of = {endpoint_id: (tenant_id, origin_of(url)) for endpoint_id, url in urls.items()}
     breakers = await _breakers(connection, set(of.values()))
-    return {endpoint_id: breakers[key]["held_until"] for endpoint_id, key in of.items() if key in breakers}
+    return {endpoint_id: breakers[key] for endpoint_id, key in of.items() if key in breakers}
 
 
 def _merged(current: Mapping[str, Any], changes: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:

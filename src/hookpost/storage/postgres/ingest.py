@@ -22,6 +22,7 @@ from hookpost.storage.contract import (
 )
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.queries import load
+from hookpost.storage.postgres.vault import VaultQueries
 
 SQL = load("ingest")
 # The function's word for "the first event of this key has just expired": rare, and the caller's next try succeeds.
@@ -30,7 +31,7 @@ _TRY_AGAIN = 3
 RING_SHARDS_MAX = 500
 
 
-class IngestQueries:
+class IngestQueries(VaultQueries):
     """Implements IngestStore."""
 
     _connections: Connections
@@ -72,6 +73,7 @@ class IngestQueries:
                 min(minted_at(event.event_id) for event in events if type(event.payload) is PayloadRef)
                 if stored
                 else None,
+                [event.span for event in events] if traced else None,
                 timeout=self._append_timeout_s,
             )
         stale, verdicts, first_ids, first_counts = row
@@ -109,7 +111,7 @@ class IngestQueries:
     ) -> SharedDemand:
         async with self._connections.use("share the demand of limited tenants") as connection:
             row = await connection.fetchrow(
-                SQL["share_demand"], node_id, list(demands), list(demands.values()), lease_s
+                SQL["share_demand"], node_id, list(demands), list(demands.values()), lease_s, self._key_ids
             )
             changed = await connection.fetch(SQL["changed_versions"], seconds_back)
         return SharedDemand(

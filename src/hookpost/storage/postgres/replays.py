@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from hookpost.model import minted_at
+from hookpost.model import minted_at, show_id
 from hookpost.policy import routing
 from hookpost.storage.contract import (
     Conflict,
@@ -25,6 +25,7 @@ from hookpost.storage.contract import (
     ReplayState,
     ReplayStep,
 )
+from hookpost.storage.postgres.audit import AuditQueries
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as after_key
@@ -49,7 +50,7 @@ class _Owed:
     endpoint_ids: list[UUID]
 
 
-class ReplayQueries:
+class ReplayQueries(AuditQueries):
     """Implements what AdminStore and MaintenanceStore say about replays."""
 
     _connections: Connections
@@ -69,6 +70,9 @@ class ReplayQueries:
                 if endpoint_id not in owed:
                     raise NotFound("the event was not owed to this endpoint, or the endpoint is gone")
                 owed = [endpoint_id]
+            # Not behind the shard's lock, which appends wait for.
+            to = None if endpoint_id is None else {"endpoint_id": show_id("ep", endpoint_id)}
+            await self._record(connection, tenant_id, "event.replay", show_id("evt", event_id), None, to)
             if owed:
                 await self._append(connection, tenant_id, tenant, [_Owed(event_id, source["type"], owed)])
         return len(owed)
@@ -130,7 +134,7 @@ class ReplayQueries:
     async def create_replay(
         self, tenant_id: UUID, replay_id: UUID, wanted: ReplayFilter, *, rate_limit: float, running_max: int
     ) -> dict[str, Any]:
-        async with self._connections.use(f"create replay {replay_id}") as connection:
+        async with self._connections.use(f"create replay {replay_id}") as connection, connection.transaction():
             moment = await connection.fetchval(SQL["now"])
             matched = await _count(connection, tenant_id, wanted, moment)
             row = await connection.fetchrow(
@@ -149,8 +153,12 @@ class ReplayQueries:
                 moment,
                 _beginning(wanted),
             )
-        if row is None:
-            raise Conflict(f"{running_max} replays of this tenant are running, which is the limit: wait or cancel some")
+            if row is None:
+                raise Conflict(
+                    f"{running_max} replays of this tenant are running, which is the limit: wait or cancel some"
+                )
+            about = {name: row[name] for name in ("endpoint_id", "type", "status", "since", "until", "rate_limit")}
+            await self._record(connection, tenant_id, "replay.create", show_id("rpl", replay_id), None, about)
         return dict(row)
 
     async def get_replay(self, tenant_id: UUID | None, replay_id: UUID) -> dict[str, Any]:
@@ -167,8 +175,9 @@ class ReplayQueries:
         return page(rows, limit, ("created_at", "replay_id"))
 
     async def cancel_replay(self, tenant_id: UUID, replay_id: UUID) -> bool:
-        async with self._connections.use(f"cancel replay {replay_id}") as connection:
+        async with self._connections.use(f"cancel replay {replay_id}") as connection, connection.transaction():
             if await connection.fetchrow(SQL["cancel_replay"], replay_id, tenant_id) is not None:
+                await self._record(connection, tenant_id, "replay.cancel", show_id("rpl", replay_id))
                 return True
             found(await connection.fetchrow(SQL["get_replay"], replay_id, tenant_id), "replay")
             return False

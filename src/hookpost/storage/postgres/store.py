@@ -15,13 +15,17 @@ from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
 from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
+from hookpost.storage.postgres.explain import ExplainQueries
+from hookpost.storage.postgres.figures import FiguresQueries
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
 from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
+from hookpost.storage.postgres.search import SearchQueries
 from hookpost.storage.postgres.stats import StatsQueries
+from hookpost.storage.postgres.vault import Vault
 from hookpost.storage.postgres.worker import WorkerQueries
 from hookpost.storage.rings import Rings
 
@@ -47,6 +51,9 @@ class PostgresStore(
     AdminQueries,
     ReplayQueries,
     StatsQueries,
+    SearchQueries,
+    ExplainQueries,
+    FiguresQueries,
 ):
     """Implements the whole contract on one pool of connections."""
 
@@ -64,7 +71,9 @@ class PostgresStore(
         endpoint_cap: int = 64,
         longest_s: float = 30.0,
         deadline_s_max: float = 28 * 86_400.0,
+        vault: Vault | None = None,
     ) -> None:
+        """``vault``: what secrets are sealed and opened with; a store that has none writes no secrets."""
         self._connections = Connections(dsn, application=application, size_min=size_min, size_max=size_max)
         self._idempotency_s = idempotency_s
         self._append_timeout_s = append_timeout_s
@@ -73,6 +82,7 @@ class PostgresStore(
         )
         self._endpoint_cap = endpoint_cap
         self._longest_s = longest_s
+        self._vault = vault
         self._listener: Any = None
         self._rings = Rings()
 

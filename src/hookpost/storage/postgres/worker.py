@@ -29,7 +29,16 @@ from hookpost.engine.work import (
     Takeover,
     Wanted,
 )
-from hookpost.model import Endpoint, Health, OperationalType, Payload, PayloadRef, Tenant
+from hookpost.model import (
+    Endpoint,
+    EndpointStatus,
+    Health,
+    OperationalType,
+    Payload,
+    PayloadRef,
+    Tenant,
+    show_id,
+)
 from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import (
@@ -38,14 +47,17 @@ from hookpost.storage.contract import (
     CommitUnknown,
     DataRejected,
     FenceLost,
+    SecretLocked,
     StoreUnavailable,
     Survey,
 )
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
 from hookpost.storage.postgres.attempts import packed
+from hookpost.storage.postgres.audit import AuditQueries
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
+from hookpost.storage.postgres.vault import opened
 from hookpost.storage.rings import Rings
 
 SQL = load("worker")
@@ -71,7 +83,7 @@ ALL_BYTES = 2**62
 _Replay = TypeVar("_Replay", JournalRow, BacklogRow)
 
 
-class WorkerQueries:
+class WorkerQueries(AuditQueries):
     """Implements WorkerStore."""
 
     _connections: Connections
@@ -84,7 +96,7 @@ class WorkerQueries:
 
     async def register(self, node_id: UUID, *, pool: str, name: str, lease_s: float) -> float:
         async with self._connections.use("register the worker") as connection:
-            now: float = await connection.fetchval(SQL["register"], node_id, pool, name, lease_s)
+            now: float = await connection.fetchval(SQL["register"], node_id, pool, name, lease_s, self._key_ids)
             return now
 
     async def renew(self, node_id: UUID, *, lease_s: float) -> float | None:
@@ -210,7 +222,7 @@ class WorkerQueries:
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         async with self._connections.use("load endpoints") as connection:
             rows = await connection.fetch(SQL["load_endpoints"], list(endpoint_ids))
-        return [self._defaults.endpoint(row) for row in rows]
+        return [self._defaults.endpoint(row) for row in opened(self._vault, rows)]
 
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
         async with self._connections.use("load tenants") as connection:
@@ -238,8 +250,15 @@ class WorkerQueries:
             await connection.execute(SQL["write_health"], *_columns(rows))
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
-        async with self._connections.use("disable an endpoint") as connection:
-            return await connection.fetchval(SQL["disable_endpoint"], tenant_id, endpoint_id, reason) is not None
+        async with self._connections.use("disable an endpoint") as connection, connection.transaction():
+            if await connection.fetchval(SQL["disable_endpoint"], tenant_id, endpoint_id, reason) is None:
+                return False
+            told = {"status": EndpointStatus.DISABLED, "status_reason": reason}
+            try:
+                await self._record(connection, tenant_id, "endpoint.disable", show_id("ep", endpoint_id), None, told)
+            except SecretLocked as error:
+                raise StoreUnavailable(f"disable an endpoint: {error}") from error
+            return True
 
     # ---- breakers -----------------------------------------------------------------------------------------------
 
@@ -333,7 +352,7 @@ def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
     return BacklogRow(
         row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and _payload(event),
         row["generation"], row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
-        row["stored_at"],
+        row["stored_at"], event and event["trace"],
     )  # fmt: skip
 
 

@@ -77,14 +77,20 @@ order by created_at desc, key_id desc limit $4
 update api_keys set revoked_at = coalesce(revoked_at, clock_timestamp()) where tenant_id = $1 and key_id = $2
 returning key_id
 
+-- name: note_used_keys
+-- To the minute: a row is not written again for less.
+update api_keys k set last_used_at = u.at
+from unnest($1::text[], $2::timestamptz[]) u (key_id, at)
+where k.key_id = u.key_id and (k.last_used_at is null or k.last_used_at < u.at - interval '1 minute')
+
 -- name: count_endpoints
 select count(*) from endpoints where tenant_id = $1 and deleted_at is null
 
 -- name: create_endpoint
 insert into endpoints (endpoint_id, tenant_id, url, events, status, status_reason, description, uid, metadata,
                        base_s, cap_s, max_attempts, deadline_s, connect_s, first_byte_s, total_s, max_in_flight,
-                       rate_limit, ordered, on_dead, ack, spread)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+                       rate_limit, ordered, on_dead, ack, spread, forward_trace)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)
 returning *
 
 -- name: get_endpoint
@@ -112,6 +118,7 @@ set consecutive_failures = case when ($5 = 'enabled' and status <> 'enabled') or
     url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
     cap_s = $11, max_attempts = $12, deadline_s = $13, connect_s = $14, first_byte_s = $15, total_s = $16,
     max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, ack = $21, spread = $22,
+    forward_trace = $23,
     updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2
 returning *
@@ -134,29 +141,21 @@ update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestam
 where endpoint_id = $1 and tenant_id = $2 and deleted_at is null
 returning endpoint_id
 
--- name: add_secret
-insert into endpoint_secrets (endpoint_id, key) values ($1, $2)
-
--- name: valid_secrets
--- The secrets that sign now, newest first.
-select s.key, s.created_at, s.expires_at
-from endpoint_secrets s
-join endpoints e on e.endpoint_id = s.endpoint_id
-where s.endpoint_id = $1 and e.tenant_id = $2 and (s.expires_at is null or s.expires_at > clock_timestamp())
-order by s.created_at desc
-
 -- name: limit_secrets
 -- The secrets so far go on signing for the grace period; one that ends earlier keeps its end.
-update endpoint_secrets
-set expires_at = least(expires_at, $2::timestamptz)
-where endpoint_id = $1 and (expires_at is null or expires_at > clock_timestamp())
+update endpoint_secrets s
+set expires_at = least(s.expires_at, $3::timestamptz)
+from endpoints e
+where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2
+  and (s.expires_at is null or s.expires_at > clock_timestamp())
 
 -- name: grace_end
 select clock_timestamp() + make_interval(secs => $1)
 
 -- name: forget_secrets
 -- Keys that no longer sign are of no use to anyone but a thief.
-delete from endpoint_secrets where endpoint_id = $1 and expires_at <= clock_timestamp()
+delete from endpoint_secrets s using endpoints e
+where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2 and s.expires_at <= clock_timestamp()
 
 -- name: get_event
 -- The event as it was posted. Its partition is that of its id's day or lies one day beside it.
@@ -201,7 +200,7 @@ with journal as (
     from attempts a where a.event_id = $1
     group by a.endpoint_id, a.generation
 )
-select l.endpoint_id, l.generation,
+select l.endpoint_id, l.shard, l.seq, l.generation,
        r.shard is null or l.seq > r.read_to
            or (l.seq <@ r.open and not coalesce(r.partial -> l.seq::text ? l.endpoint_id::text, false)) as queued,
        b.reason as waiting_reason, b.due_at, d.reason as dead_reason,

@@ -1,6 +1,6 @@
 -- name: append
 -- The whole of ingest's work in the database: one call, one implicit transaction (see the function's own comment).
-select * from hookpost_append($1, make_interval(secs => $2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+select * from hookpost_append($1, make_interval(secs => $2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 
 -- name: load_routes
 -- A tenant as ingest needs it, in one snapshot: version and filters belong together.
@@ -16,10 +16,11 @@ group by t.tenant_id
 -- Once a second from each API process: its own row, and what the living others say in all. It need not wait for the disk.
 -- Processes long gone are removed by whoever comes; a row that somebody writes at this moment is left alone.
 with mine as (
-    insert into ingest_nodes (node_id, tenants, demands, expires_at)
-    values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4))
+    insert into ingest_nodes (node_id, tenants, demands, expires_at, key_ids)
+    values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5)
     on conflict (node_id) do update
-        set tenants = excluded.tenants, demands = excluded.demands, expires_at = excluded.expires_at
+        set tenants = excluded.tenants, demands = excluded.demands, expires_at = excluded.expires_at,
+            key_ids = excluded.key_ids
 ), gone as (
     delete from ingest_nodes where node_id in (
         select node_id from ingest_nodes
