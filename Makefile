@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench sim mutants torture fuzz build sbom lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench soak sim mutants torture fuzz build sbom lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo '  ARGS="…" is passed on to demo, test, bench and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
+	@echo '  ARGS="…" is passed on to demo, test, bench, soak and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
 demo: venv ## a server, a receiver and a producer on this machine (ARGS="--events 10000 --exit")
 	@$(BIN)/hookpost demo $(ARGS)
@@ -32,6 +32,9 @@ check: lint types layers test ## all that has to pass before a change is merged
 
 bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
 	@$(BIN)/hookpost bench $(ARGS)
+
+soak: venv ## thirty days in a minute under load: sizes of tables and latencies, early and late (ARGS="--seconds 90")
+	@$(BIN)/hookpost bench soak --seconds 60 $(ARGS)
 
 sim: venv-dev ## the simulator: the worlds of SEEDS=20 seeds, or of the one SEED=n (ARGS="--fresh 5" for new ones)
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
@@ -73,6 +76,7 @@ COMPILE = $(BIN)/uv pip compile --system-certs --universal --python-version 3.11
 lock: venv-dev ## renew the lock files (ARGS="--upgrade" for newer versions)
 	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	@$(COMPILE) pyproject.toml --output-file requirements.lock >/dev/null
+	@$(COMPILE) pyproject.toml --extra otel --constraint requirements.lock --output-file requirements-otel.lock >/dev/null
 	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock >/dev/null
 	@printf 'editables>=0.5\nhatchling>=1.27\n' | $(COMPILE) - --output-file requirements-build.lock >/dev/null
 

@@ -26,6 +26,7 @@ from hookpost.storage.contract import (
     ReplayStep,
     Retired,
     RollupStore,
+    SecretLocked,
     ShardLoad,
     Spread,
     StoreUnavailable,
@@ -60,6 +61,8 @@ COMPACT_EVERY_S = 300.0
 SPREAD_EVERY_S = 10.0
 # Objects of removed payloads that are removed before they are noted as gone.
 OBJECTS_AT_ONCE = 500
+# Segments written anew for payloads removed on request, before it is looked again: each is some MiB.
+SEGMENTS_AT_ONCE = 20
 # What was put into the payload store and is not referred to by then never will be: an append refuses what was put more
 # than 10 minutes ago (hookpost_append).
 ORPHAN_AGE_S = 3600.0
@@ -117,7 +120,7 @@ class Maintenance:
     async def _attempt(self, name: str, task: Callable[[], Awaitable[None]]) -> bool:
         try:
             await task()
-        except (StoreUnavailable, DataRejected) as error:
+        except (StoreUnavailable, DataRejected, SecretLocked) as error:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task=name, reason=error)
             return False
@@ -167,10 +170,12 @@ class Maintenance:
         self._tell(await self._store.retire_attempts(keep_days=self._keep_days))
 
     async def _remove_payloads(self) -> None:
-        """Those of deleted tenants, then all objects that were noted."""
+        """Those of deleted tenants, then all objects, and bytes of segments, that were noted."""
         while (tenant_id := await self._store.empty_tenant()) is not None:
             telemetry.log("tenant_emptied", tenant_id=show_id("ten", tenant_id))
         while await self._store.remove_objects(self._payloads.delete, limit=OBJECTS_AT_ONCE) == OBJECTS_AT_ONCE:
+            pass
+        while await self._store.erase_payloads(self._payloads.erase, limit=SEGMENTS_AT_ONCE) == SEGMENTS_AT_ONCE:
             pass
 
     def _tell(self, retired: Retired) -> None:

@@ -238,7 +238,8 @@ class TlsIdentity:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A receiver as the engine and the transport need it. ``rate_limit``: deliveries a second. ``signed_ack``: a 2xx
-    counts only with a valid ``webhook-ack``. ``locked``: its secrets do not open here, so nothing can be sent to it.
+    counts only with a valid ``webhook-ack``. ``forward_trace``: it is told the trace of the producer instead of ours.
+    ``locked``: its secrets do not open here, so nothing can be sent to it.
 
     ``pinned``: whatever its cap, it lives in the first home shard of its tenant. ``barred``: it came to live there, and
     there it waits until what is owed to it in other shards is done. ``ordered_to``: (shard, seq), up to which all that
@@ -262,6 +263,7 @@ class Endpoint:
     pinned: bool = False
     barred: bool = False
     signed_ack: bool = False
+    forward_trace: bool = False
     health: Health = HEALTHY
     ordered_to: tuple[int, int] | None = None
     tls: TlsIdentity | None = None

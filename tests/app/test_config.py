@@ -222,6 +222,9 @@ def test_a_payload_store_has_an_address_of_a_kind_we_know(url: str) -> None:
         "https://bucket.example/",
         "memory:///",
         "s3://",
+        "gs://",
+        "az://",
+        "gs:///folder",
         "file://",
         "file://folder",
         "s3://key:secret@bucket/x",
@@ -230,6 +233,16 @@ def test_a_payload_store_has_an_address_of_a_kind_we_know(url: str) -> None:
 def test_any_other_address_of_a_payload_store_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="HOOKPOST_PAYLOAD_STORE_URL"):
         load(payload_store_url=url)
+
+
+def test_payloads_leave_the_database_where_a_store_was_chosen_for_them() -> None:
+    assert load().cold_after_s == 0, "a folder on the same disk is no cheaper"
+    store = {"payload_store_url": "s3://acme/hookpost"}
+    assert load(**store).cold_after_s == 96 * 3600 > load().retry_deadline_s
+    assert load(cold_after_hours=0, **store).cold_after_s == 0
+    assert load(cold_after_hours=24).cold_after_s == 24 * 3600
+    with pytest.raises(ConfigError, match="HOOKPOST_COLD_AFTER_HOURS"):
+        load(cold_after_hours=-1)
 
 
 def test_no_deadline_is_later_than_its_event() -> None:

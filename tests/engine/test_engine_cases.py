@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -237,14 +238,21 @@ def test_a_410_asks_to_disable_the_endpoint() -> None:
     assert bench.engine.take_gone() == []
 
 
-@pytest.mark.parametrize("status", [EndpointStatus.PAUSED, EndpointStatus.DISABLED])
-def test_events_for_a_closed_endpoint_are_parked_and_go_out_when_it_opens(status: EndpointStatus) -> None:
-    bench = Bench(endpoint(status=status))
+@pytest.mark.parametrize(
+    ("shut", "reason"),
+    [
+        ({"status": EndpointStatus.PAUSED}, "paused"),
+        ({"status": EndpointStatus.DISABLED}, "disabled"),
+        ({"locked": True}, "secret_locked"),
+    ],
+)
+def test_events_for_a_closed_endpoint_are_parked_and_go_out_when_it_opens(shut: dict[str, Any], reason: str) -> None:
+    bench = Bench(endpoint(**shut))
     bench.post()
     bench.post()
     assert bench.sends() == []
     part = bench.settle()
-    assert {change.reason for change in part.upserts.values()} == {status.value}
+    assert {change.reason for change in part.upserts.values()} == {reason}
     assert part.progress.cursor == 2
     bench.wait(60)
     assert bench.fetches() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hookpost.model import Endpoint, EndpointStatus, WaitReason
-from hookpost.policy.gate import PARK_AFTER_S, Wait, endpoint_gate, parks
+from hookpost.policy.gate import PARK_AFTER_S, Wait, endpoint_gate, is_shut, parks
 
 NOW = 1_800_000_000.0
 
@@ -41,6 +42,15 @@ def test_the_gate_says_why_and_until_when(
         return
     assert wait == Wait(WaitReason(reason), None if until_s is None else NOW + until_s)
     assert parks(wait, now=NOW) is parked
+
+
+def test_f34_what_cannot_be_signed_waits_unless_its_endpoint_is_shut_anyway() -> None:
+    locked = replace(endpoint(EndpointStatus.ENABLED), locked=True)
+    wait = endpoint_gate(locked, hold_until=NOW + 60, now=NOW)
+    assert wait == Wait(WaitReason.SECRET_LOCKED) and parks(wait, now=NOW)
+    paused = endpoint_gate(replace(locked, status=EndpointStatus.PAUSED), hold_until=NOW, now=NOW)
+    assert paused == Wait(WaitReason.PAUSED)
+    assert [is_shut(each) for each in (locked, endpoint(EndpointStatus.ENABLED))] == [True, False]
 
 
 def test_what_waits_for_a_place_stays_in_memory() -> None:

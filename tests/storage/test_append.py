@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -412,3 +413,31 @@ async def _stored(store: object, tenant: UUID, versions: dict[UUID, int]) -> boo
         return isinstance(await store.append(0, [event(tenant)], versions), list)  # type: ignore[attr-defined]
     except StoreUnavailable:
         return False
+
+
+# ---- upgrades --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.postgres
+async def test_an_append_of_the_release_before_does_what_ours_does(driver: Driver) -> None:
+    """It calls the function with fourteen arguments: one code sees to keys, versions and numbers."""
+    assert isinstance(driver, Postgres)
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    first, second, owed = uuid7(), uuid7(), uuid7()
+    append = "select * from hookpost_append(0, interval '1 h', $1, $2, $3, $4, $5, $6, $7, array[1, 2], array[1, 1], null, $8, $9)"
+
+    async def old(*ids: UUID, version: int = 1) -> dict[str, Any]:
+        keys, hashes = ["k", None], [b"h" * 32, None]
+        columns = [tenant] * 2, ["a.b"] * 2, [b"1", b"2"], [owed] * 2, keys, hashes
+        [row] = await driver.run(append, [tenant], [version], list(ids), *columns)
+        return row
+
+    assert await old(first, second) == {
+        "stale": None, "verdicts": [0, 0], "first_ids": [first, None], "first_counts": [1, None],
+    }  # fmt: skip
+    assert (await old(uuid7(), uuid7()))["verdicts"] == [1, 0]
+    assert (await old(uuid7(), uuid7(), version=7))["stale"] == [tenant]
+    rows = await driver.journal(0)
+    assert [row["seq"] for row in rows] == [1, 2, 3]
+    assert [row["payload"] for row in rows] == [b"1", b"2", b"2"]

@@ -15,6 +15,7 @@ from hookpost.policy.audit import Anchor
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import Conflict, HeaderValue, NotFound
 from hookpost.storage.postgres.audit import record, verify
+from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.storage.postgres.vault import PLATFORM, Vault
 from tests.conftest import KEYS
@@ -233,3 +234,23 @@ async def test_the_log_is_read_by_chain_newest_first_and_page_by_page(store: Pos
     assert {chain for chain, _ in seen} == {tenant_id, other, PLATFORM}
     only = await store.list_audit(None, **{**window, "action": "tenant.create"}, after=None, limit=50)
     assert {row["chain"] for row in only.rows} == {PLATFORM}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("list_of_chain", "'{tenant}', 5, null, null, null, 51"),
+        ("list_of_all", "now(), '{tenant}', 5, null, null, null, 51"),
+        ("rows", "'{tenant}', 5, 1000"),
+        ("kept_from", "'{tenant}', 5, 30, 5000"),
+    ],
+)
+async def test_a_page_is_read_by_the_index_in_its_order(
+    store: PostgresStore, sql: Any, name: str, arguments: str
+) -> None:
+    tenant_id = await a_tenant(store)
+    await sql.execute("set enable_seqscan = off")
+    await sql.execute(f"prepare page as {load('audit')[name]}")
+    await sql.execute("set plan_cache_mode = force_generic_plan")
+    plan = "\n".join(row[0] for row in await sql.fetch(f"explain execute page ({arguments.format(tenant=tenant_id)})"))
+    assert "Index" in plan and "Sort" not in plan and "Seq Scan on audit_log" not in plan, plan

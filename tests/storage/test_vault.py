@@ -9,9 +9,12 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
+from hookpost.maintenance import Maintenance
 from hookpost.model import OwnHeaders
 from hookpost.policy.sealing import Keyring
 from hookpost.storage.contract import HeaderValue, KeysMissing, SecretLocked, Unfit
+from hookpost.storage.payloads import ObjectStore
+from hookpost.storage.postgres.sending import pause
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.storage.postgres.vault import PLATFORM, Vault, check_keys, make_platform_key, needed_keys
 from tests.conftest import KEYS
@@ -236,6 +239,20 @@ async def test_f34_without_its_key_what_is_sealed_locks_and_the_store_says_which
         with pytest.raises(SecretLocked):
             await change
     assert (await stranger.get_endpoint(tenant_id, endpoint_id))["description"] is None
+    await stranger.close()
+
+
+async def test_f34_maintenance_that_cannot_seal_says_so_and_goes_on(
+    store: PostgresStore, database: str, sql: Any
+) -> None:
+    _, endpoint_id = await with_headers(store)
+    await sql.execute("insert into endpoint_secrets (endpoint_id, key) values ($1, $2)", endpoint_id, b"o" * 24)
+    await pause(database)
+    [stranger] = await stores(database, Keyring({"k9": b"9" * 32}))
+    payloads = ObjectStore("memory:///")
+    assert not await Maintenance(stranger, payloads, days_ahead=1, keep_days=30).once()
+    assert await Maintenance(store, payloads, days_ahead=1, keep_days=30).once()
+    assert await sql.fetchval("select count(*) from endpoint_secrets where key is not null") == 0
     await stranger.close()
 
 

@@ -44,9 +44,10 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"": "b"}, "headers.", "a name has"),
     ({"x-a": MASK}, "headers.x-a", "leave the header out"),
     ({"x-a": "1", "X-A": "2"}, "headers.X-A", "given twice"),
-    ({"x-a": 5}, "headers.x-a", ""),
-    ({"x-a": {"value": "v", "hidden": True}}, "headers.x-a", ""),
-    ({"x-a": {"secret": True}}, "headers.x-a", ""),
+    ({"x-a": 5}, "headers.x-a", "must be a text"),
+    ({"x-a": {"value": "v", "hidden": True}}, "headers.x-a", "must be a text"),
+    ({"x-a": {"value": "v", "secret": "yes"}}, "headers.x-a", "must be a text"),
+    ({"x-a": {"secret": True}}, "headers.x-a", "must be a text"),
     ({f"x-{n}": "v" for n in range(33)}, "headers", ""),
     ({f"x-{n}": "v" * 4000 for n in range(3)}, "headers", "8192 bytes"),
     ([], "headers", "must be an object"),
@@ -60,7 +61,7 @@ async def test_a_header_is_refused_by_its_name_with_the_reason(
     answer = await tenant.post(ENDPOINTS, {"url": URL, "headers": headers})
     assert answer.status_code == 422, answer.text
     errors = {error["field"]: error["message"] for error in answer.json()["errors"]}
-    assert any(name.startswith(field) and said in message for name, message in errors.items()), errors
+    assert said in errors[field], errors
     assert CANARY not in answer.text
 
 

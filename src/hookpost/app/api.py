@@ -25,7 +25,9 @@ from hookpost.app.compose import (
     tune_gc,
 )
 from hookpost.app.config import Settings
+from hookpost.app.metrics_page import listening
 from hookpost.ingest import Submission
+from hookpost.metrics import Board, Metrics, Platform, Reporter, alone
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.keys import hash_secret
 from hookpost.storage.contract import Appended, StoreUnavailable
@@ -52,9 +54,17 @@ class _Server(uvicorn.Server):
 
 
 async def run_api(
-    settings: Settings, dsn: str, *, listener: socket.socket, stop: asyncio.Event, ready: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    *,
+    name: str,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+    board: Board | None,
 ) -> None:
-    """Serve the API on a bound socket until ``stop`` is set."""
+    """Serve the API on a bound socket until ``stop`` is set. ``board``: where a server's processes tell their figures;
+    one that runs alone has none."""
     clock = DatabaseClock()
     store = make_store(settings, dsn, application="hookpost api")
     await store.open()
@@ -86,6 +96,15 @@ async def run_api(
         ),
     )
     doors = Doors(wire_limits(settings))
+
+    def figures() -> dict[str, float]:
+        events, size = ingest.queued
+        return {"ingest_queue_events": events, "ingest_queue_bytes": size}
+
+    if board is None:
+        metrics = alone(store, name=name, figures=figures, tenants_max=settings.metrics_tenants)
+    else:
+        metrics = Metrics(Platform(store, tenants_max=settings.metrics_tenants), board.read)
     app = make_app(
         store=store,
         payloads=payloads,
@@ -108,6 +127,7 @@ async def run_api(
             prices=prices(settings),
             cursor_secret=bytes.fromhex(cursor_secret),
         ),
+        shown_metrics=metrics,
     )
     server = _Server(
         uvicorn.Config(
@@ -124,7 +144,8 @@ async def run_api(
         )
     )
     tune_gc()
-    async with asyncio.TaskGroup() as tasks:
+    async with listening(None if board else settings.metrics_listen, metrics), asyncio.TaskGroup() as tasks:
+        reporting = None if board is None else tasks.create_task(Reporter(board, name, figures).run())
         serving = tasks.create_task(server.serve(sockets=[listener]))
         clocking = tasks.create_task(_follow_clock(store, clock))
         sharing = tasks.create_task(ingest.follow())
@@ -141,6 +162,8 @@ async def run_api(
         sharing.cancel()
         guarding.cancel()
         noting.cancel()
+        if reporting is not None:
+            reporting.cancel()
         stopping.cancel()
     await authenticator.note_used()
     await ingest.close()

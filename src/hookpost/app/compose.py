@@ -21,10 +21,13 @@ from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
 from hookpost.app.keyring import make_vault
+from hookpost.app.metrics_page import listening
+from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
+from hookpost.metrics import Board, Reporter, alone
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
@@ -38,6 +41,7 @@ from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
+from hookpost.tracing import Sink, close_sink, open_sink, tracer
 from hookpost.transport import Transport
 from hookpost.worker import Worker, WorkerSettings
 
@@ -186,9 +190,17 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
 
 
 async def run_worker(
-    settings: Settings, dsn: str, *, name: str, node_id: UUID, stop: asyncio.Event, ready: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    *,
+    name: str,
+    node_id: UUID,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+    board: Board | None,
 ) -> None:
-    """Deliver until ``stop`` is set; then finish or hand back."""
+    """Deliver until ``stop`` is set; then finish or hand back. ``board``: where a server's processes tell their
+    figures; one that runs alone has none."""
     clock = DatabaseClock()
     store = make_store(settings, dsn, application=f"hookpost {name}")
     await store.open()
@@ -199,6 +211,7 @@ async def run_worker(
         now=clock.now,
         ca_file=_ca_file(settings),
     )
+    sink = _span_sink(settings)
     worker = Worker(
         store=store,
         payloads=payloads,
@@ -221,6 +234,9 @@ async def run_worker(
             policies=policies(settings),
         ),
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
+        trace=None
+        if sink is None
+        else tracer(sink, ratio=settings.otel_ratio, service_version=__version__, worker=name),
     )
     maintenance = Maintenance(
         store,
@@ -235,6 +251,7 @@ async def run_worker(
         hours_kept_s=settings.rollup_hours_days * DAY_S,
         monotonic=clock.monotonic,
     )
+    cold = ColdPayloads(store, payloads, age_s=settings.cold_after_s, monotonic=clock.monotonic)
     spreading = Spreading(
         store,
         node_id=node_id,
@@ -242,20 +259,36 @@ async def run_worker(
         monotonic=clock.monotonic,
     )
     tune_gc()
-    async with _alerting(settings, store, payloads, clock) as alerts, asyncio.TaskGroup() as tasks:
+    metrics = alone(store, name=name, figures=worker.figures, tenants_max=settings.metrics_tenants)
+    async with (
+        _alerting(settings, store, payloads, clock) as alerts,
+        listening(None if board else settings.metrics_listen, metrics),
+        asyncio.TaskGroup() as tasks,
+    ):
+        reporting = [] if board is None else [tasks.create_task(Reporter(board, name, worker.figures).run())]
         tending = [
+            *reporting,
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
             tasks.create_task(rollups.run(stop)),
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]
+        if settings.cold_after_s:
+            tending.append(tasks.create_task(cold.run(stop)))
         ready.set()
         await worker.run(stop)
         for task in tending:
             task.cancel()
     await transport.close()
     await store.close()
+    if sink is not None:
+        close_sink(sink)
+
+
+def _span_sink(settings: Settings) -> Sink | None:
+    """Where spans go; None, and nothing of OpenTelemetry's is imported, unless the operator wants them."""
+    return None if settings.otel_endpoint is None else open_sink(settings.otel_endpoint)
 
 
 # ---- alerts ---------------------------------------------------------------------------------------------------------

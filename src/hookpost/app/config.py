@@ -60,6 +60,9 @@ PROCESSES_MAX: Final = 64
 BODY_BYTES_MAX: Final = 16 * MIB
 """A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
 
+COLD_AFTER_HOURS: Final = 96.0
+"""A delivery with the default deadline has ended a day before: what moves is read again by replays and people alone."""
+
 LEAVING_DAYS: Final = 2
 """Whatever is owed ends so many days before its event leaves."""
 
@@ -235,6 +238,26 @@ def _mail_address(value: str | None) -> str | None:
     return None if value is None else check_mail_address(value)
 
 
+def _listen(value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and 1 <= int(port) <= PORT_MAX):
+        raise ValueError("host:port is expected, for example 127.0.0.1:9464 or [::1]:9464")
+    return value
+
+
+def _otel_endpoint(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address such as http://127.0.0.1:4318 is expected")
+    if parts.username is not None or parts.query:
+        raise ValueError("credentials go into OTEL_EXPORTER_OTLP_HEADERS, not into the address")
+    return value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -393,6 +416,14 @@ class Settings(BaseSettings):
         16 * 1024, ge=0, le=BODY_BYTES_MAX, description="larger payloads, in bytes, go to the payload store; 0: all do"
     )
 
+    cold_after_hours: float | None = Field(
+        None,
+        ge=0,
+        le=24 * 3650,
+        description="payloads in the database move to the payload store so many hours after their day (UTC) has ended; "
+        "0: never. Unless set 96, longer than deliveries wait by default, with PAYLOAD_STORE_URL, and never without",
+    )
+
     lease_s: float = Field(15, ge=3, le=LEASE_S_MAX, description="a worker not heard of for that long loses its shards")
     renew_s: float = Field(
         4, ge=0.5, le=100, description="how often a worker renews its lease; below a third of LEASE_S"
@@ -537,8 +568,30 @@ class Settings(BaseSettings):
     smtp_password: SecretStr | None = Field(None, description="the user's password")
     smtp_from: MailAddress | None = Field(None, description="address that mails come from; needed with SMTP_HOST")
 
+    metrics_listen: Annotated[str | None, AfterValidator(_listen)] = Field(
+        None,
+        description="host:port where /metrics is served without a key, e.g. 127.0.0.1:9464; it is at PORT with the"
+        " admin key anyway",
+    )
+    metrics_tenants: int = Field(
+        20, ge=0, le=1000, description="tenants with figures of their own in /metrics, those with the most attempts"
+    )
+    otel_endpoint: Annotated[str | None, AfterValidator(_otel_endpoint)] = Field(
+        None,
+        description="OTLP collector (HTTP) that takes a span for each attempt, e.g. http://127.0.0.1:4318; needs"
+        " hookpost[otel], everything else is set by OTEL_... variables",
+    )
+    otel_ratio: float = Field(1, ge=0, le=1, description="part of the events whose attempts make spans")
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
+
+    @property
+    def cold_after_s(self) -> float:
+        """How long after their day's end payloads leave the database; 0: never. In a folder on the same disk they cost
+        what they did, and on several machines without a common store they would be out of reach."""
+        if self.cold_after_hours is None:
+            return COLD_AFTER_HOURS * HOUR_S if self.payload_store_url is not None else 0.0
+        return self.cold_after_hours * HOUR_S
 
     @property
     def deadline_s_max(self) -> float:

@@ -1,16 +1,19 @@
 """How the objects of the payload store are named.
 
-An event's object stands in a folder of the hour in which its id was minted: all that a sweep must know stands in its
-name, and a listing of one folder is complete and bounded.
+An event's object stands in a folder of the hour in which its id was minted, a segment (many cold payloads of one day)
+in one of the hour in which it was put: all that a sweep must know stands in the name, and a listing of one folder is
+complete and bounded. Names of segments are short, as they stand in the row of each event.
 """
 
 from __future__ import annotations
 
+import re
 from uuid import UUID
 
 from hookpost.model import minted_at
 
 HOUR_S = 3600
+_SEGMENT = re.compile(r"cold/\d+/\d+")
 
 
 def minted_hour(event_id: UUID) -> int:
@@ -36,3 +39,18 @@ def event_of(key: str) -> UUID | None:
     except ValueError:
         return None
     return event_id if object_key(event_id) == key else None
+
+
+def segment_folder(hour: int) -> str:
+    """Where the segments lie that were put in this hour (since 1970)."""
+    return f"cold/{hour}"
+
+
+def segment_key(hour: int, number: int) -> str:
+    """The name of a segment; its number is given once."""
+    return f"{segment_folder(hour)}/{number}"
+
+
+def is_segment(key: str) -> bool:
+    """Is it the name of a segment?"""
+    return _SEGMENT.fullmatch(key) is not None

@@ -19,6 +19,7 @@ from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Tak
 from hookpost.model import Endpoint, Health, PayloadRef, Tenant
 from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
+from hookpost.policy.explain import EventWhy
 
 
 class StoreUnavailable(Exception):
@@ -121,12 +122,16 @@ class PayloadStore(Protocol):
     async def get(self, ref: PayloadRef) -> bytes:
         """Exactly the bytes that were put. Raises PayloadMissing and StoreUnavailable."""
 
+    async def erase(self, key: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """Write zeros over (start, length) of an object; its other bytes stay. One that is gone is none the worse.
+        Raises StoreUnavailable."""
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are gone already are none the worse. Raises StoreUnavailable."""
 
     def list_hour(self, hour: int) -> AsyncIterator[list[str]]:
-        """The names of the objects whose event's id was minted in this hour (since 1970), many at a time. Raises
-        StoreUnavailable."""
+        """The names of the objects whose event's id was minted in this hour (since 1970), and of the segments put in
+        it, many at a time. Raises StoreUnavailable."""
 
 
 # ---- ingest ---------------------------------------------------------------------------------------------------------
@@ -141,7 +146,8 @@ class Verdict(IntEnum):
 
 
 class NewEvent(msgspec.Struct, gc=False):
-    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. A payload
+    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. ``span``:
+    of the producer in its trace, and the flags (policy/trace). A payload
     that lies in the payload store was put there under this event's id.
 
     A struct, like its answer, as there is one of each for every event: they cost a third of a dataclass.
@@ -155,6 +161,7 @@ class NewEvent(msgspec.Struct, gc=False):
     key: str | None = None
     request_hash: bytes | None = None
     trace_id: UUID | None = None
+    span: bytes | None = None
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
@@ -425,21 +432,58 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """Partitions that left, and those whose time is over but that something still to be delivered lies in."""
+    """Partitions that left, and those whose time is over but that hold something still to be delivered or counted."""
 
     dropped: tuple[str, ...]
     held: tuple[str, ...]
+
+
+class MoveState(StrEnum):
+    """What a step of moving a day's payloads out of the database did."""
+
+    BEGUN = "begun"
+    FILLING = "filling"
+    FILLED = "filled"
+    """All that is to be moved lies in segments; the day takes its new shape a minute later."""
+    HELD = "held"
+    """Somebody reads the day for long: it takes its new shape later."""
+    MOVED = "moved"
+    ABANDONED = "abandoned"
+    """The tables of events were changed by a migration: it begins anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One step of moving the payloads of a day (ISO 8601) into segments, and what it has put into one."""
+
+    day: str
+    state: MoveState
+    payloads: int = 0
+    bytes: int = 0
 
 
 class MaintenanceStore(Protocol):
     """What keeps the store in shape."""
 
     async def retire_events(self, *, keep_days: int, forget: Callable[[Sequence[str]], Awaitable[None]]) -> Retired:
-        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still needed;
-        ``forget`` is given the names of the objects that their payloads lie in, before they are gone."""
+        """Drop the events of days more than ``keep_days`` ago, with their dead letters, unless they are still to be
+        delivered or counted; ``forget`` is given the names of their payloads' objects, before they are gone. Segments
+        are noted for ``remove_objects``."""
 
     async def retire_attempts(self, *, keep_days: int) -> Retired:
-        """Drop the attempts of days more than ``keep_days`` ago."""
+        """Drop the attempts of days more than ``keep_days`` ago, unless they are still to be counted."""
+
+    async def move_payloads(
+        self, put: Callable[[str, bytes], Awaitable[Any]], *, age_s: float, rows_max: int, bytes_max: int
+    ) -> Moved | None:
+        """One step of moving payloads of days that ended more than ``age_s`` ago out of the database into segments of
+        about so many rows and bytes, which ``put`` stores; None when there is nothing to do, or another node is at
+        it."""
+
+    async def erase_payloads(
+        self, erase: Callable[[str, Sequence[tuple[int, int]]], Awaitable[None]], *, limit: int
+    ) -> int:
+        """Have ``erase`` write over what was removed on request from some of the segments; returns how many."""
 
     async def forget_replays(self, *, keep_days: int) -> int:
         """Forget some of the bulk replays that ended more than so many days ago; returns how many."""
@@ -452,11 +496,11 @@ class MaintenanceStore(Protocol):
 
     async def retire_audit(self, *, keep_days: int) -> int:
         """Take away some of the rows of the audit log older than so many days; their chains stay verifiable. Returns
-        how many."""
+        how many. Raises SecretLocked."""
 
     async def seal_plain_secrets(self) -> int:
         """Seal some of the secrets that a release before has written in the clear, once none of its processes lives;
-        returns how many."""
+        returns how many. Raises SecretLocked."""
 
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
@@ -475,7 +519,7 @@ class MaintenanceStore(Protocol):
         """The first hour (since 1970) in which an event may have been minted within the last ``age_s``."""
 
     async def orphans(self, keys: Sequence[str]) -> list[str]:
-        """Of these objects of events (by name) those that no event refers to."""
+        """Of these objects of events, and segments (by name), those that nothing refers to."""
 
     async def note_swept(self, hour: int) -> None:
         """The payload store was swept up to this hour."""
@@ -654,6 +698,48 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
+    living worker owns it."""
+
+    shard: int
+    pool: str
+    depth: int
+    age_s: float
+    owned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TenantFigures:
+    """What a tenant has had since the day (UTC) began."""
+
+    tenant_id: UUID
+    accepted: int
+    attempts: int
+    delivered: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFigures:
+    """The platform as the store sees it: its shards; what waits, by reason (counted to a limit; ``backlog_exact``); the
+    tenants with the most attempts today; how far behind the rollups are (None: nothing was counted yet)."""
+
+    shards: tuple[ShardFigures, ...]
+    backlog: Mapping[str, int]
+    backlog_exact: bool
+    tenants: tuple[TenantFigures, ...]
+    rollups_behind_s: float | None
+
+
+class FiguresStore(Protocol):
+    """What a page of metrics asks of the store."""
+
+    async def platform_figures(self, *, backlog_max: int, tenants_max: int) -> PlatformFigures:
+        """How the platform stands now, in bounded time: at most so many rows of the backlog are counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Metered:
     """What the platform and its tenants had on some days: the total and those with the most attempts (or the one tenant
     that was asked for), as rows of the metering; and what an attempt's row takes on disk (None: too few to tell)."""
@@ -672,7 +758,7 @@ class Matched:
     exact: bool
 
 
-class AdminStore(Protocol):
+class AdminStore(FiguresStore, Protocol):
     """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
 
     async def ping(self) -> float:
@@ -759,6 +845,12 @@ class AdminStore(Protocol):
 
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         """Raises NotFound."""
+
+    async def why(
+        self, tenant_id: UUID | None, event_id: UUID, endpoint_id: UUID | None, *, owed_max: int, others_max: int
+    ) -> EventWhy:
+        """What is recorded of an event at one endpoint; or at ``owed_max`` of those it was owed to and at the newest
+        ``others_max`` of the others. Raises NotFound, also for an endpoint that its tenant never had."""
 
     async def list_events(
         self,

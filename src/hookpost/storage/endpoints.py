@@ -52,6 +52,7 @@ class EndpointDefaults:
             ordered=row["ordered"],
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
             signed_ack=row["ack"] is not None,
+            forward_trace=row["forward_trace"],
             health=_health(row),
             pinned=row["pinned"],
             barred=row["barred"],

@@ -1,6 +1,7 @@
 """The payload store: objects in a folder, or in S3, Google Cloud Storage or Azure, by way of obstore.
 
-Relies on the object store: what it has acknowledged is durable, and a name is never written twice with other bytes.
+Relies on the object store: what it has acknowledged is durable, and a name is never written twice with other bytes, but
+for parts that are erased.
 Promises: a `put` that has returned is on the disk (in a folder by fsync, of the file and of every folder above it); a
 `get` returns exactly the bytes that were put, or says which it is, a store that does not answer or bytes that are gone;
 the number of requests under way is bounded, and each of them ends in time.
@@ -23,7 +24,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
 from hookpost.model import PayloadRef
-from hookpost.policy.objects import hour_folder
+from hookpost.policy.objects import hour_folder, segment_folder
 from hookpost.storage.contract import PayloadMissing, PayloadStoreForeign, StoreUnavailable
 
 # Requests under way at once, writes and reads apart: a store that hangs on the one must not hold up the other.
@@ -35,6 +36,8 @@ REQUEST_S = 5.0
 RETRIES = 1
 # Names in one answer of a listing.
 LISTED_AT_ONCE = 1000
+# Of a SHA-256: so many bytes of it, at least, tell an altered payload.
+DIGEST_BYTES_MIN = 16
 # The object that tells which installation the store belongs to.
 MARKER = "hookpost-store-id"
 
@@ -111,7 +114,7 @@ class ObjectStore:
                 raise PayloadMissing(f"{ref.key} is shorter than what was stored") from error
             raise
         payload = bytes(answer)
-        if sha256(payload).digest() != ref.digest:
+        if not is_intact(payload, ref):
             raise PayloadMissing(f"{ref.key} holds other bytes than were stored")
         return payload
 
@@ -122,6 +125,30 @@ class ObjectStore:
         except FileNotFoundError:
             return False
         return bool(found["size"] < ref.offset + ref.length)
+
+    async def erase(self, key: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """Write zeros over (start, length) of an object, whose other bytes stay; one that is gone has none to be
+        erased. Raises StoreUnavailable."""
+        doing = f"erase {len(ranges)} parts of {key}"
+        try:
+            if self._root is not None:
+                await _in_time(doing, asyncio.to_thread(_write_zeros, self._root / key, ranges))
+            else:
+                await self._rewrite(doing, key, ranges)
+        except FileNotFoundError:
+            await self._marker(doing)
+
+    async def _rewrite(self, doing: str, key: str, ranges: Sequence[tuple[int, int]]) -> None:
+        """The object as a whole, provided that it is the one that was read: somebody who was frozen meanwhile must not
+        bring back what another one has erased."""
+        found = await _in_time(doing, obstore.get_async(self._store, key))
+        body = bytearray(await _in_time(doing, found.bytes_async()))
+        for start, length in ranges:
+            body[start : start + length] = bytes(length)
+        meta: Any = found.meta
+        version: Any = {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
+        async with self._writes:
+            await _in_time(doing, obstore.put_async(self._store, key, bytes(body), mode=version, use_multipart=False))
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects; those that are gone already are none the worse. Raises StoreUnavailable."""
@@ -136,15 +163,16 @@ class ObjectStore:
                     await _in_time(f"delete {key}", obstore.delete_async(self._store, key))
 
     async def list_hour(self, hour: int) -> AsyncIterator[list[str]]:
-        """The names of the objects whose event's id was minted in this hour, many at a time. Raises
-        StoreUnavailable."""
-        doing = f"list {hour_folder(hour)}"
-        stream = aiter(obstore.list(self._store, hour_folder(hour), chunk_size=LISTED_AT_ONCE))
-        try:
-            while (found := await _in_time(doing, _next(stream))) is not None:
-                yield [each["path"] for each in found]
-        except FileNotFoundError as error:
-            raise StoreUnavailable(f"{doing}: the payload store is not there at all") from error
+        """The names of the objects whose event's id was minted in this hour, and of the segments put in it, many at a
+        time. Raises StoreUnavailable."""
+        for folder in (hour_folder(hour), segment_folder(hour)):
+            doing = f"list {folder}"
+            stream = aiter(obstore.list(self._store, folder, chunk_size=LISTED_AT_ONCE))
+            try:
+                while (found := await _in_time(doing, _next(stream))) is not None:
+                    yield [each["path"] for each in found]
+            except FileNotFoundError as error:
+                raise StoreUnavailable(f"{doing}: the payload store is not there at all") from error
 
     async def claim(self, store_id: str) -> None:
         """Make the store this installation's, unless it is another one's. Raises PayloadStoreForeign and
@@ -176,6 +204,11 @@ class ObjectStore:
             await _in_time(doing, obstore.head_async(self._store, MARKER))
         except FileNotFoundError as error:
             raise StoreUnavailable(f"{doing}: the payload store is not there at all") from error
+
+
+def is_intact(payload: bytes, ref: PayloadRef) -> bool:
+    """Are these the bytes that were put? A place in a segment holds the first half of the hash."""
+    return len(ref.digest) >= DIGEST_BYTES_MIN and sha256(payload).digest().startswith(ref.digest)
 
 
 def _open(url: str) -> Any:
@@ -216,6 +249,17 @@ def _sync(root: Path, key: str) -> None:
         _fsync(folder)
         if folder == root:
             return
+
+
+def _write_zeros(path: Path, ranges: Sequence[tuple[int, int]]) -> None:
+    """In its place: nothing else is written, so nobody's change can be lost."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        for start, length in ranges:
+            os.pwrite(fd, bytes(length), start)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _fsync(path: Path) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
+from hookpost.metrics import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
@@ -103,6 +104,7 @@ class Api:
     submit: Submit
     settings: WebSettings
     cursors: Cursors
+    metrics: Metrics
 
     def new_id(self) -> UUID:
         """A fresh UUIDv7."""
@@ -797,6 +799,8 @@ def _endpoint_changes(
             )
     if "ordered" in given:
         changes["ordered"] = bool(form.ordered)
+    if "forward_trace" in given:
+        changes["forward_trace"] = bool(form.forward_trace)
     if "ack" in given:
         changes["ack"] = form.ack or None
     if "metadata" in given:
@@ -817,28 +821,26 @@ def _endpoint_changes(
     return changes
 
 
-def _header_change(settings: WebSettings, given: Mapping[str, str | schemas.HeaderForm | None] | None) -> HeaderChange:
+def _header_change(settings: WebSettings, given: HeaderChange) -> HeaderChange:
     """What a request changes of the endpoint's own headers; each that is refused is named with the reason."""
     if given is None:
         return None
     change: dict[str, HeaderValue | None] = {}
     errors = []
     for name, wanted in given.items():
-        value = wanted.value if isinstance(wanted, schemas.HeaderForm) else wanted
         try:
             if name.lower() in change:
                 raise HeaderRefused("is given twice: names are the same in upper and lower case")
             change[name.lower()] = None
-            if value is None:
+            if wanted is None:
                 continue
-            if value == MASK:
+            if wanted.value == MASK:
                 raise HeaderRefused("is the mask of a secret: leave the header out to keep it as it is")
-            check_header(name, value, settings.headers_allow)
+            check_header(name, wanted.value, settings.headers_allow)
         except HeaderRefused as error:
             errors.append({"field": f"headers.{name}", "message": str(error)})
             continue
-        secret = holds_a_secret(name) or (isinstance(wanted, schemas.HeaderForm) and wanted.secret)
-        change[name.lower()] = HeaderValue(value, secret)
+        change[name.lower()] = HeaderValue(wanted.value, wanted.secret or holds_a_secret(name))
     if errors:
         raise invalid_fields(errors)
     return change

@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from hookpost.metrics import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import audit, problems, schemas, stats
+from hookpost.web import audit, explain, metrics, problems, schemas, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -35,7 +36,7 @@ BODY_BYTES_MAX = 128 * 1024
 # A client that takes longer for so little is stuck, or wants to keep us waiting.
 BODY_S_MAX = 30.0
 EVENT_PATHS = frozenset({"/v1/events", "/v1/events/batch"})
-_PROTECTED = "/v1/"
+_PROTECTED = ("/v1/", "/metrics")
 _METHODS = frozenset({"get", "post", "patch", "put", "delete"})
 _SAFETY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in problems.SAFETY_HEADERS.items()]
 
@@ -48,9 +49,10 @@ def make_app(
     submit: Submit,
     raw_events: AsgiApp,
     settings: WebSettings,
+    shown_metrics: Metrics | None = None,
     lifespan: Any = None,
 ) -> AsgiApp:
-    """The application of one API process."""
+    """The application of one API process. ``shown_metrics``: the page of its server; None: of this process alone."""
     app = FastAPI(
         title="Hookpost",
         version=settings.version,
@@ -59,8 +61,12 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.api = Api(store, payloads, submit, settings, Cursors(settings.cursor_secret))
+    app.state.api = Api(
+        store, payloads, submit, settings, Cursors(settings.cursor_secret), shown_metrics or alone(store)
+    )
     app.include_router(routes.router)
+    app.include_router(explain.router)
+    app.include_router(metrics.router)
     app.include_router(stats.router)
     app.include_router(audit.router)
     app.add_middleware(_CatchAll)

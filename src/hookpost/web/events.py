@@ -21,6 +21,7 @@ from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Refused, Su
 from hookpost.model import IdError, parse_id
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.routing import RESERVED_PREFIX
+from hookpost.policy.trace import Trace, parse_traceparent
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
 from hookpost.web.limits import limit_headers
@@ -34,7 +35,6 @@ Render = Callable[[list[Answer]], bytes]
 Read = Callable[[Fields, bytes], tuple[list[Submission], Render]]
 
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 KEY_CHARS_MAX = 255
 # Types that are known to be valid; a tenant has dozens, and an event's is looked at before anything is known of it.
 TYPES_REMEMBERED = 1024
@@ -174,7 +174,7 @@ class EventRoutes:
             self._receiving -= reserved
 
     def _read_batch(self, fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
-        trace_id = _trace_id(fields.get(b"traceparent"))
+        trace = _trace(fields)
         items: Sequence[bytes | _Event] = _all_at_once(body) or _one_by_one(body)
         limit = self._limits.batch_max_events
         if not 1 <= len(items) <= limit:
@@ -184,9 +184,9 @@ class EventRoutes:
         for item in items:
             try:
                 if isinstance(item, _Event):
-                    submission = self._checked(item, None, trace_id)
+                    submission = self._checked(item, None, trace)
                 else:
-                    submission = self._submission(item, trace_id)
+                    submission = self._submission(item, trace)
                 submissions.append(submission)
                 results.append(None)
             except Problem as problem:
@@ -194,17 +194,17 @@ class EventRoutes:
         return submissions, partial(_batch_answer, results)
 
     def _read_single(self, fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
-        submission = self._submission(body, _trace_id(fields.get(b"traceparent")))
+        submission = self._submission(body, _trace(fields))
         key = fields.get(b"idempotency-key")
         if key is not None:
             submission.key = _header_key(key, submission.key)
         return [submission], _single_answer
 
-    def _submission(self, body: bytes, trace_id: UUID | None) -> Submission:
+    def _submission(self, body: bytes, trace: Trace | None) -> Submission:
         event, disguise = _decode(_decode_event, body)
-        return self._checked(event, disguise, trace_id)
+        return self._checked(event, disguise, trace)
 
-    def _checked(self, event: _Event, disguise: _Disguise | None, trace_id: UUID | None) -> Submission:
+    def _checked(self, event: _Event, disguise: _Disguise | None, trace: Trace | None) -> Submission:
         payload, key = bytes(event.payload), event.idempotency_key
         if disguise is not None:
             payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
@@ -219,7 +219,8 @@ class EventRoutes:
             payload=payload,
             key=key,
             targets=None if event.target_endpoints is None else _targets(event.target_endpoints),
-            trace_id=trace_id,
+            trace_id=None if trace is None else trace.trace_id,
+            span=None if trace is None else trace.span,
         )
 
 
@@ -377,12 +378,10 @@ def _check_key(key: str) -> None:
         raise _bad("idempotency_key", "no NUL and no unpaired surrogates")
 
 
-def _trace_id(traceparent: bytes | None) -> UUID | None:
-    """The trace of the producer (W3C Trace Context); what is not valid is as good as absent."""
-    if traceparent is None:
-        return None
-    match = _TRACEPARENT.fullmatch(traceparent)
-    return None if match is None else UUID(match[1].decode())
+def _trace(fields: Fields) -> Trace | None:
+    """The trace of the producer; what is not valid is as good as absent."""
+    traceparent = fields.get(b"traceparent")
+    return None if traceparent is None else parse_traceparent(traceparent)
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------

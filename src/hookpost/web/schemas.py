@@ -18,6 +18,7 @@ from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.policy.headers import HEADERS_MAX
 from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.policy.tls import PEM_CHARS_MAX
+from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
 
 DESCRIPTION_CHARS_MAX = 1000
@@ -75,6 +76,18 @@ def _check_metadata(metadata: dict[str, str]) -> dict[str, str]:
     if len(msgspec.json.encode(metadata)) > METADATA_BYTES_MAX:
         raise ValueError(f"must not take more than {METADATA_BYTES_MAX} bytes as JSON")
     return metadata
+
+
+def _header_value(given: Any) -> HeaderValue | None:
+    """A header's value as a request gives it; whether it may be sent is for policy/headers to say."""
+    match given:
+        case None:
+            return None
+        case str():
+            return HeaderValue(check_text(given))
+        case {"value": str(value), **rest} if isinstance(rest.pop("secret", False), bool) and not rest:
+            return HeaderValue(check_text(value), given.get("secret", False))
+    raise ValueError('must be a text, {"value": "…", "secret": true}, or null')
 
 
 def _check_pool(text: str) -> str:
@@ -152,8 +165,25 @@ IngestRateLimit = Annotated[
     ),
 ]
 TimeoutSeconds = Annotated[float, Field(ge=TIMEOUT_S_MIN, le=TOTAL_TIMEOUT_S_MAX)]
+HeaderInput = Annotated[
+    Any,
+    AfterValidator(_header_value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "description": "visible ASCII, spaces and tabs between"},
+                {
+                    "type": "object",
+                    "properties": {"value": {"type": "string"}, "secret": {"type": "boolean", "default": False}},
+                    "required": ["value"],
+                    "additionalProperties": False,
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
 Pem = Annotated[Text, Field(min_length=1, max_length=PEM_CHARS_MAX)]
-HeaderText = Annotated[Text, Field(description="visible ASCII, spaces and tabs between")]
 
 
 class _Form(BaseModel):
@@ -186,13 +216,6 @@ class TimeoutsForm(_Form):
     total_s: TimeoutSeconds | None = None
 
 
-class HeaderForm(_Form):
-    """A header's value; a secret one is sealed and never shown again."""
-
-    value: HeaderText
-    secret: bool = False
-
-
 class TlsForm(_Form):
     """TLS of an endpoint's own, in PEM: absent leaves, null removes. Certificate and key come together."""
 
@@ -218,7 +241,7 @@ class _EndpointForm(_Form):
     spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
     headers: Annotated[
-        dict[str, HeaderText | HeaderForm | None] | None,
+        dict[str, HeaderInput] | None,
         Field(
             max_length=HEADERS_MAX,
             description="headers that every delivery carries, by name; null takes one away, what is not named stays. "
@@ -227,6 +250,9 @@ class _EndpointForm(_Form):
         ),
     ] = None
     tls: TlsForm | None = None
+    forward_trace: Annotated[
+        bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
+    ] = None
 
 
 class EndpointCreate(_EndpointForm):
@@ -466,6 +492,7 @@ class EndpointAnswer(_Answer):
     ordered: bool
     on_dead: Literal["block", "skip"]
     ack: Literal["signed"] | None
+    forward_trace: bool
     spread: bool | None
     description: str | None
     uid: str | None
@@ -739,6 +766,30 @@ class EndpointList(_Answer):
 
     data: list[EndpointAnswer]
     next_cursor: str | None
+
+
+class Explained(_Answer):
+    """What happened to an event at an endpoint. ``status`` and ``reason``: see docs/explain.md; ``until``: when the
+    next thing happens by itself, if that is known; ``generation`` null: the event was never owed to it."""
+
+    endpoint_id: str
+    status: Literal["not_matched", "queued", "waiting", "delivered", "dead", "cancelled", "unknown"]
+    reason: str | None
+    summary: str
+    next_step: str | None
+    until: str | None
+    generation: int | None
+
+
+class ExplainAnswer(_Answer):
+    """Why an event is where it is. ``more``: there are endpoints that are not among these; ask for them by id."""
+
+    event_id: str
+    tenant_id: str
+    type: str
+    created_at: str
+    endpoints: list[Explained]
+    more: bool
 
 
 class EventList(_Answer):

@@ -39,7 +39,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import growth, isolation, limits, overload, report, rollups, scenarios, waiting
+from hookpost.app.bench import cold, growth, isolation, limits, overload, report, rollups, scenarios, soak, waiting
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -56,7 +56,14 @@ USUAL: dict[str, Scenario] = {
 }
 """What runs, in this order, when no scenario is named: a quarter of an hour with the default of ten seconds each."""
 
-SCENARIOS: dict[str, Scenario] = {**USUAL, **overload.SCENARIOS, **growth.SCENARIOS, **rollups.SCENARIOS}
+SCENARIOS: dict[str, Scenario] = {
+    **USUAL,
+    **overload.SCENARIOS,
+    **growth.SCENARIOS,
+    **rollups.SCENARIOS,
+    **cold.SCENARIOS,
+    **soak.SCENARIOS,
+}
 """All there are; those that are not usual take minutes, and fill up to tens of millions of rows first."""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
 from uuid import UUID
 
-from hookpost.storage.contract import Retired, ShardLoad, Spread
+from hookpost.storage.contract import Moved, Retired, ShardLoad, Spread
 from hookpost.storage.memory.tables import Database, day_of
 
 HOUR_S = 3600
@@ -64,6 +65,26 @@ class MaintenanceTables:
     async def retire_attempts(self, *, keep_days: int) -> Retired:  # noqa: ARG002
         await self._pause()
         return Retired((), ())
+
+    async def move_payloads(
+        self,
+        put: Callable[[str, bytes], Awaitable[Any]],  # noqa: ARG002 - no day is ever over here
+        *,
+        age_s: float,  # noqa: ARG002
+        rows_max: int,  # noqa: ARG002
+        bytes_max: int,  # noqa: ARG002
+    ) -> Moved | None:
+        await self._pause()
+        return None
+
+    async def erase_payloads(
+        self,
+        erase: Callable[[str, Sequence[tuple[int, int]]], Awaitable[None]],  # noqa: ARG002 - there are no segments
+        *,
+        limit: int,  # noqa: ARG002
+    ) -> int:
+        await self._pause()
+        return 0
 
     async def forget_replays(self, *, keep_days: int) -> int:  # noqa: ARG002
         await self._pause()

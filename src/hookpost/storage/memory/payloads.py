@@ -24,7 +24,14 @@ class MemoryPayloads:
         payload = self._objects.get(ref.key)
         if payload is None:
             raise PayloadMissing(f"there is no object {ref.key}")
-        return payload
+        return payload[ref.offset : ref.offset + ref.length]
+
+    async def erase(self, key: str, ranges: Sequence[tuple[int, int]]) -> None:
+        body = bytearray(self._objects.get(key, b""))
+        for start, length in ranges:
+            body[start : start + length] = bytes(length)
+        if body:
+            self._objects[key] = bytes(body)
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID
 
-from hookpost.policy.objects import event_of
+from hookpost.policy.objects import event_of, is_segment
 from hookpost.storage.contract import ShardLoad, Spread
 from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
@@ -45,11 +45,15 @@ class MaintenanceQueries:
             return hour
 
     async def orphans(self, keys: Sequence[str]) -> list[str]:
-        owners = {key: event_of(key) for key in keys}
-        async with self._connections.use("look for the events of objects") as connection:
-            rows = await connection.fetch(SQL["with_events"], [owner for owner in owners.values() if owner is not None])
-        known = {row["event_id"] for row in rows}
-        return [key for key, owner in owners.items() if owner is not None and owner not in known]
+        owners = {key: owner for key in keys if (owner := event_of(key)) is not None}
+        segments = [key for key in keys if is_segment(key)]
+        async with self._connections.use("look who refers to objects") as connection:
+            events = {row["event_id"] for row in await connection.fetch(SQL["with_events"], list(owners.values()))}
+            known = {row["key"] for row in await connection.fetch(SQL["known_segments"], segments)}
+        return [
+            *(key for key, owner in owners.items() if owner not in events),
+            *(key for key in segments if key not in known),
+        ]
 
     async def note_swept(self, hour: int) -> None:
         async with self._connections.use("note how far the payload store was swept") as connection:

@@ -1,7 +1,8 @@
-"""What follows when payloads are removed on request: objects, and the payloads of deleted tenants.
+"""What follows when payloads are removed on request: objects, bytes of segments, and the payloads of deleted tenants.
 
-Relies on: whoever takes a payload out of its event's row notes its object in the same transaction. Promises: the object
-is removed after it, however often somebody dies in between; of a deleted tenant's events only the rows stay.
+Relies on: whoever takes a payload out of its event's row notes its object, or its bytes in a segment, in the same
+transaction. Promises: the object is removed, or the bytes are erased, after it, however often somebody dies in between;
+of a deleted tenant's events only the rows stay.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ EMPTIED_AT_ONCE = 500
 _FIRST = (0.0, UUID(int=0))
 
 Forget = Callable[[Sequence[str]], Awaitable[None]]
+Erase = Callable[[str, Sequence[tuple[int, int]]], Awaitable[None]]
 
 
 class RemovalQueries:
@@ -33,6 +35,15 @@ class RemovalQueries:
             async with self._connections.use("note removed objects") as connection:
                 await connection.execute(SQL["forget_removals"], keys)
         return len(keys)
+
+    async def erase_payloads(self, erase: Erase, *, limit: int) -> int:
+        async with self._connections.use("look for payloads to erase") as connection:
+            segments = await connection.fetch(SQL["erasable"], limit)
+        for segment in segments:
+            await erase(segment["key"], list(zip(segment["starts"], segment["lengths"], strict=True)))
+            async with self._connections.use("note erased payloads") as connection:
+                await connection.execute(SQL["erased"], segment["key"], segment["starts"])
+        return len(segments)
 
     async def empty_tenant(self) -> UUID | None:
         async with self._connections.use("look for deleted tenants") as connection:

@@ -2,7 +2,8 @@
 
 Relies on deadlines: whatever is owed ends two days before its event's partition may leave (app/config). Promises all
 the same that nothing leaves that is still to be delivered, as it looks before a partition is detached and again after
-it, when nobody can refer to it any more; whoever dies in between, the next one goes on from what the catalogue says.
+it, when nobody can refer to it any more; that nothing leaves that the rollups have not counted; and that, whoever dies
+in between, the next one goes on from what the catalogue says.
 """
 
 from __future__ import annotations
@@ -39,11 +40,18 @@ class RetentionQueries:
         return Retired(tuple(dropped), tuple(held))
 
     async def retire_attempts(self, *, keep_days: int) -> Retired:
+        dropped: list[str] = []
+        held: list[str] = []
         async with self._alone("attempts", keep_days) as (connection, leaving):
             for partition in leaving:
+                name = partition["name"]
+                if _is_whole(partition) and not await connection.fetchval(SQL["counted"], partition["day"]):
+                    held.append(name)
+                    continue
                 await _detach(connection, "attempts", partition)
-                await connection.execute(f"drop table {partition['name']}")
-        return Retired(tuple(partition["name"] for partition in leaving), ())
+                await connection.execute(f"drop table {name}")
+                dropped.append(name)
+        return Retired(tuple(dropped), tuple(held))
 
     async def forget_replays(self, *, keep_days: int) -> int:
         async with self._connections.use("forget ended replays") as connection:
@@ -69,8 +77,8 @@ class RetentionQueries:
 async def _retire(connection: Any, partition: Any, forget: Forget) -> bool:
     """Let one partition of events go; False when it is still needed, and then it stays, or comes back."""
     name, day = partition["name"], partition["day"]
-    if partition["attached"] and not partition["pending"]:
-        if await connection.fetchval(SQL["needed"], name, day):
+    if _is_whole(partition):
+        if not await connection.fetchval(SQL["counted"], day) or await connection.fetchval(SQL["needed"], name, day):
             return False
         await connection.execute(SQL["raise_floors"], name)
     await _detach(connection, "events", partition)
@@ -83,8 +91,14 @@ async def _retire(connection: Any, partition: Any, forget: Forget) -> bool:
     while objects := await connection.fetchval(SQL["partition_objects"], name, after, FORGOTTEN_AT_ONCE):
         await forget(objects)
         after = objects[-1]
+    await connection.execute(SQL["abandon_cold"], day)
     await connection.execute(f"drop table {name}")
     return True
+
+
+def _is_whole(partition: Any) -> bool:
+    """Is it in its table as it always was? What is on its way out was looked at before."""
+    return bool(partition["attached"]) and not partition["pending"]
 
 
 async def _detach(connection: Any, table: str, partition: Any) -> None:

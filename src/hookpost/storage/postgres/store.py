@@ -13,7 +13,10 @@ from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
+from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
+from hookpost.storage.postgres.explain import ExplainQueries
+from hookpost.storage.postgres.figures import FiguresQueries
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
 from hookpost.storage.postgres.removals import RemovalQueries
@@ -41,11 +44,14 @@ class PostgresStore(
     MaintenanceQueries,
     RollupQueries,
     RetentionQueries,
+    ColdQueries,
     RemovalQueries,
     AlertQueries,
     AdminQueries,
     ReplayQueries,
     StatsQueries,
+    ExplainQueries,
+    FiguresQueries,
 ):
     """Implements the whole contract on one pool of connections."""
 

@@ -87,3 +87,6 @@ update platform set value = $1::bigint::text where name = 'payloads_swept' and v
 -- Of these events those that exist; in whichever partition, as clocks may have been set.
 select u.event_id from unnest($1::uuid[]) u (event_id)
 where exists (select from events e where e.event_id = u.event_id and e.kind = 0 offset 0)
+
+-- name: known_segments
+select key from segments where key = any ($1::text[])

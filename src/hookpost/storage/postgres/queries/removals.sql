@@ -4,6 +4,14 @@ select key from payload_removals order by key limit $1
 -- name: forget_removals
 delete from payload_removals where key = any ($1::text[])
 
+-- name: erasable
+-- Segments with bytes to be written over, those that were noted first.
+select key, array_agg(start order by start) as starts, array_agg(length order by start) as lengths
+from segment_removals group by key order by min(noted_at), key limit $1
+
+-- name: erased
+delete from segment_removals where key = $1 and start = any ($2::int[])
+
 -- name: tenant_to_empty
 -- A deleted tenant whose payloads are still there. Appends that were under way when it was deleted have ended by then.
 select tenant_id from tenants
@@ -28,9 +36,7 @@ with held as (
     update events e set payload = null, payload_ref = 'removed 0 0 00' from held h
     where e.day = h.day and e.shard = h.shard and e.seq = h.seq
 )
-insert into payload_removals (key)
-select distinct split_part(h.payload_ref, ' ', 1) from held h where h.payload_ref is not null
-on conflict do nothing
+select hookpost_note_removal(h.payload_ref) from held h where h.payload_ref is not null
 
 -- name: emptied
 update tenants set payloads_removed_at = clock_timestamp() where tenant_id = $1

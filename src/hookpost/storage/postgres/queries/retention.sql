@@ -19,6 +19,9 @@ order by c.relname
 -- name: needed
 select hookpost_partition_needed($1, $2)
 
+-- name: counted
+select hookpost_rolled_up($1)
+
 -- name: raise_floors
 select hookpost_raise_floors($1)
 
@@ -27,6 +30,10 @@ select hookpost_forget_dead_letters($1, $2, $3)
 
 -- name: partition_objects
 select hookpost_partition_objects($1, $2, $3)
+
+-- name: abandon_cold
+-- Its segments are to be removed, and what is left of an attempt to move it.
+select hookpost_abandon_cold($1)
 
 -- name: forget_replays
 -- Bulk replays that ended before anything that is still kept.
