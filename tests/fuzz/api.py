@@ -18,6 +18,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
@@ -113,6 +114,8 @@ def fuzz(target: Target, operation: Any, mode: GenerationMode, *, examples: int,
     with requests.Session() as session:
         try:
             attempt()
+        except Unsatisfiable:  # it takes nothing that could be wrong
+            pass
         except (FailureGroup, requests.RequestException) as found:
             tried.fault = str(found)
     return tried
