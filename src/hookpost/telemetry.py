@@ -393,6 +393,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "events_accepted": "Events durably accepted, duplicates not counted.",
         "events_duplicate": "Events answered from their idempotency key.",
+        "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",
         "settles": "Settle transactions committed.",
         "settle_failures": "Settle transactions that failed.",

@@ -33,7 +33,7 @@ from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.cost import Prices
-from hookpost.policy.egress import EgressPolicy
+from hookpost.policy.egress import EgressPolicy, EgressProxy, parse_proxy
 from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.signing import parse_secret
@@ -58,7 +58,12 @@ def egress_policy(settings: Settings) -> EgressPolicy:
         allow_networks=settings.allow_networks,
         deny_ports=frozenset(settings.deny_ports),
         https_only=settings.https_only,
+        proxy=_proxy(settings),
     )
+
+
+def _proxy(settings: Settings) -> EgressProxy | None:
+    return None if settings.egress_proxy is None else parse_proxy(settings.egress_proxy.get_secret_value())
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
@@ -314,7 +319,9 @@ async def _alerting(
 
 def alert_egress(settings: Settings) -> EgressPolicy:
     """What posts to the operator's URL may reach: the operator chose it, so ports are not denied."""
-    return EgressPolicy(allow_networks=(*settings.allow_networks, *settings.alert_allow_networks))
+    return EgressPolicy(
+        allow_networks=(*settings.allow_networks, *settings.alert_allow_networks), proxy=_proxy(settings)
+    )
 
 
 def mail_server(settings: Settings) -> MailServer:

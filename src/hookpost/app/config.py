@@ -21,9 +21,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from hookpost.policy.alerts import check_mail_address
-from hookpost.policy.egress import split_url
+from hookpost.policy.egress import parse_proxy, split_url
 from hookpost.policy.headers import parse_patterns
-from hookpost.policy.routing import POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.routing import FILTERS_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.policy.sealing import parse_keyring
 from hookpost.policy.signing import parse_secret
 
@@ -49,6 +49,7 @@ CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY"})
 """Variables of the client commands (`hookpost send` and others): known, but no settings of a server."""
 
 MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
 HOUR_S: Final = 3600.0
 DAY_S: Final = 24 * HOUR_S
 
@@ -94,6 +95,7 @@ SECRET_FIELDS: Final = frozenset(
         "alert_secret",
         "alert_url",
         "database_url",
+        "egress_proxy",
         "encryption_keys",
         "payload_store_url",
         "smtp_password",
@@ -220,6 +222,12 @@ def _alert_url(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _egress_proxy(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parse_proxy(value.get_secret_value())
+    return value
+
+
 def _alert_secret(value: SecretStr | None) -> SecretStr | None:
     if value is not None:
         parse_secret(value.get_secret_value())
@@ -325,6 +333,64 @@ class Settings(BaseSettings):
     body_max_bytes: int = Field(
         MIB, ge=1024, le=BODY_BYTES_MAX, description="largest body of POST /v1/events, in bytes"
     )
+    request_target_max: int = Field(
+        8 * 1024,
+        ge=256,
+        le=64 * 1024,
+        description="longest path with query of a request, in bytes (414), as with nginx",
+    )
+    request_headers_max: int = Field(
+        100, ge=20, le=1000, description="most header fields of a request (431), as with Apache"
+    )
+    request_header_bytes_max: int = Field(
+        32 * 1024, ge=2048, le=MIB, description="the same in bytes, all together; a key and its company take some 500"
+    )
+    request_head_s: float = Field(
+        10,
+        ge=1,
+        le=300,
+        description="time for a request's header fields to arrive (408): they fit in one packet or two",
+    )
+    request_body_s: float = Field(
+        15, ge=1, le=300, description="time for its body, beyond what REQUEST_BODY_RATE_MIN gives for its size (408)"
+    )
+    request_body_rate_min: int = Field(
+        16 * 1024, ge=1, le=GIB, description="slowest arrival of a body, in bytes a second: a bad mobile line's"
+    )
+    answer_s: float = Field(
+        30, ge=1, le=600, description="a client that does not read its answer for so long is cut off"
+    )
+    keep_alive_s: float = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="idle connections of clients are kept so long; above the 60 s of common load balancers, which must"
+        " close first",
+    )
+    connections_max: int = Field(
+        8_000,
+        ge=10,
+        le=60_000,
+        description="clients connected to one API process at once (503); each takes some 20 KiB and one open file",
+    )
+    connections_per_address_max: int = Field(
+        2_000,
+        ge=1,
+        le=60_000,
+        description="the same from one address (429): a load balancer or a producer with a pool, not a flood",
+    )
+    json_depth_max: int = Field(
+        256,
+        ge=16,
+        le=900,
+        description="arrays and objects inside one another in a payload (422): receivers' parsers stop",
+    )
+    json_number_chars_max: int = Field(
+        1024,
+        ge=32,
+        le=MIB,
+        description="longest number in a payload, in characters (422): more are an attack on parsers",
+    )
     batch_max_events: int = Field(1000, ge=1, le=10_000, description="most events in one POST /v1/events/batch")
     ingest_queue_events: int = Field(
         20_000, ge=1, le=1_000_000, description="events that may wait for the database, per API process; beyond it 503"
@@ -423,7 +489,15 @@ class Settings(BaseSettings):
         le=10_000_000,
         description="failed retries a minute that are let through however few attempts there are",
     )
-    endpoints_max: int = Field(10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most")
+    endpoints_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most (409): one event may go to all of them"
+    )
+    filters_max: int = Field(
+        100,
+        ge=1,
+        le=FILTERS_MAX,
+        description="filters of one endpoint at most (422): each is looked at for each new type",
+    )
     replay_rate_limit: float = Field(
         500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"
     )
@@ -458,7 +532,14 @@ class Settings(BaseSettings):
         description="headers that endpoints may add, separated by commas, * stands for any characters; those that "
         "frame, route or sign a request never are among them",
     )
-    https_only: bool = Field(False, description="refuse endpoints with http:// URLs")
+    https_only: bool = Field(
+        False, description="refuse http:// URLs of endpoints; deliveries to such that there are already fail and wait"
+    )
+    egress_proxy: Annotated[SecretStr | None, AfterValidator(_egress_proxy)] = Field(
+        None,
+        description="HTTP proxy that all requests to endpoints and to ALERT_URL leave through, by CONNECT, as"
+        " http://user:password@host:port; names are looked up here, and it is told addresses that were checked",
+    )
     ca_file: Annotated[Path | None, AfterValidator(_file)] = Field(
         None, description="PEM file of the authorities to trust for endpoints, instead of the built-in list"
     )

@@ -53,6 +53,7 @@ def build_request(
         body=payload,
         timeouts=endpoint.timeouts,
         acks=expected_acks(message_id, timestamp, keys) if endpoint.signed_ack else None,
+        tls=endpoint.tls,
     )
 
 

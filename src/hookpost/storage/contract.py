@@ -97,6 +97,11 @@ class HeaderValue:
 HeaderChange: TypeAlias = Mapping[str, HeaderValue | None] | None
 
 
+# What a request changes of an endpoint's TLS: of ``ca``, ``cert`` and ``key`` in PEM (a pair, or both None) what is not
+# named stays. None: all of it goes.
+TlsChange: TypeAlias = Mapping[str, str | None] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrapped:
     """One step of a rotation of the encryption key: data keys wrapped anew, and how many are left."""

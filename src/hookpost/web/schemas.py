@@ -16,11 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Wi
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.policy.headers import HEADERS_MAX
-from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.tls import PEM_CHARS_MAX
 from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
 
-FILTERS_MAX = 100
 DESCRIPTION_CHARS_MAX = 1000
 NAME_CHARS_MAX = 200
 UID_CHARS_MAX = 255
@@ -183,6 +183,7 @@ HeaderInput = Annotated[
         }
     ),
 ]
+Pem = Annotated[Text, Field(min_length=1, max_length=PEM_CHARS_MAX)]
 
 
 class _Form(BaseModel):
@@ -215,6 +216,16 @@ class TimeoutsForm(_Form):
     total_s: TimeoutSeconds | None = None
 
 
+class TlsForm(_Form):
+    """TLS of an endpoint's own, in PEM: absent leaves, null removes. Certificate and key come together."""
+
+    ca_pem: Annotated[Pem | None, Field(description="certificates to trust for it, instead of the public ones")] = None
+    client_cert_pem: Annotated[
+        Pem | None, Field(description="certificate that we show to it (mTLS), its chain behind it")
+    ] = None
+    client_key_pem: Annotated[Pem | None, Field(description="its private key; sealed, and never shown again")] = None
+
+
 class _EndpointForm(_Form):
     events: Filters | None = None
     enabled: bool | None = None
@@ -241,6 +252,7 @@ class _EndpointForm(_Form):
             examples=[{"x-team": "payments", "authorization": "Bearer …", "x-pin": {"value": "…", "secret": True}}],
         ),
     ] = None
+    tls: TlsForm | None = None
 
 
 class EndpointCreate(_EndpointForm):
@@ -448,6 +460,23 @@ class EndpointHealth(_Answer):
     failing_since: str | None
 
 
+class CertificateAnswer(_Answer):
+    """A certificate; ``sha256`` is the fingerprint of its DER form."""
+
+    subject: str
+    issuer: str
+    not_before: str
+    expires_at: str
+    sha256: str
+
+
+class TlsAnswer(_Answer):
+    """TLS of an endpoint's own: whom it trusts, and the certificate that we show with its chain."""
+
+    ca: list[CertificateAnswer]
+    client_cert: list[CertificateAnswer]
+
+
 class EndpointAnswer(_Answer):
     """An endpoint, without its secret."""
 
@@ -469,6 +498,7 @@ class EndpointAnswer(_Answer):
     uid: str | None
     metadata: dict[str, str]
     headers: Annotated[dict[str, str], Field(description="of its own; the value of a secret is shown as ********")]
+    tls: TlsAnswer | None
     retry: RetryAnswer
     timeouts: TimeoutsAnswer
     max_in_flight: int

@@ -41,7 +41,7 @@ ENDPOINT_COLUMNS = (
 TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
 # What the audit log tells of a tenant and of an endpoint. Nothing of it is secret: headers that are have no value here.
 _AUDITED_TENANT = (*TENANT_COLUMNS, "pool", "spread", "home_shards")
-_AUDITED_ENDPOINT = (*ENDPOINT_COLUMNS, "headers")
+_AUDITED_ENDPOINT = (*ENDPOINT_COLUMNS, "headers", "tls_ca", "tls_cert")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
 # What holds a delivery before anybody asks its receiver's breaker.
@@ -198,6 +198,7 @@ class AdminQueries(AuditQueries):
             row = await _unless_uid_taken(connection, SQL["create_endpoint"], endpoint_id, tenant_id, *columns)
             await vault.add_secret(connection, self._sealing, tenant_id, endpoint_id, secret)
             row = await self._with_headers(connection, row, values)
+            row = await self._with_tls(connection, row, values)
             made = _audited(_endpoint(row), _AUDITED_ENDPOINT)
             await self._record(connection, tenant_id, "endpoint.create", show_id("ep", endpoint_id), None, made)
             return (await _with_breakers(connection, [_endpoint(row)]))[0]
@@ -224,6 +225,7 @@ class AdminQueries(AuditQueries):
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
             row = await self._with_headers(connection, row, changes)
+            row = await self._with_tls(connection, row, changes)
             await moves.change_endpoint(connection, current, row, self._endpoint_cap)
             if changes.get("status") == EndpointStatus.ENABLED:
                 # Workers find it with the tenant's change.
@@ -241,6 +243,10 @@ class AdminQueries(AuditQueries):
         return await vault.set_headers(
             connection, self._sealing, row, *changed_headers(plain, hidden, changes["headers"])
         )
+
+    async def _with_tls(self, connection: Any, row: Any, changes: Mapping[str, Any]) -> Any:
+        """The endpoint's row with the change of its TLS, if there is one among the changes."""
+        return await vault.set_tls(connection, self._sealing, row, changes["tls"]) if "tls" in changes else row
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
@@ -512,7 +518,9 @@ def _told(
     """What an endpoint's change tells the audit log: old and new values; of a secret header, that it was set."""
     old, new = changed(_audited(before, _AUDITED_ENDPOINT), _audited(after, _AUDITED_ENDPOINT))
     hidden = sorted(name for name in changes.get("headers") or () if after["headers"].get(name, "") is None)
-    return old, {**new, "secret_headers_set": hidden} if hidden else new
+    if hidden:
+        new = {**new, "secret_headers_set": hidden}
+    return old, {**new, "tls_key_set": True} if (changes.get("tls") or {}).get("key") else new
 
 
 async def _with_breakers(connection: Any, endpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:

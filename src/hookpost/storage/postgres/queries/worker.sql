@@ -266,7 +266,7 @@ select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as 
        exists (select from barriers b where b.endpoint_id = e.endpoint_id offset 0) as barred,
        coalesce(s.keys, '{}') as keys, coalesce(s.sealed, '{}') as sealed,
        coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires,
-       e.headers, e.sealed_headers, d.key_id, d.wrapped
+       e.headers, e.sealed_headers, e.tls_ca, e.tls_cert, e.sealed_tls_key, d.key_id, d.wrapped
 from endpoints e
 left join data_keys d on d.tenant_id = e.tenant_id
 left join lateral (
