@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak sim mutants torture fuzz build sbom lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench soak sim mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -18,7 +18,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS="…" is passed on to demo, test, bench, soak and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
@@ -54,6 +54,9 @@ build: venv sbom ## the wheel and its bill of materials, in dist/
 
 sbom: venv ## the bill of materials of what a user installs, CycloneDX in dist/sbom.cdx.json
 	@$(BIN)/python scripts/sbom.py
+
+screenshots: venv-dev ## make docs/screenshots anew (needs Chromium)
+	@$(BIN)/python -m tests.browser.screenshots
 
 lint: venv-dev ## ruff: rules and format
 	@$(BIN)/ruff check .

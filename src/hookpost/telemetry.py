@@ -339,6 +339,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "our way out is back after {seconds} s",
             "A receiver has answered. What waited is sent now.",
         ),
+        "sign_in_refused": Event(
+            logging.WARNING,
+            "somebody at {address} tried to sign in to the dashboard with a key that is not valid",
+            "A typing mistake, or guessing: an address waits for a minute after ten of them.",
+        ),
         # What was asked of deliveries by hand.
         "replay_created": Event(
             logging.INFO,

@@ -426,13 +426,13 @@ async def test_days_go_by_under_load_and_nothing_grows_and_nobody_waits_for_long
                 turns.notify_all()
 
     async def more() -> None:
-        goal = len(waits) + 30
+        goal = len(waits) + 12
         async with turns:
             await turns.wait_for(lambda: len(waits) >= goal or loading.done())
 
     loading = asyncio.create_task(load())
     sizes: list[int] = []
-    for day in range(12):
+    for day in range(9):
         await more()
         await days.go_on()
         await days.count()
@@ -452,6 +452,6 @@ async def test_days_go_by_under_load_and_nothing_grows_and_nobody_waits_for_long
     assert await days.left() == list(range(days.seq - len(await days.left()) + 1, days.seq + 1))
     last = list(sent)[-1]
     assert (await days.kept(last))["payload"] == sent[last]
-    cold_ones = [event_id for event_id in list(sent)[-60:] if (await days.kept(event_id))["payload"] is None]
+    cold_ones = [event_id for event_id in list(sent)[-24:] if (await days.kept(event_id))["payload"] is None]
     assert cold_ones
     assert await days.payload(cold_ones[0]) == sent[cold_ones[0]]

@@ -106,13 +106,15 @@ async def test_an_endpoints_authorities_are_trusted_for_it_alone(make_transport:
         assert (await sent_as(transport, url, other)).error_code is ErrorCode.TLS_UNTRUSTED
 
 
-async def test_a_key_that_does_not_fit_is_a_failure_and_the_transport_goes_on(make_transport: MakeTransport) -> None:
+async def test_a_pair_that_was_checked_and_does_not_fit_can_only_be_our_own_fault(
+    make_transport: MakeTransport,
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     SERVER_CA.issue_cert("127.0.0.1").configure_cert(context)
     async with listening(naming, tls=context) as receiver:
         url = receiver.url(scheme="https")
         mixed = TlsIdentity(TRUST, ALICE.cert, BOB.key)
         outcome = await sent_as(make_transport(), url, mixed)
-    assert outcome.error_code is ErrorCode.TLS_FAILURE
+    assert outcome.error_code is ErrorCode.INTERNAL_ERROR
     assert b"PRIVATE" not in outcome.detail.encode()
     assert "PRIVATE" not in repr(ALICE)

@@ -88,7 +88,11 @@ class Wire:
         return True
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
+        body, more = b"", scope["path"] != "/early"
+        if not more:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+            await send({"type": "http.response.body", "body": b"early"})
+            return
         while more:
             message = await receive()
             body += message.get("body", b"")

@@ -95,6 +95,7 @@ async def run_api(
             settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes, json_bounds(settings)
         ),
     )
+    doors = Doors(wire_limits(settings))
 
     def figures() -> dict[str, float]:
         events, size = ingest.queued
@@ -104,7 +105,6 @@ async def run_api(
         metrics = alone(store, name=name, figures=figures, tenants_max=settings.metrics_tenants)
     else:
         metrics = Metrics(Platform(store, tenants_max=settings.metrics_tenants), board.read)
-    doors = Doors(wire_limits(settings))
     app = make_app(
         store=store,
         payloads=payloads,
@@ -113,6 +113,7 @@ async def run_api(
         raw_events=events,
         settings=WebSettings(
             version=__version__,
+            public_url=settings.public_url,
             now=clock.now,
             egress=egress_policy(settings),
             retry=retry_policy(settings),
@@ -160,10 +161,10 @@ async def run_api(
         await serving
         clocking.cancel()
         sharing.cancel()
-        if reporting is not None:
-            reporting.cancel()
         guarding.cancel()
         noting.cancel()
+        if reporting is not None:
+            reporting.cancel()
         stopping.cancel()
     await authenticator.note_used()
     await ingest.close()

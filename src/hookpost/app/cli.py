@@ -59,8 +59,8 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(pools_app, name="pools")
 app.add_typer(endpoints_app, name="endpoints")
-app.add_typer(events_app, name="events")
 app.add_typer(audit_app, name="audit")
+app.add_typer(events_app, name="events")
 
 # How often `hookpost replay --wait` looks how far it is.
 REPLAY_LOOK_S = 1.0
@@ -554,8 +554,8 @@ def create_endpoint(
     url: str,
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
     ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
-    forward_trace: Annotated[bool, typer.Option("--forward-trace", help="Told the producer's own trace.")] = False,
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="'name: value', sent with each.")] = None,
+    forward_trace: Annotated[bool, typer.Option("--forward-trace", help="Told the producer's own trace.")] = False,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}

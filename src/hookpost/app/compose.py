@@ -165,8 +165,10 @@ async def _installation(dsn: str) -> str:
 
 
 def quieten_libraries() -> None:
-    """asyncpg warns each second that it cannot fill its pool; that the database is away is said by us, once."""
+    """asyncpg warns each second that it cannot fill its pool; that the database is away is said by us, once. uvicorn
+    warns of each request that it cannot read: anybody could fill the log."""
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def tune_gc() -> None:

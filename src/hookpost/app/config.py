@@ -228,6 +228,15 @@ def _egress_proxy(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _public_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("scheme and host are expected, for example https://hooks.example.com")
+    return value.rstrip("/")
+
+
 def _alert_secret(value: SecretStr | None) -> SecretStr | None:
     if value is not None:
         parse_secret(value.get_secret_value())
@@ -309,6 +318,11 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of IPv4, :: for all"
     )
     port: int = Field(8080, ge=0, le=PORT_MAX, description="port to listen on; 0 takes a free one")
+    public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
+        None,
+        description="address that people open the dashboard at; without it only localhost and IP addresses are served, "
+        "and with https its cookie is Secure",
+    )
     api_processes: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that accept events and serve the API")
     workers: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that deliver; more than cores do not help")
     shards: int = Field(

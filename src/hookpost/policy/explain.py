@@ -359,9 +359,9 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
             )
         case WaitReason.SECRET_LOCKED:
             return (
-                "Its endpoint's secrets cannot be opened, as the installation lacks the encryption key that they "
-                "were sealed with, so nothing can be signed. No attempt is counted; it is sent when the key is back.",
-                "The operator gives the key back (HOOKPOST_ENCRYPTION_KEYS; GET /readyz counts the missing ones).",
+                "Its endpoint's secrets cannot be opened, as the installation lacks the encryption key that they were "
+                "sealed with, so nothing can be signed. No attempt is counted; it is sent when the key is back.",
+                "The operator gives the key back (HOOKPOST_ENCRYPTION_KEYS; GET /readyz counts those missing).",
                 None,
             )
         case WaitReason.EGRESS_DOWN:

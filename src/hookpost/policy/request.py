@@ -28,10 +28,9 @@ def build_request(
     """One attempt's request, signed with every secret valid at ``now`` (Unix seconds).
 
     The trace is rooted at us: its id is the event's, each attempt is a span of it (W3C Trace Context, `traceparent`);
-    unless the endpoint is to be told the producer's own, ``trace`` (policy/trace).
-    Headers of the endpoint's own come first, and none of them is one of ours (policy/headers). Raises HeaderError for a
-    type that would end its line early, and for headers of the endpoint's that cannot be sent: all other values are made
-    here.
+    unless the endpoint is to be told the producer's own, ``trace`` (policy/trace). Headers of the endpoint's own come
+    first, and none of them is one of ours (policy/headers). Raises HeaderError for a type that would end its line
+    early, and for headers of the endpoint's that cannot be sent: all other values are made here.
     """
     if not (event_type.isascii() and event_type.isprintable()):
         raise HeaderError(f"bad header: the event's type {event_type!r} holds a control character or one outside ASCII")

@@ -758,7 +758,74 @@ class Matched:
     exact: bool
 
 
-class AdminStore(FiguresStore, Protocol):
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """A page of a search that looks at so many rows and no more: what was found among them, how many there were, and
+    the sort key to go on behind when there may be more."""
+
+    rows: list[dict[str, Any]]
+    looked_at: int
+    next_key: tuple[Any, ...] | None
+
+
+class SearchStore(Protocol):
+    """What people look for, found through an index or among the newest rows; never by a scan of the history.
+    ``tenant_id`` None searches across tenants (admin)."""
+
+    async def events_by_trace(self, tenant_id: UUID | None, trace_id: UUID, *, limit: int) -> list[dict[str, Any]]:
+        """The newest events that a producer posted in this trace."""
+
+    async def events_by_key(self, tenant_id: UUID | None, key: str, *, limit: int) -> list[dict[str, Any]]:
+        """The newest events that were posted with this idempotency key."""
+
+    async def endpoints_by_host(self, tenant_id: UUID | None, host: str, *, limit: int) -> list[dict[str, Any]]:
+        """Endpoints at this host or at a subdomain of it, newest first."""
+
+    async def endpoint_urls(self, tenant_id: UUID | None, endpoint_ids: Collection[UUID]) -> dict[UUID, str]:
+        """The URLs of those of these endpoints that there are or were."""
+
+    async def scan_events(
+        self,
+        tenant_id: UUID | None,
+        *,
+        type: str,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Scanned:
+        """Events of a type, newest first, among the newest there are."""
+
+    async def scan_attempts(
+        self,
+        tenant_id: UUID | None,
+        *,
+        outcome: str | None,
+        http_status: tuple[int, int] | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Scanned:
+        """Attempts with an outcome and a status from one to another, newest first, among the newest there are."""
+
+    async def list_waiting_of_all(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """What waits in the backlog, whatever the endpoint."""
+
+    async def latest_latencies_ms(self, tenant_id: UUID | None, *, since: float) -> list[float]:
+        """Of the latest deliveries: from the acceptance of the event to the 2xx."""
+
+    async def failing_endpoints(self, tenant_id: UUID | None, *, since: float, limit: int) -> list[dict[str, Any]]:
+        """The endpoints with the most failed attempts lately, by the rollups."""
+
+    async def open_breakers(self, tenant_id: UUID | None, *, limit: int) -> list[dict[str, Any]]:
+        """Breakers that hold deliveries back, those that opened last first."""
+
+    async def dead_letter_groups(self, tenant_id: UUID | None) -> list[dict[str, Any]]:
+        """The newest dead letters, counted by endpoint and reason; the largest groups first."""
+
+
+class AdminStore(SearchStore, FiguresStore, Protocol):
     """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
 
     async def ping(self) -> float:

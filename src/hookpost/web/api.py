@@ -78,6 +78,7 @@ class WebSettings:
 
     cursor_secret: bytes = field(repr=False)
     version: str = "0"
+    public_url: str | None = None
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -500,11 +501,11 @@ async def list_events(api: ApiOf, asking: Asking, query: Annotated[EventQuery, Q
 async def get_event(api: ApiOf, asking: Asking, event_id: str) -> Response:
     """An event, its payload as it was posted, and what became of each delivery."""
     view = await api.store.get_event(asking.reader(), _path_id("evt", event_id, "event"))
-    payload, state = await _payload(api.payloads, view.event)
+    payload, state = await payload_of(api.payloads, view.event)
     return _json(shown.event(view, payload, state))
 
 
-async def _payload(payloads: PayloadStore, event: Mapping[str, Any]) -> tuple[bytes | None, str]:
+async def payload_of(payloads: PayloadStore, event: Mapping[str, Any]) -> tuple[bytes | None, str]:
     """An event's payload and what became of it: stored, removed (on request) or missing."""
     if event["payload_ref"] is None:
         return event["payload"], "stored"

@@ -17,10 +17,11 @@ from hookpost.metrics import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import audit, explain, metrics, problems, schemas, stats
+from hookpost.web import audit, explain, metrics, problems, schemas, search, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
+from hookpost.web.dashboard.site import Dashboard
 from hookpost.web.problems import Problem, refusal
 
 __all__ = ["BODY_BYTES_MAX", "EVENT_PATHS", "WebSettings", "make_app"]
@@ -36,6 +37,7 @@ BODY_BYTES_MAX = 128 * 1024
 # A client that takes longer for so little is stuck, or wants to keep us waiting.
 BODY_S_MAX = 30.0
 EVENT_PATHS = frozenset({"/v1/events", "/v1/events/batch"})
+_DASHBOARD = "/dashboard"
 _PROTECTED = ("/v1/", "/metrics")
 _METHODS = frozenset({"get", "post", "patch", "put", "delete"})
 _SAFETY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in problems.SAFETY_HEADERS.items()]
@@ -69,17 +71,22 @@ def make_app(
     app.include_router(metrics.router)
     app.include_router(stats.router)
     app.include_router(audit.router)
+    app.include_router(search.router)
     app.add_middleware(_CatchAll)
     problems.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's own way to extend the document
-    return _Dispatcher(app, authenticator, raw_events)
+    dashboard = Dashboard(
+        app, app.state.api, authenticator, secret=settings.cursor_secret, public_url=settings.public_url
+    )
+    return _Dispatcher(app, authenticator, raw_events, dashboard)
 
 
 class _Dispatcher:
     """In front of everything: raw events, authentication, limits of bodies, headers of answers."""
 
-    def __init__(self, app: AsgiApp, authenticator: Authenticator, raw_events: AsgiApp) -> None:
+    def __init__(self, app: AsgiApp, authenticator: Authenticator, raw_events: AsgiApp, dashboard: AsgiApp) -> None:
         self._app = app
+        self._dashboard = dashboard
         self._authenticator = authenticator
         self._raw_events = raw_events
 
@@ -89,6 +96,8 @@ class _Dispatcher:
             await self._app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"] in EVENT_PATHS:
             await self._raw_events(scope, receive, send)
+        elif scope["path"] == _DASHBOARD or scope["path"].startswith(_DASHBOARD + "/"):
+            await self._dashboard(scope, receive, send)
         else:
             await self._answer(scope, receive, _with_safety_headers(send))
 

@@ -240,9 +240,6 @@ class _EndpointForm(_Form):
     on_dead: OnDead | None = None
     spread: Annotated[bool | None, Field(description="false: all of it goes through the first home shard")] = None
     ack: Ack | None = None
-    forward_trace: Annotated[
-        bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
-    ] = None
     headers: Annotated[
         dict[str, HeaderInput] | None,
         Field(
@@ -253,6 +250,9 @@ class _EndpointForm(_Form):
         ),
     ] = None
     tls: TlsForm | None = None
+    forward_trace: Annotated[
+        bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
+    ] = None
 
 
 class EndpointCreate(_EndpointForm):
@@ -818,6 +818,18 @@ class DeadLetterList(_Answer):
 
     data: list[DeadLetterAnswer]
     next_cursor: str | None
+
+
+class SearchAnswer(_Answer):
+    """What a text names, and one list of the ``kind`` that the filters are about. ``looked_at``: so many of the newest
+    events or attempts were looked through; with a cursor there are older ones."""
+
+    events: list[EventItem]
+    endpoints: list[EndpointAnswer]
+    kind: Literal["events", "attempts", "dead_letters", "waiting"]
+    data: list[EventItem | AttemptAnswer | DeadLetterAnswer | EndpointDelivery]
+    next_cursor: str | None
+    looked_at: int | None
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Protocol(HttpToolsProtocol):
         # A request is arriving; its head is; and of one that did not come at once: since when, and how much of it.
         self._arriving = self._in_head = False
         self._since = 0.0
-        self._arrived_bytes = 0
+        self._arrived_bytes = self._head_bytes = 0
         # A piece came that may hold a head beyond the limit.
         self._suspect = False
         self._refusal: Problem | None = None
@@ -120,12 +120,16 @@ class Protocol(HttpToolsProtocol):
     def _wait_for_the_rest(self, more: int) -> None:
         if not self._since:
             self._since = self.loop.time()
+            self._arrived_bytes = self._head_bytes = 0
+        elif self._in_head:  # the first piece may hold the end of a request before
+            self._head_bytes += more
         self._arrived_bytes += more
         if self.transport.is_closing():
             return
         refused = self._limits.message_refusal(self._arrived_bytes)
         if self._in_head:
-            refused = self._limits.head_refusal(len(self.url), len(self.headers), self._arrived_bytes)
+            self._suspect = True
+            refused = self._limits.head_refusal(len(self.url), len(self.headers), self._head_bytes)
         elif len(self.headers) > self._limits.headers:  # trailers are among them
             refused = self._limits.head_refusal(0, len(self.headers), 0)
         if refused is not None:
@@ -172,7 +176,11 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer, unless an answer is due to a request before or has begun, and hang up."""
         cycle: Any = self.cycle
-        if cycle is None or cycle.response_complete or self._unanswered(cycle):
+        if self._arriving and not self._in_head:
+            answerable = self._unanswered(cycle)
+        else:
+            answerable = cycle is None or cycle.response_complete
+        if answerable:
             body = problem.body()
             fields = (*self.server_state.default_headers, *problem.raw_headers())
             lines = b"".join(b"%b: %b\r\n" % field for field in fields)
@@ -184,14 +192,8 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _unanswered(self, cycle: Any) -> bool:
-        """Is it the request that is still arriving, and has its answer not begun?"""
-        return bool(
-            cycle is not self._in_place_cycle
-            and self._arriving
-            and not self._in_head
-            and not self.pipeline
-            and not cycle.response_started
-        )
+        """Has no answer begun to the request whose body is arriving? There is none before it that waits for one."""
+        return bool(cycle is not self._in_place_cycle and not self.pipeline and not cycle.response_started)
 
     # ---- called by the parser -------------------------------------------------------------------------------------
 
@@ -203,13 +205,12 @@ class Protocol(HttpToolsProtocol):
         self._handler = None
         self._arriving = self._in_head = True
         self._since = 0.0
-        self._arrived_bytes = 0
 
     def on_headers_complete(self) -> None:
         """Short cut or not?"""
-        self._in_head = False
         if self._suspect or len(self.headers) > self._limits.headers or len(self.url) > self._limits.target_bytes:
             self._check_head()
+        self._in_head = False
         cycle, parser = self.cycle, self.parser
         self._body = b""
         self._handler = self._in_place.get(self.url)

@@ -27,8 +27,8 @@ _ENDPOINT: dict[str, Any] = {
     "url": "", "events": ("*",), "status": EndpointStatus.ENABLED.value, "status_reason": None, "description": None,
     "uid": None, "metadata": {}, "base_s": None, "cap_s": None, "max_attempts": None, "deadline_s": None,
     "connect_s": None, "first_byte_s": None, "total_s": None, "max_in_flight": None, "rate_limit": None,
-    "ordered": False, "on_dead": None, "ack": None, "spread": None, "forward_trace": False, "headers": {},
-    "secret_headers": {}, "tls_ca": None, "tls_cert": None, "tls_key": None,
+    "ordered": False, "on_dead": None, "ack": None, "spread": None, "headers": {}, "secret_headers": {},
+    "tls_ca": None, "tls_cert": None, "tls_key": None, "forward_trace": False,
 }  # fmt: skip
 _NEW: dict[str, Any] = {
     "hold_until": None, "consecutive_failures": 0, "failing_since": None, "deleted_at": None, "ordered_shard": None,

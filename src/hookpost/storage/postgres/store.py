@@ -23,6 +23,7 @@ from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
+from hookpost.storage.postgres.search import SearchQueries
 from hookpost.storage.postgres.stats import StatsQueries
 from hookpost.storage.postgres.vault import Vault
 from hookpost.storage.postgres.worker import WorkerQueries
@@ -50,6 +51,7 @@ class PostgresStore(
     AdminQueries,
     ReplayQueries,
     StatsQueries,
+    SearchQueries,
     ExplainQueries,
     FiguresQueries,
 ):
