@@ -3,11 +3,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak sim day mutants torture lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
 SEED ?=
+FUZZ_SECONDS ?= 300
 # One more than the usual two cores, as tests of processes wait for these: 20 minutes of a slow machine, where two took 25.
 PYTEST_WORKERS ?= 3
 # Neighbours stay together, so that two of them that share a server do not start one each; whoever is done first helps out.
@@ -17,7 +18,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  ARGS="…" is passed on to demo, test, bench, soak, day and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
@@ -47,6 +48,19 @@ mutants: venv-dev ## faults put into the code, each of which the simulator must 
 torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
 
+fuzz: venv-dev ## requests made from the OpenAPI document, and every parser, five minutes each (FUZZ_SECONDS=n, ARGS="--seed 1")
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+	@timeout --foreground $(FUZZ_SECONDS) $(BIN)/pytest tests/fuzz/test_parsers.py tests/policy -q $(PYTEST_SPREAD) --hypothesis-profile fuzz || [ $$? = 124 ]
+
+build: venv sbom ## the wheel and its bill of materials, in dist/
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+sbom: venv ## the bill of materials of what a user installs, CycloneDX in dist/sbom.cdx.json
+	@$(BIN)/python scripts/sbom.py
+
+screenshots: venv-dev ## make docs/screenshots anew (needs Chromium)
+	@$(BIN)/python -m tests.browser.screenshots
+
 lint: venv-dev ## ruff: rules and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -68,6 +82,7 @@ COMPILE = $(BIN)/uv pip compile --system-certs --universal --python-version 3.11
 lock: venv-dev ## renew the lock files (ARGS="--upgrade" for newer versions)
 	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	@$(COMPILE) pyproject.toml --output-file requirements.lock >/dev/null
+	@$(COMPILE) pyproject.toml --extra otel --constraint requirements.lock --output-file requirements-otel.lock >/dev/null
 	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock >/dev/null
 	@printf 'editables>=0.5\nhatchling>=1.27\n' | $(COMPILE) - --output-file requirements-build.lock >/dev/null
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import hypothesis
 import pytest
 from uuid_utils.compat import uuid7
 
@@ -18,6 +19,9 @@ from hookpost.policy.sealing import Keyring
 from hookpost.storage.postgres import store as postgres
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
 from hookpost.storage.postgres.vault import Vault
+
+# For `make fuzz`: it goes on until the time is up.
+hypothesis.settings.register_profile("fuzz", max_examples=20_000, deadline=None)
 
 SHARDS = 4
 KEYS = Keyring({"k1": b"1" * 32})

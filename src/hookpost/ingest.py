@@ -117,6 +117,7 @@ class Submission(msgspec.Struct, gc=False):
     key: str | None = None
     targets: tuple[UUID, ...] | None = None
     trace_id: UUID | None = None
+    span: bytes | None = None
     without: UUID | None = None
     stored: tuple[UUID, PayloadRef] | None = None
 
@@ -574,6 +575,7 @@ class Ingest:
             submission.key,
             None if submission.key is None else request_hash(submission),
             submission.trace_id,
+            submission.span,
         )
         self._wait(_Pending(ticket, index, submission, stale, routes, event))
 

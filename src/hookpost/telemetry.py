@@ -1,4 +1,4 @@
-"""The catalogue of every log line and counter of Hookpost, and the one way to write a line.
+"""The catalogue of every log line and metric of Hookpost, and the one way to write a line.
 
 Relies on nothing but the standard library and ``hookpost.model``. Promises: a line carries a name that is declared
 here, is one line whatever its values contain, and never shows a secret. The policy for callers is stricter than the
@@ -14,8 +14,9 @@ import re
 import sys
 import time
 import traceback
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, TextIO
@@ -26,6 +27,9 @@ from hookpost.model import Secret
 __all__ = [
     "COUNTERS",
     "EVENTS",
+    "GAUGES",
+    "HISTOGRAMS",
+    "LABELLED",
     "LEVELS",
     "VALUE_CHARS_MAX",
     "Event",
@@ -33,9 +37,14 @@ __all__ = [
     "UndeclaredError",
     "configure",
     "count",
+    "count_by",
     "counters",
+    "histograms",
+    "is_told",
+    "labelled",
     "log",
     "log_error",
+    "observe",
     "safe_url",
 ]
 
@@ -282,6 +291,21 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "shard {shard}: sequence {expected} expected, {found} found",
             "The journal is numbered without gaps, so an entry is missing. Was the database edited by hand?",
         ),
+        "attempt_failed": Event(
+            logging.INFO,
+            "attempt {attempt_id} of {event_id} to {endpoint_id} failed: {error_code}",
+            "One wide line for each attempt that failed, twenty a second at most; `attempts` counts the others.",
+        ),
+        "attempt_delivered": Event(
+            logging.DEBUG,
+            "attempt {attempt_id} of {event_id} to {endpoint_id} delivered in {latency_ms} ms",
+            "One wide line for each attempt that succeeded; all of them are in GET /v1/attempts, too.",
+        ),
+        "attempts": Event(
+            logging.INFO,
+            "{delivered} delivered, {retry} failed to be tried again, {dead} given up in {seconds} s",
+            "What a worker has done since its last such line, if anything.",
+        ),
         "config_refreshed": Event(
             logging.DEBUG, "configuration of {tenants} tenants read again", "Endpoints or tenants were changed."
         ),
@@ -314,6 +338,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             logging.WARNING,
             "our way out is back after {seconds} s",
             "A receiver has answered. What waited is sent now.",
+        ),
+        "sign_in_refused": Event(
+            logging.WARNING,
+            "somebody at {address} tried to sign in to the dashboard with a key that is not valid",
+            "A typing mistake, or guessing: an address waits for a minute after ten of them.",
         ),
         # What was asked of deliveries by hand.
         "replay_created": Event(
@@ -369,10 +398,8 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "events_accepted": "Events durably accepted, duplicates not counted.",
         "events_duplicate": "Events answered from their idempotency key.",
+        "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",
-        "attempts_delivered": "Attempts that ended in a delivery.",
-        "attempts_retry": "Attempts that failed and are tried again.",
-        "attempts_dead": "Attempts after which the delivery was given up.",
         "settles": "Settle transactions committed.",
         "settle_failures": "Settle transactions that failed.",
         "settle_rows_isolated": "Results set aside because they could not be stored.",
@@ -392,8 +419,89 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+LABELLED: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
+    {
+        "attempts": (("outcome", "error_code"), "Attempts recorded, by what became of them: delivered, retry, dead."),
+        "dead_letters": (("reason",), "Deliveries that were given up."),
+        "lease_changes": (("change",), "Shards acquired, released in order, or lost."),
+    }
+)
+"""Counters with labels. The values of each are an enumeration of ours: nobody outside can make a new series."""
+
+HISTOGRAMS: Final[Mapping[str, tuple[tuple[float, ...], str]]] = MappingProxyType(
+    {
+        "delivery_seconds": (
+            (
+                0.005,
+                0.01,
+                0.025,
+                0.05,
+                0.1,
+                0.25,
+                0.5,
+                1.0,
+                2.5,
+                5.0,
+                10.0,
+                30.0,
+                60.0,
+                300.0,
+                3_600.0,
+                21_600.0,
+                86_400.0,
+            ),
+            "From the acceptance of an event to the end of the attempt that delivered it; with retries, no replays.",
+        ),
+        "settle_seconds": (
+            (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+            "How long it took to write down what had happened, tries that failed included.",
+        ),
+    }
+)
+"""Distributions: the upper bounds of their buckets, in the order of size, and their meaning."""
+
+GAUGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "in_flight_requests": "Requests to receivers under way.",
+        "buffered_deliveries": "Deliveries that wait in a worker's memory.",
+        "unsettled_attempts": "Attempts that are not written down yet.",
+        "ingest_queue_events": "Events that wait for the store.",
+        "ingest_queue_bytes": "Their payloads.",
+        "process_cpu_seconds": "CPU that the process has used since it began.",
+        "process_resident_bytes": "Memory of the process.",
+    }
+)
+"""What a process tells of itself as it is now."""
+
 counters: Final[Counter[str]] = Counter()
 """What this process counted so far; written through ``count`` only."""
+
+labelled: Final[Counter[tuple[str, ...]]] = Counter()
+"""The same of counters with labels, by name and the labels' values; written through ``count_by`` only."""
+
+
+class Histogram:
+    """One distribution: how many values fell below each bound and above the one before it, and the sum of all."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, values: Sequence[float]) -> None:
+        """Add values; many at a time, as this is done for every delivery."""
+        bounds, counts = self.bounds, self.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self.sum += sum(values)
+
+
+histograms: Final[Mapping[str, Histogram]] = MappingProxyType(
+    {name: Histogram(bounds) for name, (bounds, _) in HISTOGRAMS.items()}
+)
+"""What this process observed so far; written through ``observe`` only."""
 
 _logger: Final = logging.getLogger(_LOGGER_NAME)
 
@@ -414,6 +522,11 @@ def configure(process: str, format: LogFormat = "auto", level: str = "info", str
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     _logger.setLevel(LEVELS[level])
+
+
+def is_told(event_name: str) -> bool:
+    """Is a line of this event written at the level that was chosen? For what is costly to put together."""
+    return _logger.isEnabledFor(EVENTS[event_name].level)
 
 
 def log(event_name: str, **fields: object) -> None:
@@ -446,6 +559,21 @@ def count(name: str, by: int = 1) -> None:
     if name not in COUNTERS:
         raise UndeclaredError(f"counter {name!r} is not declared; add it to hookpost.telemetry.COUNTERS")
     counters[name] += by
+
+
+def count_by(name: str, found: Mapping[tuple[str, ...], int]) -> None:
+    """Add to a declared counter with labels: how much, by the values of its labels."""
+    if name not in LABELLED:
+        raise UndeclaredError(f"counter {name!r} is not declared; add it to hookpost.telemetry.LABELLED")
+    for values, by in found.items():
+        labelled[(name, *values)] += by
+
+
+def observe(name: str, values: Sequence[float]) -> None:
+    """Add values to a declared histogram."""
+    if name not in histograms:
+        raise UndeclaredError(f"histogram {name!r} is not declared; add it to hookpost.telemetry.HISTOGRAMS")
+    histograms[name].observe(values)
 
 
 def safe_url(url: str) -> str:

@@ -2,6 +2,9 @@
 
 Relies on libcurl's multi interface, driven by the running event loop (``socket_action``), on ``resolver`` for names and
 on ``policy.egress`` for where we may connect to: every candidate address is judged right before its socket is opened.
+With an egress proxy, addresses are judged here just so, and the proxy is told the address, never the name: its tunnels
+(CONNECT) lead where we may connect to, and TLS is between us and the receiver. What fails before a tunnel stands is not
+the receiver's fault.
 Promises: ``done`` is called exactly once per request, from the loop, never inside ``send``; what the receiver does
 (stall, flood, lie, hang up, speak another protocol) ends within the request's timeouts, in bounded memory; an answer
 counts by its status as soon as its final header block is complete, whatever becomes of the body.
@@ -23,14 +26,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import sha256
+from http import HTTPStatus
 from typing import Any
 
 import certifi
 import pycurl
 
-from hookpost.model import ErrorCode, Outcome, Request, Timeouts
+from hookpost.model import ErrorCode, Outcome, Request, Timeouts, TlsIdentity
 from hookpost.policy.classify import http_error_code
-from hookpost.policy.egress import EgressPolicy, Target, UrlError, split_url, verdict
+from hookpost.policy.egress import (
+    ANYWHERE,
+    EgressPolicy,
+    EgressProxy,
+    Target,
+    UrlError,
+    reachable,
+    split_url,
+    verdict,
+)
 from hookpost.policy.signing import acknowledged
 from hookpost.resolver import Answer, Resolver
 
@@ -94,6 +107,9 @@ class Transport:
         self._name_age_s = name_age_s
         self._resolver = Resolver(self._loop)
         self._fresh_names: dict[tuple[str, int], float] = {}
+        # With a proxy: until when the addresses of a name hold, and which. Their turn grows by one with each request.
+        self._addresses: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._turn = 0
         self._lookups: dict[str, dict[_Exchange, None]] = {}
         self._name_deadlines = _Deadlines()
         self._active: dict[Any, _Exchange] = {}
@@ -144,7 +160,9 @@ class Transport:
             return self._refuse(ErrorCode.INTERNAL_ERROR, f"libcurl refused the request: {error}", started_at, done)
         if self._timer_at > exchange.began + TICK_S:
             self._schedule()
-        if target.literal or self._fresh_names.get((target.host, target.port), 0.0) > exchange.began:
+        if self._egress.proxy is not None and not target.literal:
+            self._start_in_tunnel(exchange)
+        elif target.literal or self._fresh_names.get((target.host, target.port), 0.0) > exchange.began:
             self._start(exchange)
         else:
             self._look_up(exchange)
@@ -179,6 +197,10 @@ class Transport:
             return ErrorCode.INVALID_URL, "this installation sends to https only"
         if not self._egress.port_allowed(target.port):
             return ErrorCode.ADDRESS_FORBIDDEN, f"port {target.port} is not allowed"
+        if self._egress.proxy is not None and target.literal:  # there will be no socket to its address
+            reason = verdict(target.host, self._egress.allow_networks)
+            if reason is not None:
+                return ErrorCode.ADDRESS_FORBIDDEN, f"{target.host}: {reason}"
         return None
 
     def _refuse(self, code: ErrorCode, detail: str, at: float, done: Callable[[Outcome], None]) -> None:
@@ -189,6 +211,9 @@ class Transport:
         easy = pycurl.Curl()
         for option, value in _CONSTANT_OPTIONS:
             easy.setopt(option, value)
+        if self._egress.proxy is not None:
+            for option, value in _proxy_options(self._egress.proxy):
+                easy.setopt(option, value)
         easy.setopt(pycurl.CAINFO, self._ca_file)
         easy.setopt(pycurl.MAXAGE_CONN, self._connection_age_s)
         easy.setopt(pycurl.MAXLIFETIME_CONN, self._connection_age_s)
@@ -215,7 +240,9 @@ class Transport:
     def _looked_up(self, host: str, answer: Answer) -> None:
         for exchange in self._lookups.pop(host):
             self._name_deadlines.discard(exchange, exchange.lookup_s_max)
-            if answer.addresses:
+            if answer.addresses and self._egress.proxy is not None:
+                self._tunnel_to(exchange, answer.addresses)
+            elif answer.addresses:
                 exchange.found(answer.addresses, self._loop.time())
                 self._remember(exchange.target)
                 self._start(exchange)
@@ -226,6 +253,34 @@ class Transport:
         if len(self._fresh_names) >= NAMES_MAX:
             self._fresh_names.clear()
         self._fresh_names[target.host, target.port] = self._loop.time() + self._name_age_s
+
+    # Through the proxy.
+
+    def _start_in_tunnel(self, exchange: _Exchange) -> None:
+        until, allowed = self._addresses.get(exchange.target.host, (0.0, ()))
+        if until > exchange.began:
+            exchange.tunnel_to(self._next_of(allowed), exchange.began)
+            self._start(exchange)
+        else:
+            self._look_up(exchange)
+
+    def _tunnel_to(self, exchange: _Exchange, addresses: tuple[str, ...]) -> None:
+        """The proxy opens the socket, so the addresses are judged before it hears of one."""
+        allowed, reason = reachable(addresses, self._egress.allow_networks)
+        at = self._loop.time()
+        if not allowed:
+            self._conclude(exchange, exchange.forbidden(reason))
+            return
+        if len(self._addresses) >= NAMES_MAX:
+            self._addresses.clear()
+        self._addresses[exchange.target.host] = at + self._name_age_s, allowed
+        exchange.tunnel_to(self._next_of(allowed), at)
+        self._start(exchange)
+
+    def _next_of(self, addresses: tuple[str, ...]) -> str:
+        """In turn, as nobody tries the next one when the first does not answer."""
+        self._turn += 1
+        return addresses[self._turn % len(addresses)]
 
     # Driving libcurl.
 
@@ -372,7 +427,8 @@ class Transport:
         outcome.finished_at = self._now()
         outcome.total_ms = int((outcome.finished_at - outcome.started_at) * 1000)
         done = exchange.done
-        if len(self._idle) < IDLE_HANDLES_MAX:
+        # A handle that holds somebody's identity is not used for anybody else.
+        if exchange.request.tls is None and len(self._idle) < IDLE_HANDLES_MAX:
             self._idle.append(exchange)
         else:
             exchange.easy.close()
@@ -439,6 +495,7 @@ class _Exchange:
         "_lines",
         "_lookup_s",
         "_no_socket",
+        "_ours",
         "_refused",
         "_registered",
         "_scheme",
@@ -446,6 +503,7 @@ class _Exchange:
         "_status",
         "_timeouts",
         "_tried",
+        "_tunnel_end",
         "_url",
         "began",
         "done",
@@ -493,6 +551,8 @@ class _Exchange:
         self._head = b""
         self._complete = False
         self._refused = self._tried = self._fault = self._no_socket = ""
+        self._tunnel_end = target.host
+        self._ours = False
         self._lookup_s = 0.0
         setopt = self.easy.setopt
         own = _SUPPRESSED_BESIDE_TYPE if request.headers.startswith(_TYPE) else _SUPPRESSED
@@ -504,11 +564,22 @@ class _Exchange:
         if target.scheme != self._scheme:
             setopt(pycurl.PIPEWAIT, target.scheme == "https")
             self._scheme = target.scheme
+        if request.tls is not None:
+            self._identify(request.tls)
         timeouts = request.timeouts
         self.first_byte_at = began + timeouts.first_byte_s
         if timeouts is not self._timeouts:
             self._set_timeouts(timeouts.connect_s, timeouts.total_s)
             self._timeouts = timeouts
+
+    def _identify(self, tls: TlsIdentity) -> None:
+        """Trust whom the endpoint trusts, and be who it expects. libcurl reuses connections only where all of it is the
+        same; the handle is thrown away (see ``_conclude``)."""
+        if tls.ca:
+            self.easy.setopt(pycurl.CAINFO_BLOB, tls.ca)
+        if tls.cert:
+            self.easy.setopt(pycurl.SSLCERT_BLOB, tls.cert)
+            self.easy.setopt(pycurl.SSLKEY_BLOB, tls.key)
 
     @property
     def lookup_s_max(self) -> float:
@@ -522,6 +593,16 @@ class _Exchange:
         timeouts = self.request.timeouts
         self._set_timeouts(timeouts.connect_s - self._lookup_s, timeouts.total_s - self._lookup_s)
         self._timeouts = None  # these are this request's alone
+
+    def tunnel_to(self, address: str, at: float) -> None:
+        """The proxy is to open a tunnel to this address of the target's; what is left of the time."""
+        self._tunnel_end = address
+        port = self.target.port
+        self.easy.setopt(pycurl.CONNECT_TO, [f"{self.target.host}:{port}:{_shown(address)}:{port}"])
+        self._lookup_s = at - self.began
+        timeouts = self.request.timeouts
+        self._set_timeouts(timeouts.connect_s - self._lookup_s, timeouts.total_s - self._lookup_s)
+        self._timeouts = None
 
     def _set_timeouts(self, connect_s: float, total_s: float) -> None:
         self.easy.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, math.ceil(connect_s * 1000)))
@@ -576,8 +657,9 @@ class _Exchange:
             self._refused = f"address family {family}"
             return int(pycurl.SOCKET_BAD)
         host, port = where[0], where[1]
-        reason = verdict(host, self._egress.allow_networks)
-        if reason is None and not self._egress.port_allowed(port):
+        proxy = self._egress.proxy  # all sockets lead to it, if there is one
+        reason = verdict(host, self._egress.allow_networks if proxy is None else ANYWHERE)
+        if reason is None and proxy is None and not self._egress.port_allowed(port):
             reason = f"port {port} is not allowed"
         if reason is not None:
             self._refused = f"{host}: {reason}"
@@ -598,16 +680,22 @@ class _Exchange:
         """The outcome of a transfer that libcurl ended with ``code`` (0 is success)."""
         if self._complete:
             return self._answered(body_cut=code != 0)
-        error_code = self._error_code(code)
+        error_code = self._error_code(code, message)
         detail = (
-            self._fault or self._no_socket or (self._refused if error_code is ErrorCode.ADDRESS_FORBIDDEN else message)
+            self._fault
+            or self._no_socket
+            or (self._refused or message if error_code is ErrorCode.ADDRESS_FORBIDDEN else message)
         )
-        return self._measured(Outcome(error_code, detail=detail[:DETAIL_CHARS_MAX]))
+        return self._measured(Outcome(error_code, detail=detail[:DETAIL_CHARS_MAX], ours=self._ours))
 
     def late(self, at: float) -> Outcome:
         """The outcome when no byte has come in time."""
-        code = ErrorCode.FIRST_BYTE_TIMEOUT if self._connected() else ErrorCode.CONNECT_TIMEOUT
-        return self._measured(Outcome(code, detail=f"no byte of an answer within {at - self.began:.2f} s"))
+        if self._before_the_tunnel():
+            code = self._proxy_error()
+        else:
+            code = ErrorCode.FIRST_BYTE_TIMEOUT if self._connected() else ErrorCode.CONNECT_TIMEOUT
+        detail = f"no byte of an answer within {at - self.began:.2f} s"
+        return self._measured(Outcome(code, detail=detail, ours=self._ours))
 
     def broken(self, detail: str, finished_at: float) -> Outcome:
         """The outcome when libcurl itself gave up."""
@@ -617,6 +705,10 @@ class _Exchange:
             finished_at=finished_at,
             detail=detail[:DETAIL_CHARS_MAX],
         )
+
+    def forbidden(self, reason: str) -> Outcome:
+        """The outcome when the proxy may be told none of the name's addresses."""
+        return Outcome(ErrorCode.ADDRESS_FORBIDDEN, started_at=self._started_at, detail=reason[:DETAIL_CHARS_MAX])
 
     def unresolved(self, detail: str, at: float) -> Outcome:
         """The outcome when the name could not be looked up."""
@@ -642,7 +734,7 @@ class _Exchange:
         outcome.body_cut = body_cut
         return self._measured(outcome)
 
-    def _error_code(self, code: int) -> ErrorCode:
+    def _error_code(self, code: int, message: str) -> ErrorCode:
         if self._fault:
             return ErrorCode.PROTOCOL_ERROR
         if sum(map(len, self._lines)) > self._limits.header_bytes_max:
@@ -651,11 +743,35 @@ class _Exchange:
             return ErrorCode.INTERNAL_ERROR
         if self._refused and not self._tried:
             return ErrorCode.ADDRESS_FORBIDDEN
+        if self._before_the_tunnel():
+            return self._proxy_error()
         if code == pycurl.E_COULDNT_CONNECT:
             return _CONNECT_ERRORS.get(self.easy.getinfo(pycurl.OS_ERRNO), ErrorCode.NETWORK_UNREACHABLE)
+        if code == pycurl.E_RECV_ERROR and self.target.scheme == "https" and " alert " in message:
+            return (
+                ErrorCode.TLS_FAILURE
+            )  # TLS 1.3: a receiver that wants another certificate says so behind the handshake
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return ErrorCode.TOTAL_TIMEOUT if self._connected() else ErrorCode.CONNECT_TIMEOUT
         return _CURL_ERRORS.get(code, ErrorCode.INTERNAL_ERROR)
+
+    def _before_the_tunnel(self) -> bool:
+        """Is there a proxy, and did it not (yet) say that its tunnel stands?"""
+        if self._egress.proxy is None:
+            return False
+        if not self._tried:
+            return not self.easy.getinfo(pycurl.PRIMARY_IP)  # else a tunnel that was kept
+        return bool(self.easy.getinfo(pycurl.HTTP_CONNECTCODE) // 100 != 2)
+
+    def _proxy_error(self) -> ErrorCode:
+        """What the proxy's failure is. One that answers nothing, or 5xx, may have met a sick receiver; one that cannot
+        be reached, or does not let us in, is our own affair for certain."""
+        answered = self.easy.getinfo(pycurl.HTTP_CONNECTCODE)
+        if answered == HTTPStatus.FORBIDDEN:
+            return ErrorCode.ADDRESS_FORBIDDEN  # the operator's policy, told by the proxy
+        unreached = not answered and not self.easy.getinfo(pycurl.CONNECT_TIME_T)
+        self._ours = unreached or answered == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        return ErrorCode.EGRESS_PROXY_ERROR
 
     def _connected(self) -> bool:
         """Was there a connection to send on, TLS included?"""
@@ -678,6 +794,8 @@ class _Exchange:
             outcome.connect_ms = max(0, connected - named) // 1000
             outcome.tls_ms = max(0, info(pycurl.APPCONNECT_TIME_T) - connected) // 1000
         outcome.address = info(pycurl.PRIMARY_IP) or self._tried
+        if self._egress.proxy is not None:
+            outcome.address = self._tunnel_end
         outcome.request_bytes = info(pycurl.REQUEST_SIZE)
         outcome.response_bytes = (len(self._head) or sum(map(len, self._lines))) + self._body_bytes
         return outcome
@@ -738,6 +856,22 @@ _CONSTANT_OPTIONS: tuple[tuple[int, Any], ...] = (
     (pycurl.DNS_CACHE_TIMEOUT, 2 * int(NAME_AGE_S)),  # ``found`` replaces entries before libcurl would look them up
 )
 
+_SUPPRESS_CONNECT_HEADERS = 265  # CURLOPT_SUPPRESS_CONNECT_HEADERS, not named by pycurl
+
+
+def _proxy_options(proxy: EgressProxy) -> Iterator[tuple[int, Any]]:
+    """A tunnel for http:// as for https://, so that the proxy's answers are never taken for the receiver's; the headers
+    of a request are for the receiver alone."""
+    yield pycurl.PROXY, f"http://{_shown(proxy.host)}:{proxy.port}"
+    yield pycurl.NOPROXY, ""
+    yield pycurl.HTTPPROXYTUNNEL, 1
+    yield pycurl.HEADEROPT, pycurl.HEADER_SEPARATE
+    yield _SUPPRESS_CONNECT_HEADERS, 1
+    if proxy.user is not None:
+        yield pycurl.PROXYUSERNAME, proxy.user
+        yield pycurl.PROXYPASSWORD, proxy.password
+
+
 _CONNECT_ERRORS = {
     errno.ECONNREFUSED: ErrorCode.CONNECT_REFUSED,
     errno.ETIMEDOUT: ErrorCode.CONNECT_TIMEOUT,
@@ -757,6 +891,7 @@ _CURL_ERRORS = {
     pycurl.E_GOT_NOTHING: ErrorCode.CONNECTION_RESET,
     pycurl.E_SEND_ERROR: ErrorCode.CONNECTION_RESET,
     pycurl.E_RECV_ERROR: ErrorCode.CONNECTION_RESET,
+    pycurl.E_SSL_CERTPROBLEM: ErrorCode.TLS_FAILURE,
     pycurl.E_SSL_CIPHER: ErrorCode.TLS_FAILURE,
     pycurl.E_PEER_FAILED_VERIFICATION: ErrorCode.TLS_UNTRUSTED,
     pycurl.E_BAD_CONTENT_ENCODING: ErrorCode.PROTOCOL_ERROR,

@@ -29,6 +29,8 @@ from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, PayloadRef, Request, show_id
 from hookpost.policy.request import build_request
+from hookpost.policy.trace import ID_BYTES
+from hookpost.reporting import Reports
 from hookpost.storage.contract import (
     RECONFIGURED,
     DataRejected,
@@ -149,7 +151,9 @@ class Worker:
         name: str,
         settings: WorkerSettings,
         rng: Random,
+        trace: Callable[[Work, Outcome], None] | None = None,
     ) -> None:
+        """``trace`` is called at the end of every attempt; None: nobody wants spans."""
         self._store = store
         self._payloads = payloads
         self._payloads_told_at = 0.0
@@ -161,6 +165,8 @@ class Worker:
         self._settings = settings
         self._engine = Engine(worker=name, limits=settings.limits, rng=rng, policies=settings.policies)
         self._user_agent = f"Hookpost/{__version__}"
+        self._trace = trace
+        self._reports = Reports(now=clock.monotonic())
         self._fences: dict[int, int] = {}
         self._lease_until = 0.0
         self._skewed = False
@@ -193,6 +199,15 @@ class Worker:
         self._settling: Settle | None = None
         self._failing_since = 0.0
         self._tasks: asyncio.TaskGroup | None = None
+
+    def figures(self) -> dict[str, float]:
+        """How it stands now (telemetry.GAUGES)."""
+        engine = self._engine
+        return {
+            "in_flight_requests": engine.in_flight,
+            "buffered_deliveries": engine.buffered,
+            "unsettled_attempts": engine.pending_attempts,
+        }
 
     # ---- life -----------------------------------------------------------------------------------------------------
 
@@ -253,6 +268,7 @@ class Worker:
                     await self._commit(settle)
                 await self._write_health()
                 await self._store.leave(self._node_id)
+            telemetry.count_by("lease_changes", {("released",): len(held)})
             telemetry.log("shards_released", shards=held)
         except (TimeoutError, StoreUnavailable) as error:
             telemetry.log("lease_lost", reason=f"could not hand back: {error}", shards=held)
@@ -348,6 +364,7 @@ class Worker:
             self._gaps.discard(shard)
             self._engine.close_shard(shard)
         telemetry.count("leases_lost")
+        telemetry.count_by("lease_changes", {("lost",): len(shards)})
         telemetry.log("lease_lost", reason=reason, shards=sorted(shards))
 
     # ---- balance --------------------------------------------------------------------------------------------------
@@ -404,6 +421,7 @@ class Worker:
                 await asyncio.sleep(0)
             self._kick()
         if claimed:
+            telemetry.count_by("lease_changes", {("acquired",): len(claimed)})
             telemetry.log("shards_acquired", shards=[c.shard for c in claimed])
 
     async def _give_back(self, shards: Iterable[int]) -> None:
@@ -425,6 +443,7 @@ class Worker:
                 self._gaps.discard(shard)
                 self._engine.close_shard(shard)
                 await self._persist(partial(self._store.release, self._node_id, {shard: fence}))
+                telemetry.count_by("lease_changes", {("released",): 1})
                 telemetry.log("shards_released", shards=[shard])
 
     async def _settled(self) -> None:
@@ -628,6 +647,8 @@ class Worker:
         assert endpoint is not None
         # Not the standard library's UUID, which takes five times as long to make; it has the parts that are used.
         work.attempt_id = cast(UUID, uuid7(nanoseconds=int(now * 1e9)))
+        trace = entry.trace
+        work.trace_id = trace[:ID_BYTES] if trace is not None and endpoint.forward_trace else None
         try:
             request = build_request(
                 endpoint,
@@ -638,6 +659,7 @@ class Worker:
                 retry_count=work.retry_count,
                 user_agent=self._user_agent,
                 now=now,
+                trace=trace,
             )
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one delivery must end as its outcome
             telemetry.log_error("build a request", error, event_id=entry.event_id)
@@ -648,6 +670,8 @@ class Worker:
 
     def _done(self, work: Work, outcome: Outcome) -> None:
         self._engine.on_outcome(work, outcome, now=self._clock.now())
+        if self._trace is not None:
+            self._trace(work, outcome)
         if not self._kicked:
             self._kick()
 
@@ -691,6 +715,7 @@ class Worker:
         ``tried`` is how often it was begun before, with an unknown end.
         """
         wait_s = STORE_RETRY_S
+        began = self._clock.monotonic()
         while parts := self._ours(settle.shards):
             tried += 1
             try:
@@ -710,7 +735,8 @@ class Worker:
                     telemetry.log("settle_failed", reason=error)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, STORE_RETRY_S_MAX)
-        telemetry.count("settles")
+        now = self._clock.monotonic()
+        self._reports.settled(parts, seconds=now - began, now=now)
         if tried > 1:
             telemetry.log("settle_retried", attempt=tried)
 

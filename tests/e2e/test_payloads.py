@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import asyncpg
 import pytest
 
-from tests.e2e.harness import Receiver, receiver, running
+from hookpost.app.compose import make_payloads
+from hookpost.app.config import load
+from hookpost.storage.postgres.embedded import find_running
+from hookpost.storage.postgres.store import PostgresStore
+from tests.e2e.harness import Hookpost, Receiver, receiver, running
 
 pytestmark = pytest.mark.process
 
@@ -79,3 +84,55 @@ async def test_a_folder_that_is_not_the_installations_is_refused_at_the_start() 
         await server.until_line("payload store is empty")
         assert server.process is not None
         assert await server.process.wait() == 1
+
+
+async def test_what_has_moved_into_segments_is_shown_delivered_and_replayed_as_it_was_posted() -> None:
+    async with receiver() as found, running() as server:
+        await server.endpoint(found.url(), events=["now"])
+        later = await server.endpoint(found.url("/later"), events=["later"])
+        path = f"/v1/webhook_endpoints/{later['endpoint_id']}"
+        await server.call("POST", f"{path}/pause", {}, expect=200)
+        text = b'{"n":  1, "pi": 3.1400}'
+        ids = []
+        for kind in (b"now", b"later"):
+            body = b'{"type": "' + kind + b'", "payload": ' + text + b"}"
+            _, _, answered = await server.raw("POST", "/v1/events", body)
+            ids.append(json.loads(answered)["event_id"])
+        now, waiting = ids
+        await server.settled(now)
+        await server.settled(waiting, "waiting")
+
+        assert await moved_by_tomorrow(server) == 2
+        _, _, answered = await server.raw("GET", f"/v1/events/{now}", None)
+        assert text in answered
+        await server.call("POST", f"/v1/events/{now}/replay", {}, expect=202)
+        await server.call("POST", f"{path}/resume", {}, expect=200)
+        await found.until(lambda: found.counts.get(("/hook", now)) == 2, what="the replay")
+        await found.until_all({waiting}, "/later")
+        assert {arrival.body for arrival in found.arrivals} == {text}
+
+        await server.call("DELETE", f"/v1/events/{now}/payload", expect=200)
+        answered = await server.call("GET", f"/v1/events/{now}", expect=200)
+        assert (answered["payload"], answered["payload_state"]) == (None, "removed")
+
+
+async def moved_by_tomorrow(server: Hookpost) -> int:
+    """Let two days pass in the database and move what is over; how many payloads that were."""
+    dsn = find_running(server.folder)
+    assert dsn is not None
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(
+        "create or replace function hookpost_now() returns timestamptz language sql volatile as"
+        " $$ select clock_timestamp() + interval '2 days' $$"
+    )
+    store, payloads = PostgresStore(dsn), make_payloads(load(data_dir=server.folder), dsn)
+    await store.open()
+    try:
+        count = 0
+        while (moved := await store.move_payloads(payloads.put, age_s=0, rows_max=100, bytes_max=10_000)) is not None:
+            count += moved.payloads
+            await connection.execute("update cold_days set filled_at = filled_at - interval '1 h'")
+        return count
+    finally:
+        await store.close()
+        await connection.close()

@@ -317,3 +317,30 @@ class CutCable:
 
 def test_twenty_minutes_without_a_way_out_cost_one_probe_at_a_time_and_everything_arrives_when_it_is_back() -> None:
     CutCable(1200.0).live_through()
+
+
+SHUT = Outcome(ErrorCode.EGRESS_PROXY_ERROR, ours=True)
+
+
+def test_f40_behind_a_proxy_that_is_down_a_single_endpoint_waits_and_pays_nothing() -> None:
+    bench = Bench(endpoint(ENDPOINTS[0]))
+    shelf = Shelf(bench)
+    bench.post(ENDPOINTS[0])
+    [work] = bench.sends()
+    bench.end(work, SHUT)
+    [waiting] = shelf.settle().upserts.values()
+    assert (waiting.reason, waiting.retry_count) == (WaitReason.EGRESS_DOWN, 0)
+    for _ in range(100):
+        [_] = next_probe(bench, shelf)
+        [probe] = bench.under_way  # type: ignore[attr-defined]
+        assert probe.retry_count == 0
+        bench.end(probe, SHUT)
+        shelf.settle()
+    next_probe(bench, shelf)
+    [probe] = bench.under_way  # type: ignore[attr-defined]
+    bench.end(probe, OK)
+    shelf.settle()
+    assert bench.engine.egress_down_since is None
+    assert not shelf.rows
+    assert set(bench.engine.take_health().values()) <= {HEALTHY}
+    assert not [record for record in bench.engine.take_breakers() if record.failures]

@@ -125,3 +125,19 @@ def test_what_never_left_is_not_unanswered() -> None:
     assert not unanswered(Outcome(ErrorCode.INTERNAL_ERROR))
     assert not unanswered(OK)
     assert not unanswered(SICK)
+
+
+def test_f40_a_proxy_that_does_not_let_us_out_is_known_by_one_failure() -> None:
+    shut = Outcome(ErrorCode.EGRESS_PROXY_ERROR, ours=True)
+    seen = health("a")
+    assert down_after(seen, "z", outcome=shut) == [True]
+    assert down_after(seen, "a", "z", outcome=shut) == [False, False]
+    assert unanswered(shut)
+    assert seen.observe("a", OK, now=NOW + 2)
+    assert seen.down_since is None
+    assert down_after(health("a", receivers=0), "z", outcome=shut) == [False]
+
+
+def test_f40_a_proxy_that_fails_for_one_receiver_proves_nothing() -> None:
+    failed = Outcome(ErrorCode.EGRESS_PROXY_ERROR)
+    assert not any(down_after(health(*"abcde"), *"azzzz", outcome=failed))

@@ -302,7 +302,8 @@ def attempt(endpoint_id: UUID, *, shard: int = 0, settle_no: int = 1, **values: 
         "finished_at": 1.8e9 + 0.25, "http_status": 200, "error_code": None, "retry_count": 0, "latency_ms": 250,
         "dns_ms": 1, "connect_ms": 2, "tls_ms": 3, "first_byte_ms": 4, "response_hash": bytes(32),
         "response_head": b"HTTP/1.1 200 OK\r\n\xff\0", "request_bytes": 10, "response_bytes": 20, "worker": "w",
-        "outcome": "delivered", "possible_duplicate": False, "address": "192.0.2.1", "protocol": "HTTP/2", **values,
+        "outcome": "delivered", "possible_duplicate": False, "address": "192.0.2.1", "protocol": "HTTP/2",
+        "trace_id": None, **values,
     }  # fmt: skip
     return tuple(row[column] for column in ATTEMPT_COLUMNS)
 

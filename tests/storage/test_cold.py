@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from hookpost.cold import AGAIN_S, EVERY_S, ColdPayloads
 from hookpost.engine.lanes import FROM_START
 from hookpost.engine.work import Fetch, Kind, Wanted
 from hookpost.maintenance import Maintenance
@@ -18,7 +19,7 @@ from hookpost.model import REMOVED, PayloadRef
 from hookpost.policy.objects import hour_folder, is_segment, segment_key
 from hookpost.storage.contract import ControlAction, Moved, MoveState, PayloadMissing, StoreUnavailable
 from hookpost.storage.payloads import MARKER, ObjectStore
-from hookpost.storage.postgres import cold
+from hookpost.storage.postgres import cold, sending
 from hookpost.storage.postgres.connection import Connections
 from tests.storage.driver import Driver, Postgres, attempt, waiting
 from tests.storage.test_retention import EPOCH, FIRST, KEEP, Dying, Years
@@ -240,6 +241,33 @@ async def test_a_day_that_leaves_while_it_is_moved_leaves_nothing_behind(days: C
     assert await days.driver.rows("segments") == []
 
 
+async def test_the_loop_rests_as_long_as_it_works_and_while_sending_is_paused(days: Cold) -> None:
+    """A restored backup must not change the payload store of the installation that it is a copy of."""
+    sent = await posted(days)
+    await days.go_on()
+    moments = iter(float(n) for n in range(1000))
+    loop = ColdPayloads(days.store, days.objects, age_s=HOUR_S, monotonic=lambda: next(moments))
+    await sending.pause(days.driver.dsn)
+    assert await loop.once() == EVERY_S
+    assert days.segments() == {}
+    await sending.go_on(days.driver.dsn)
+    while (wait_s := await loop.once()) != EVERY_S:
+        assert wait_s == 1.0
+    assert {event_id: await days.payload(event_id) for event_id in sent} == sent
+
+
+async def test_the_loop_says_what_keeps_it_and_tries_again(days: Cold, caplog: pytest.LogCaptureFixture) -> None:
+    await posted(days, 1)
+    await days.go_on()
+    days.folder.rename(days.folder.with_name("unplugged"))
+    days.folder.write_text("no folder")
+    loop = ColdPayloads(days.store, ObjectStore(days.folder.as_uri()), age_s=HOUR_S, monotonic=lambda: 0.0)
+    assert await loop.once() == 0.0
+    with caplog.at_level("ERROR", logger="hookpost"):
+        assert await loop.once() == AGAIN_S
+    assert "move payloads" in caplog.text
+
+
 async def test_two_movers_are_as_one(days: Cold) -> None:
     sent = await posted(days, 12)
     await days.go_on()
@@ -426,13 +454,13 @@ async def test_days_go_by_under_load_and_nothing_grows_and_nobody_waits_for_long
                 turns.notify_all()
 
     async def more() -> None:
-        goal = len(waits) + 30
+        goal = len(waits) + 12
         async with turns:
             await turns.wait_for(lambda: len(waits) >= goal or loading.done())
 
     loading = asyncio.create_task(load())
     sizes: list[int] = []
-    for day in range(12):
+    for day in range(9):
         await more()
         await days.go_on()
         await days.count()
@@ -452,6 +480,6 @@ async def test_days_go_by_under_load_and_nothing_grows_and_nobody_waits_for_long
     assert await days.left() == list(range(days.seq - len(await days.left()) + 1, days.seq + 1))
     last = list(sent)[-1]
     assert (await days.kept(last))["payload"] == sent[last]
-    cold_ones = [event_id for event_id in list(sent)[-60:] if (await days.kept(event_id))["payload"] is None]
+    cold_ones = [event_id for event_id in list(sent)[-24:] if (await days.kept(event_id))["payload"] is None]
     assert cold_ones
     assert await days.payload(cold_ones[0]) == sent[cold_ones[0]]

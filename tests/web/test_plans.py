@@ -9,7 +9,7 @@ import pytest
 
 from hookpost.storage.postgres.queries import load
 
-SQL = load("admin")
+SQL = {**load("admin"), **{f"explain_{name}": text for name, text in load("explain").items()}}
 LARGE = ("events", "attempts", "backlog", "dead_letters", "progress")
 
 FILL = """
@@ -56,6 +56,12 @@ PLANS: list[tuple[str, str, str]] = [
     ("list_waiting", "tenant, endpoint, null, null, 51", "backlog_"),
     ("list_dead_of_endpoint", "tenant, endpoint, null, null, null, null, null, 51", "dead_letters_endpoint"),
     ("list_dead_of_tenant", "tenant, null, null, null, null, null, null, 51", "dead_letters_tenant"),
+    ("explain_waiting", "array[0], array[endpoint], array[100]::bigint[]", "backlog_pkey"),
+    ("explain_queued", "array[0], array[100]::bigint[]", "progress_"),
+    ("explain_dead", "event, array[endpoint]", "dead_letters_pkey"),
+    ("explain_tries", "event, array[endpoint]", "event_id_endpoint_id_idx"),
+    ("explain_replayed", "event, tenant", "event_id_idx"),
+    ("explain_cancelled", "event, tenant", "event_id_idx"),
     ("list_dead_of_all", "null, null, null, null, null, null, 51", "dead_letters_died"),
 ]
 
@@ -72,7 +78,7 @@ async def plan_of(sql: Any, name: str, parameters: str) -> str:
     """The plan that the pool's connections get: generic, partitions pruned when it runs."""
     row = await sql.fetchrow("select event_id, tenant_id, endpoint_id from filled limit 1")
     values = {"event": row["event_id"], "tenant": row["tenant_id"], "endpoint": row["endpoint_id"]}
-    arguments = ", ".join(f"'{values[p]}'" if p in values else p for p in parameters.split(", "))
+    arguments = re.sub(r"\b(event|tenant|endpoint)\b", lambda named: f"'{values[named[0]]}'::uuid", parameters)
     await sql.execute(f"prepare {name} as {SQL[name]}")
     rows = await sql.fetch(f"explain (analyze, costs off, timing off, buffers off) execute {name}({arguments})")
     return "\n".join(row[0] for row in rows)

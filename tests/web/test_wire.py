@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from hookpost.web.doors import Doors, WireLimits
 from hookpost.web.wire import Fields, JoiningTransport, Protocol, Reply, protocol
 
 HEAD, BODY = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n", b"{}"
@@ -70,7 +71,8 @@ async def test_closing_sends_what_is_held_back() -> None:
 class Wire:
     """A real server: its handler of /in-place answers when it is told to, its ASGI application says what it got."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: WireLimits | None = None) -> None:
+        self.doors = Doors(limits)
         self.replies: asyncio.Queue[Reply] = asyncio.Queue()
         self.at_once = True
         self.able = True
@@ -86,7 +88,11 @@ class Wire:
         return True
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
+        body, more = b"", scope["path"] != "/early"
+        if not more:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+            await send({"type": "http.response.body", "body": b"early"})
+            return
         while more:
             message = await receive()
             body += message.get("body", b"")
@@ -99,7 +105,7 @@ class Wire:
     async def start(self) -> None:
         self.server = uvicorn.Server(
             uvicorn.Config(
-                self.app, http=protocol({b"/in-place": self.handle}), port=0, ws="none", lifespan="off", interface="asgi3",
+                self.app, http=protocol({b"/in-place": self.handle}, self.doors), port=0, ws="none", lifespan="off", interface="asgi3",
                 log_config=None, access_log=False, timeout_graceful_shutdown=10,
             )
         )  # fmt: skip
@@ -305,7 +311,9 @@ async def test_pipelined_requests_and_streams_are_answered_in_order_by_a_real_se
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     server = uvicorn.Server(
-        uvicorn.Config(app, http=protocol({}), port=0, ws="none", lifespan="off", log_config=None, access_log=False)
+        uvicorn.Config(
+            app, http=protocol({}, Doors()), port=0, ws="none", lifespan="off", log_config=None, access_log=False
+        )
     )
     serving = asyncio.create_task(server.serve())
     while not server.started:

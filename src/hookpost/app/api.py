@@ -25,19 +25,23 @@ from hookpost.app.compose import (
     tune_gc,
 )
 from hookpost.app.config import Settings
+from hookpost.app.metrics_page import listening
 from hookpost.ingest import Submission
+from hookpost.metrics import Board, Metrics, Platform, Reporter, alone
+from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.keys import hash_secret
 from hookpost.storage.contract import Appended, StoreUnavailable
 from hookpost.storage.postgres.store import PostgresStore, platform_value
-from hookpost.web.app import WebSettings, make_app
+from hookpost.web.app import BODY_BYTES_MAX, WebSettings, make_app
 from hookpost.web.auth import Authenticator
+from hookpost.web.doors import Doors, WireLimits
 from hookpost.web.events import EventLimits, EventRoutes
 from hookpost.web.wire import protocol
 
 # How often an API process, which holds no lease, corrects its clock by the database's.
 CLOCK_EVERY_S = 10.0
-# Idle connections of clients are kept so long; above the 60 s of common load balancers, which must close first.
-KEEP_ALIVE_S = 75
+# A message may be so much larger than the largest body: chunks of few bytes, extensions, trailers.
+MESSAGE_FACTOR = 4
 
 
 class _Server(uvicorn.Server):
@@ -50,9 +54,17 @@ class _Server(uvicorn.Server):
 
 
 async def run_api(
-    settings: Settings, dsn: str, *, listener: socket.socket, stop: asyncio.Event, ready: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    *,
+    name: str,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+    board: Board | None,
 ) -> None:
-    """Serve the API on a bound socket until ``stop`` is set."""
+    """Serve the API on a bound socket until ``stop`` is set. ``board``: where a server's processes tell their figures;
+    one that runs alone has none."""
     clock = DatabaseClock()
     store = make_store(settings, dsn, application="hookpost api")
     await store.open()
@@ -79,8 +91,20 @@ async def run_api(
     events = EventRoutes(
         ingest,
         authenticator,
-        limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes),
+        limits=EventLimits(
+            settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes, json_bounds(settings)
+        ),
     )
+    doors = Doors(wire_limits(settings))
+
+    def figures() -> dict[str, float]:
+        events, size = ingest.queued
+        return {"ingest_queue_events": events, "ingest_queue_bytes": size}
+
+    if board is None:
+        metrics = alone(store, name=name, figures=figures, tenants_max=settings.metrics_tenants)
+    else:
+        metrics = Metrics(Platform(store, tenants_max=settings.metrics_tenants), board.read)
     app = make_app(
         store=store,
         payloads=payloads,
@@ -89,6 +113,7 @@ async def run_api(
         raw_events=events,
         settings=WebSettings(
             version=__version__,
+            public_url=settings.public_url,
             now=clock.now,
             egress=egress_policy(settings),
             retry=retry_policy(settings),
@@ -96,32 +121,36 @@ async def run_api(
             total_timeout_max_s=settings.total_timeout_max_s,
             deadline_s_max=settings.deadline_s_max,
             endpoints_max=settings.endpoints_max,
+            filters_max=settings.filters_max,
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
             headers_allow=settings.headers_allow,
             prices=prices(settings),
             cursor_secret=bytes.fromhex(cursor_secret),
         ),
+        shown_metrics=metrics,
     )
     server = _Server(
         uvicorn.Config(
             app,
-            http=protocol(events.in_place),
+            http=protocol(events.in_place, doors),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type] # any number will do
             timeout_graceful_shutdown=round(settings.stop_s),
         )
     )
     tune_gc()
-    async with asyncio.TaskGroup() as tasks:
+    async with listening(None if board else settings.metrics_listen, metrics), asyncio.TaskGroup() as tasks:
+        reporting = None if board is None else tasks.create_task(Reporter(board, name, figures).run())
         serving = tasks.create_task(server.serve(sockets=[listener]))
         clocking = tasks.create_task(_follow_clock(store, clock))
         sharing = tasks.create_task(ingest.follow())
+        guarding = tasks.create_task(doors.keep(asyncio.get_running_loop().time))
         noting = tasks.create_task(authenticator.follow())
         stopping = asyncio.create_task(stop.wait())
         address = listener.getsockname()
@@ -132,11 +161,35 @@ async def run_api(
         await serving
         clocking.cancel()
         sharing.cancel()
+        guarding.cancel()
         noting.cancel()
+        if reporting is not None:
+            reporting.cancel()
         stopping.cancel()
     await authenticator.note_used()
     await ingest.close()
     await store.close()
+
+
+def wire_limits(settings: Settings) -> WireLimits:
+    """What a client may take of the process."""
+    return WireLimits(
+        target_bytes=settings.request_target_max,
+        header_bytes=settings.request_header_bytes_max,
+        headers=settings.request_headers_max,
+        message_bytes=settings.request_header_bytes_max + MESSAGE_FACTOR * max(settings.body_max_bytes, BODY_BYTES_MAX),
+        head_s=settings.request_head_s,
+        body_s=settings.request_body_s,
+        body_rate_min=settings.request_body_rate_min,
+        answer_s=settings.answer_s,
+        connections=settings.connections_max,
+        connections_per_address=settings.connections_per_address_max,
+    )
+
+
+def json_bounds(settings: Settings) -> JsonBounds:
+    """Of payloads."""
+    return JsonBounds(settings.json_depth_max, settings.json_number_chars_max)
 
 
 async def _follow_clock(store: PostgresStore, clock: DatabaseClock) -> None:

@@ -10,11 +10,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
 import typer
+from typer.core import TyperGroup
 from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
@@ -26,6 +28,20 @@ from hookpost.storage.contract import KeysMissing, PayloadStoreForeign, StoreUna
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
 from hookpost.storage.postgres.store import UnsafeDatabase
+from hookpost.tracing import TracingUnavailable
+
+
+class _EventsGroup(TyperGroup):
+    """`hookpost events` lists and `hookpost events EVENT_ID` gets, without naming the command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command that is meant."""
+        if not args or (args[0].startswith("-") and args[0] not in self.get_help_option_names(ctx)):
+            args = ["list", *args]
+        elif args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["get", *args]
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,11 +54,13 @@ tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
 pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
+events_app = typer.Typer(cls=_EventsGroup, help="Events: list, get one, or ask why it is where it is.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(pools_app, name="pools")
 app.add_typer(endpoints_app, name="endpoints")
 app.add_typer(audit_app, name="audit")
+app.add_typer(events_app, name="events")
 
 # How often `hookpost replay --wait` looks how far it is.
 REPLAY_LOOK_S = 1.0
@@ -53,7 +71,7 @@ Hidden = typer.Option(hidden=True)
 
 _EXPECTED = (
     ConfigError, ClientError, StoreUnavailable, EmbeddedPostgresError, SchemaTooNew, SchemaTooOld, UnsafeDatabase,
-    PayloadStoreForeign, KeysMissing, OSError,
+    PayloadStoreForeign, KeysMissing, TracingUnavailable, OSError,
 )  # fmt: skip
 
 
@@ -131,11 +149,13 @@ def api(
     name: Annotated[str, typer.Option(help="Name in the log.")] = "api",
     fd: Annotated[int | None, Hidden] = None,
     supervisor_fd: Annotated[int | None, Hidden] = None,
+    figures: Annotated[Path | None, Hidden] = None,
 ) -> None:
     """One API process on a database that `hookpost migrate` or `hookpost serve` has prepared."""
     from hookpost.app.api import run_api
     from hookpost.app.children import run
     from hookpost.app.supervisor import bind, require_prepared
+    from hookpost.metrics import Board
 
     settings = load(port=port, data_dir=data_dir)
     telemetry.configure(name, settings.log_format, settings.log_level)
@@ -145,7 +165,8 @@ def api(
         if supervisor_fd is None:
             await require_prepared(settings, dsn)
         listener = bind(settings) if fd is None else socket.socket(fileno=fd)
-        await run_api(settings, dsn, listener=listener, stop=stop, ready=ready)
+        board = None if figures is None else Board(figures)
+        await run_api(settings, dsn, name=name, listener=listener, stop=stop, ready=ready, board=board)
 
     run(main_, supervisor_fd=supervisor_fd)
 
@@ -157,11 +178,13 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Name in the log and in attempts.")] = None,
     node: Annotated[str | None, Hidden] = None,
     supervisor_fd: Annotated[int | None, Hidden] = None,
+    figures: Annotated[Path | None, Hidden] = None,
 ) -> None:
     """One worker process on a prepared database; as many as you like, on any machine."""
     from hookpost.app.children import run
     from hookpost.app.compose import run_worker
     from hookpost.app.supervisor import require_prepared
+    from hookpost.metrics import Board
 
     settings = load(pool=pool, data_dir=data_dir)
     node_id = uuid7() if node is None else UUID(node)
@@ -172,7 +195,8 @@ def worker(
     async def main_(stop: asyncio.Event, ready: asyncio.Event) -> None:
         if supervisor_fd is None:
             await require_prepared(settings, dsn)
-        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready)
+        board = None if figures is None else Board(figures)
+        await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready, board=board)
 
     run(main_, supervisor_fd=supervisor_fd)
 
@@ -274,20 +298,56 @@ def send(
     _show(Client().call("POST", "/v1/events", raw=f'{head[:-1]}, "payload": {text}}}'.encode()))
 
 
-@app.command()
-def events(
-    event_id: Annotated[str | None, typer.Argument(help="One event with its deliveries and attempts.")] = None,
+@events_app.command("list")
+def list_events(
     type: Annotated[str | None, typer.Option(help="Only this type.")] = None,
     limit: Annotated[int, typer.Option(help="How many.")] = 20,
 ) -> None:
-    """What happened to an event, or the newest events."""
+    """The newest events."""
+    _show(Client().call("GET", "/v1/events", type=type, limit=limit)["data"])
+
+
+@events_app.command("get")
+def get_event(event_id: str) -> None:
+    """One event with its deliveries and attempts."""
     client = Client()
-    if event_id is None:
-        _show(client.call("GET", "/v1/events", type=type, limit=limit)["data"])
-        return
     event = client.call("GET", f"/v1/events/{event_id}")
     event["attempts"] = client.call("GET", "/v1/deliveries", event_id=event_id, limit=100)["data"]
     _show(event)
+
+
+@events_app.command("why")
+def why_event(
+    event_id: str,
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="Only this endpoint.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As the API tells it.")] = False,
+) -> None:
+    """Why an event is where it is: what happened at each endpoint and what happens next, in plain words."""
+    why = Client().call("GET", f"/v1/events/{event_id}/explain", endpoint_id=endpoint)
+    if as_json:
+        _show(why)
+    else:
+        print("\n".join(_explained(why)))
+
+
+def _explained(why: Mapping[str, Any]) -> Iterator[str]:
+    """The answer of the API for a person at a terminal. What others wrote (types, filters) shows as text."""
+    yield _printable(f"{why['event_id']}  {why['type']}  accepted {why['created_at']}")
+    for each in why["endpoints"]:
+        reason = f" ({each['reason']})" if each["reason"] else ""
+        yield _printable(f"\n{each['endpoint_id']}  {each['status']}{reason}")
+        yield _printable(f"  {each['summary']}")
+        if each["next_step"]:
+            yield _printable(f"  -> {each['next_step']}")
+    if not why["endpoints"]:
+        yield "\nThe tenant had no endpoints."
+    if why["more"]:
+        yield "\nThere are more endpoints: ask for one with --endpoint."
+
+
+def _printable(text: str) -> str:
+    """Nothing of it steers the terminal; a line break at its beginning is ours."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 @app.command()
@@ -495,6 +555,7 @@ def create_endpoint(
     event: Annotated[list[str] | None, typer.Option(help="Event types: names, prefix.*, or *")] = None,
     ack: Annotated[bool, typer.Option("--ack", help="Delivered only when the receiver signs its answer.")] = False,
     header: Annotated[list[str] | None, typer.Option("--header", "-H", help="'name: value', sent with each.")] = None,
+    forward_trace: Annotated[bool, typer.Option("--forward-trace", help="Told the producer's own trace.")] = False,
 ) -> None:
     """Create an endpoint; the answer holds its signing secret."""
     body: dict[str, Any] = {"url": url}
@@ -504,6 +565,8 @@ def create_endpoint(
         body["events"] = event
     if ack:
         body["ack"] = "signed"
+    if forward_trace:
+        body["forward_trace"] = True
     _show(Client().call("POST", "/v1/webhook_endpoints", body))
 
 

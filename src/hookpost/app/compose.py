@@ -20,18 +20,20 @@ from hookpost import __version__, telemetry
 from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
-from hookpost.cold import ColdPayloads
 from hookpost.app.keyring import make_vault
+from hookpost.app.metrics_page import listening
+from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
+from hookpost.metrics import Board, Reporter, alone
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.cost import Prices
-from hookpost.policy.egress import EgressPolicy
+from hookpost.policy.egress import EgressPolicy, EgressProxy, parse_proxy
 from hookpost.policy.egress_health import OutagePolicy
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.signing import parse_secret
@@ -39,6 +41,7 @@ from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
+from hookpost.tracing import Sink, close_sink, open_sink, tracer
 from hookpost.transport import Transport
 from hookpost.worker import Worker, WorkerSettings
 
@@ -55,7 +58,12 @@ def egress_policy(settings: Settings) -> EgressPolicy:
         allow_networks=settings.allow_networks,
         deny_ports=frozenset(settings.deny_ports),
         https_only=settings.https_only,
+        proxy=_proxy(settings),
     )
+
+
+def _proxy(settings: Settings) -> EgressProxy | None:
+    return None if settings.egress_proxy is None else parse_proxy(settings.egress_proxy.get_secret_value())
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:
@@ -157,8 +165,10 @@ async def _installation(dsn: str) -> str:
 
 
 def quieten_libraries() -> None:
-    """asyncpg warns each second that it cannot fill its pool; that the database is away is said by us, once."""
+    """asyncpg warns each second that it cannot fill its pool; that the database is away is said by us, once. uvicorn
+    warns of each request that it cannot read: anybody could fill the log."""
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def tune_gc() -> None:
@@ -180,9 +190,17 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
 
 
 async def run_worker(
-    settings: Settings, dsn: str, *, name: str, node_id: UUID, stop: asyncio.Event, ready: asyncio.Event
+    settings: Settings,
+    dsn: str,
+    *,
+    name: str,
+    node_id: UUID,
+    stop: asyncio.Event,
+    ready: asyncio.Event,
+    board: Board | None,
 ) -> None:
-    """Deliver until ``stop`` is set; then finish or hand back."""
+    """Deliver until ``stop`` is set; then finish or hand back. ``board``: where a server's processes tell their
+    figures; one that runs alone has none."""
     clock = DatabaseClock()
     store = make_store(settings, dsn, application=f"hookpost {name}")
     await store.open()
@@ -193,6 +211,7 @@ async def run_worker(
         now=clock.now,
         ca_file=_ca_file(settings),
     )
+    sink = _span_sink(settings)
     worker = Worker(
         store=store,
         payloads=payloads,
@@ -215,6 +234,9 @@ async def run_worker(
             policies=policies(settings),
         ),
         rng=Random(secrets.randbits(64)),  # noqa: S311 - jitter, not cryptography
+        trace=None
+        if sink is None
+        else tracer(sink, ratio=settings.otel_ratio, service_version=__version__, worker=name),
     )
     maintenance = Maintenance(
         store,
@@ -237,8 +259,15 @@ async def run_worker(
         monotonic=clock.monotonic,
     )
     tune_gc()
-    async with _alerting(settings, store, payloads, clock) as alerts, asyncio.TaskGroup() as tasks:
+    metrics = alone(store, name=name, figures=worker.figures, tenants_max=settings.metrics_tenants)
+    async with (
+        _alerting(settings, store, payloads, clock) as alerts,
+        listening(None if board else settings.metrics_listen, metrics),
+        asyncio.TaskGroup() as tasks,
+    ):
+        reporting = [] if board is None else [tasks.create_task(Reporter(board, name, worker.figures).run())]
         tending = [
+            *reporting,
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
             tasks.create_task(rollups.run(stop)),
@@ -253,6 +282,13 @@ async def run_worker(
             task.cancel()
     await transport.close()
     await store.close()
+    if sink is not None:
+        close_sink(sink)
+
+
+def _span_sink(settings: Settings) -> Sink | None:
+    """Where spans go; None, and nothing of OpenTelemetry's is imported, unless the operator wants them."""
+    return None if settings.otel_endpoint is None else open_sink(settings.otel_endpoint)
 
 
 # ---- alerts ---------------------------------------------------------------------------------------------------------
@@ -285,7 +321,9 @@ async def _alerting(
 
 def alert_egress(settings: Settings) -> EgressPolicy:
     """What posts to the operator's URL may reach: the operator chose it, so ports are not denied."""
-    return EgressPolicy(allow_networks=(*settings.allow_networks, *settings.alert_allow_networks))
+    return EgressPolicy(
+        allow_networks=(*settings.allow_networks, *settings.alert_allow_networks), proxy=_proxy(settings)
+    )
 
 
 def mail_server(settings: Settings) -> MailServer:

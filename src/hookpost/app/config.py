@@ -21,9 +21,9 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from hookpost.policy.alerts import check_mail_address
-from hookpost.policy.egress import split_url
+from hookpost.policy.egress import parse_proxy, split_url
 from hookpost.policy.headers import parse_patterns
-from hookpost.policy.routing import POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.routing import FILTERS_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.policy.sealing import parse_keyring
 from hookpost.policy.signing import parse_secret
 
@@ -49,6 +49,7 @@ CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY"})
 """Variables of the client commands (`hookpost send` and others): known, but no settings of a server."""
 
 MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
 HOUR_S: Final = 3600.0
 DAY_S: Final = 24 * HOUR_S
 
@@ -94,6 +95,7 @@ SECRET_FIELDS: Final = frozenset(
         "alert_secret",
         "alert_url",
         "database_url",
+        "egress_proxy",
         "encryption_keys",
         "payload_store_url",
         "smtp_password",
@@ -220,6 +222,21 @@ def _alert_url(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _egress_proxy(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parse_proxy(value.get_secret_value())
+    return value
+
+
+def _public_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError("scheme and host are expected, for example https://hooks.example.com")
+    return value.rstrip("/")
+
+
 def _alert_secret(value: SecretStr | None) -> SecretStr | None:
     if value is not None:
         parse_secret(value.get_secret_value())
@@ -228,6 +245,26 @@ def _alert_secret(value: SecretStr | None) -> SecretStr | None:
 
 def _mail_address(value: str | None) -> str | None:
     return None if value is None else check_mail_address(value)
+
+
+def _listen(value: str | None) -> str | None:
+    if value is None:
+        return None
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and 1 <= int(port) <= PORT_MAX):
+        raise ValueError("host:port is expected, for example 127.0.0.1:9464 or [::1]:9464")
+    return value
+
+
+def _otel_endpoint(value: str | None) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address such as http://127.0.0.1:4318 is expected")
+    if parts.username is not None or parts.query:
+        raise ValueError("credentials go into OTEL_EXPORTER_OTLP_HEADERS, not into the address")
+    return value
 
 
 def _lower(value: object) -> object:
@@ -281,6 +318,11 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for all of IPv4, :: for all"
     )
     port: int = Field(8080, ge=0, le=PORT_MAX, description="port to listen on; 0 takes a free one")
+    public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
+        None,
+        description="address that people open the dashboard at; without it only localhost and IP addresses are served, "
+        "and with https its cookie is Secure",
+    )
     api_processes: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that accept events and serve the API")
     workers: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that deliver; more than cores do not help")
     shards: int = Field(
@@ -304,6 +346,64 @@ class Settings(BaseSettings):
 
     body_max_bytes: int = Field(
         MIB, ge=1024, le=BODY_BYTES_MAX, description="largest body of POST /v1/events, in bytes"
+    )
+    request_target_max: int = Field(
+        8 * 1024,
+        ge=256,
+        le=64 * 1024,
+        description="longest path with query of a request, in bytes (414), as with nginx",
+    )
+    request_headers_max: int = Field(
+        100, ge=20, le=1000, description="most header fields of a request (431), as with Apache"
+    )
+    request_header_bytes_max: int = Field(
+        32 * 1024, ge=2048, le=MIB, description="the same in bytes, all together; a key and its company take some 500"
+    )
+    request_head_s: float = Field(
+        10,
+        ge=1,
+        le=300,
+        description="time for a request's header fields to arrive (408): they fit in one packet or two",
+    )
+    request_body_s: float = Field(
+        15, ge=1, le=300, description="time for its body, beyond what REQUEST_BODY_RATE_MIN gives for its size (408)"
+    )
+    request_body_rate_min: int = Field(
+        16 * 1024, ge=1, le=GIB, description="slowest arrival of a body, in bytes a second: a bad mobile line's"
+    )
+    answer_s: float = Field(
+        30, ge=1, le=600, description="a client that does not read its answer for so long is cut off"
+    )
+    keep_alive_s: float = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="idle connections of clients are kept so long; above the 60 s of common load balancers, which must"
+        " close first",
+    )
+    connections_max: int = Field(
+        8_000,
+        ge=10,
+        le=60_000,
+        description="clients connected to one API process at once (503); each takes some 20 KiB and one open file",
+    )
+    connections_per_address_max: int = Field(
+        2_000,
+        ge=1,
+        le=60_000,
+        description="the same from one address (429): a load balancer or a producer with a pool, not a flood",
+    )
+    json_depth_max: int = Field(
+        256,
+        ge=16,
+        le=900,
+        description="arrays and objects inside one another in a payload (422): receivers' parsers stop",
+    )
+    json_number_chars_max: int = Field(
+        1024,
+        ge=32,
+        le=MIB,
+        description="longest number in a payload, in characters (422): more are an attack on parsers",
     )
     batch_max_events: int = Field(1000, ge=1, le=10_000, description="most events in one POST /v1/events/batch")
     ingest_queue_events: int = Field(
@@ -403,7 +503,15 @@ class Settings(BaseSettings):
         le=10_000_000,
         description="failed retries a minute that are let through however few attempts there are",
     )
-    endpoints_max: int = Field(10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most")
+    endpoints_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most (409): one event may go to all of them"
+    )
+    filters_max: int = Field(
+        100,
+        ge=1,
+        le=FILTERS_MAX,
+        description="filters of one endpoint at most (422): each is looked at for each new type",
+    )
     replay_rate_limit: float = Field(
         500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"
     )
@@ -438,7 +546,14 @@ class Settings(BaseSettings):
         description="headers that endpoints may add, separated by commas, * stands for any characters; those that "
         "frame, route or sign a request never are among them",
     )
-    https_only: bool = Field(False, description="refuse endpoints with http:// URLs")
+    https_only: bool = Field(
+        False, description="refuse http:// URLs of endpoints; deliveries to such that there are already fail and wait"
+    )
+    egress_proxy: Annotated[SecretStr | None, AfterValidator(_egress_proxy)] = Field(
+        None,
+        description="HTTP proxy that all requests to endpoints and to ALERT_URL leave through, by CONNECT, as"
+        " http://user:password@host:port; names are looked up here, and it is told addresses that were checked",
+    )
     ca_file: Annotated[Path | None, AfterValidator(_file)] = Field(
         None, description="PEM file of the authorities to trust for endpoints, instead of the built-in list"
     )
@@ -467,6 +582,20 @@ class Settings(BaseSettings):
     smtp_password: SecretStr | None = Field(None, description="the user's password")
     smtp_from: MailAddress | None = Field(None, description="address that mails come from; needed with SMTP_HOST")
 
+    metrics_listen: Annotated[str | None, AfterValidator(_listen)] = Field(
+        None,
+        description="host:port where /metrics is served without a key, e.g. 127.0.0.1:9464; it is at PORT with the"
+        " admin key anyway",
+    )
+    metrics_tenants: int = Field(
+        20, ge=0, le=1000, description="tenants with figures of their own in /metrics, those with the most attempts"
+    )
+    otel_endpoint: Annotated[str | None, AfterValidator(_otel_endpoint)] = Field(
+        None,
+        description="OTLP collector (HTTP) that takes a span for each attempt, e.g. http://127.0.0.1:4318; needs"
+        " hookpost[otel], everything else is set by OTEL_... variables",
+    )
+    otel_ratio: float = Field(1, ge=0, le=1, description="part of the events whose attempts make spans")
     log_format: LogFormat = Field("auto", description="text for people, json for machines, auto: text on a terminal")
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
 

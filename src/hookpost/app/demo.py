@@ -251,9 +251,10 @@ async def _demonstrate(server: Server, *, events: int, leave: bool, rate: float,
         client.call, "POST", "/v1/webhook_endpoints", {"url": f"http://127.0.0.1:{port}/webhooks"}
     )
     keys.append(parse_secret(endpoint["secret"]))
+    print(f"dashboard        {server.url}/dashboard")
     print(f"API              {server.url}/docs\nendpoint         {endpoint['url']}  ({endpoint['endpoint_id']})")
     if not leave:
-        print(f"key              {server.key}")
+        print(f"key              {server.key}  (sign in to the dashboard with it)")
         print(f"try              HOOKPOST_URL={server.url} HOOKPOST_API_KEY={server.key} hookpost send invoice.paid")
         print("stop with Ctrl-C", flush=True)
     producer = Producer(server.url, server.key, ledger)

@@ -17,15 +17,19 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from hookpost import __version__, telemetry
+from hookpost import __version__, telemetry, tracing
 from hookpost.app.children import READY
 from hookpost.app.compose import check_payloads, make_store
 from hookpost.app.config import Settings, as_environment, unknown_variables
 from hookpost.app.keyring import load_keyring, prepare_keys
+from hookpost.app.metrics_page import listening
+from hookpost.metrics import Board, Metrics, Platform, Reporter
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.contract import StoreUnavailable
@@ -107,8 +111,11 @@ def show_keys(keys: FirstKeys) -> None:
 class _Child:
     """One process: its life, and how it is replaced."""
 
-    def __init__(self, name: str, arguments: Callable[[UUID], list[str]], *, inherit: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, name: str, arguments: Callable[[UUID], list[str]], *, figures: Path, inherit: tuple[int, ...] = ()
+    ) -> None:
         self.name = name
+        self._figures = figures
         self.node_id = uuid7()
         self.ready = asyncio.Event()
         self._arguments = arguments
@@ -131,6 +138,8 @@ class _Child:
                 self.name,
                 "--supervisor-fd",
                 str(theirs.fileno()),
+                "--figures",
+                str(self._figures),
                 env=environment,
                 pass_fds=fds,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -177,6 +186,7 @@ class Supervisor:
         self._dsn = ""
         self._embedded: EmbeddedPostgres | None = None
         self._store: PostgresStore | None = None
+        self._board: Board | None = None
 
     async def run(self, stop: asyncio.Event, *, on_keys: Callable[[FirstKeys], None]) -> None:
         """Start everything, hand over the keys of a first start, and run until ``stop`` is set."""
@@ -185,6 +195,9 @@ class Supervisor:
         for unknown in unknown_variables():
             hint = "" if unknown.suggestion is None else f"; did you mean {unknown.suggestion}?"
             telemetry.log("unknown_setting", variable=unknown.variable, suggestion=hint)
+        if settings.otel_endpoint is not None:
+            # Here, as a worker that cannot start would be started again and again.
+            tracing.require()
         with contextlib.ExitStack() as stack:
             if settings.database_url is None:
                 self._embedded = EmbeddedPostgres(settings.data_dir)
@@ -200,16 +213,22 @@ class Supervisor:
             listener = stack.enter_context(bind(settings))
             self._store = make_store(settings, self._dsn, application="hookpost supervisor")
             await self._store.open()
+            # Nothing in it is secret or has to last; it goes with the server, or with the machine's temporary files.
+            figures = Path(stack.enter_context(TemporaryDirectory(prefix="hookpost-figures-")))
+            self._board = Board(figures)
             try:
-                await self._supervise(listener, stop)
+                await self._supervise(listener, stop, figures)
             finally:
                 await self._store.close()
         telemetry.log("server_stopped")
 
-    async def _supervise(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        children = self._children(listener)
+    async def _supervise(self, listener: socket.socket, stop: asyncio.Event, figures: Path) -> None:
+        children = self._children(listener, figures)
         environment = child_environment(self._settings, self._dsn)
-        async with asyncio.TaskGroup() as tasks:
+        assert self._store is not None and self._board is not None
+        metrics = Metrics(Platform(self._store, tenants_max=self._settings.metrics_tenants), self._board.read)
+        async with listening(self._settings.metrics_listen, metrics), asyncio.TaskGroup() as tasks:
+            reporter = tasks.create_task(Reporter(self._board, "serve").run())
             minders = [tasks.create_task(self._mind(child, environment)) for child in children]
             watcher = tasks.create_task(self._watch_database())
             announcer = tasks.create_task(self._announce(children, listener))
@@ -218,6 +237,7 @@ class Supervisor:
             self._stopping = True
             announcer.cancel()
             watcher.cancel()
+            reporter.cancel()
             limit_s = self._settings.stop_s + STOP_MARGIN_S
             # First those who take events in, then those who send them out.
             for kind in ("api", "worker"):
@@ -225,15 +245,15 @@ class Supervisor:
             for minder in minders:
                 minder.cancel()
 
-    def _children(self, listener: socket.socket) -> list[_Child]:
+    def _children(self, listener: socket.socket, figures: Path) -> list[_Child]:
         settings = self._settings
         fd = listener.fileno()
         children = [
-            _Child(f"api-{number}", lambda _: ["api", "--fd", str(fd)], inherit=(fd,))
+            _Child(f"api-{number}", lambda _: ["api", "--fd", str(fd)], figures=figures, inherit=(fd,))
             for number in range(1, settings.api_processes + 1)
         ]
         for number in range(1, settings.workers + 1):
-            children.append(_Child(f"worker-{number}", _worker_arguments))
+            children.append(_Child(f"worker-{number}", _worker_arguments, figures=figures))
         return children
 
     async def _announce(self, children: list[_Child], listener: socket.socket) -> None:
@@ -244,6 +264,7 @@ class Supervisor:
 
     async def _mind(self, child: _Child, environment: dict[str, str]) -> None:
         """Start the process, and again whenever it ends although nobody stopped it."""
+        assert self._board is not None
         wait_s = RESTART_S
         try:
             while True:
@@ -259,6 +280,8 @@ class Supervisor:
                 reason = f"signal {-code}" if code < 0 else f"exit code {code}"
                 telemetry.log("child_exited", child=child.name, pid=child.process.pid, reason=reason)
                 await self._free(child)
+                with contextlib.suppress(OSError):
+                    self._board.bury(child.name)
                 if asyncio.get_running_loop().time() - started > QUIET_S:
                     wait_s = RESTART_S
                 telemetry.log("child_restarted", child=child.name, delay_s=wait_s)

@@ -86,7 +86,7 @@ class Books:
     def _entry_of(self, lane: Lane, row: BacklogRow) -> Entry:
         return Entry(
             lane.shard, row.position, row.day, row.event_id, lane.endpoint.tenant.tenant_id, row.type, row.payload,
-            row.generation, row.created_at, 0,
+            row.generation, row.created_at, 0, row.trace,
         )  # fmt: skip
 
     def deadline_of(self, entry: Entry, config: Endpoint) -> float:
@@ -109,7 +109,7 @@ class Books:
             outcome.finished_at, outcome.status, outcome.error_code, work.retry_count, latency_ms, outcome.dns_ms,
             outcome.connect_ms, outcome.tls_ms, outcome.first_byte_ms, outcome.response_hash, outcome.response_head,
             outcome.request_bytes, outcome.response_bytes, self._worker, verdict, work.possible_duplicate,
-            outcome.address, outcome.protocol,
+            outcome.address, outcome.protocol, work.trace_id,
         ))  # fmt: skip
         self.pending_attempts += 1
         if not shard.touched:

@@ -260,7 +260,7 @@ class Engine:
     ) -> None:
         entry = Entry(
             shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, row.payload, row.generation,
-            row.created_at, len(owed),
+            row.created_at, len(owed), row.trace,
         )  # fmt: skip
         entry.done.extend(done)
         shard.progress.begin(entry)
@@ -501,6 +501,8 @@ class Engine:
         match decision:
             case Delivered():
                 self._books.record(shard, work, outcome, "delivered")
+                if not work.entry.generation:
+                    shard.delivered_after_s.append(outcome.finished_at - work.entry.created_at)
                 self._books.finish(work)
             case Retry(due_at=due_at):
                 self._books.record(shard, work, outcome, "retry")

@@ -18,9 +18,9 @@ class Shard:
     """One owned shard: its progress and what happened since the last settle."""
 
     __slots__ = (
-        "attempts", "dead", "deletes", "doubt_stored", "doubtful_until", "draining", "dropped_lanes", "fence",
-        "in_flight", "lanes", "notices", "number", "opened_at", "progress", "quiet_until", "read_created_at", "revived",
-        "settle_no", "touched", "upserts",
+        "attempts", "dead", "deletes", "delivered_after_s", "doubt_stored", "doubtful_until", "draining",
+        "dropped_lanes", "fence", "in_flight", "lanes", "notices", "number", "opened_at", "progress", "quiet_until",
+        "read_created_at", "revived", "settle_no", "touched", "upserts",
     )  # fmt: skip
 
     def __init__(self, takeover: Takeover, now: float) -> None:
@@ -45,6 +45,7 @@ class Shard:
         self.revived: list[tuple[UUID, UUID]] = []
         self.dropped_lanes: list[UUID] = []
         self.notices: list[Notice] = []
+        self.delivered_after_s: list[float] = []
 
     def take(self) -> ShardSettle:
         """Close the books of this shard up to now and open new ones."""
@@ -62,9 +63,11 @@ class Shard:
             dropped_lanes=self.dropped_lanes,
             clean=self.draining and self.in_flight == 0 and not self._doubtful(),
             notices=self.notices,
+            delivered_after_s=self.delivered_after_s,
         )
         self.attempts, self.upserts, self.deletes = [], {}, []
         self.dead, self.revived, self.dropped_lanes, self.notices = [], [], [], []
+        self.delivered_after_s = []
         self.touched = False
         return part
 

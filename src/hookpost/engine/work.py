@@ -37,7 +37,8 @@ TICK_S = 2e-6
 @dataclass(slots=True)
 class JournalRow:
     """One row of the journal: an event and whom it is owed to, a replay of one, or a control entry. ``ref`` is the
-    payload's place as it is stored; whoever hands the row to the engine has put it in the payload's stead."""
+    payload's place as it is stored; whoever hands the row to the engine has put it in the payload's stead.
+    ``trace``: of the producer (policy/trace)."""
 
     shard: int
     seq: int
@@ -51,6 +52,7 @@ class JournalRow:
     generation: int
     created_at: float
     ref: str | None = None
+    trace: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class BacklogRow:
     deadline: float
     created_at: float
     stored_at: float
+    trace: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Entry:
 
     __slots__ = (
         "created_at", "day", "done", "event_id", "generation", "payload", "queued", "remaining", "seq", "shard", "size",
-        "tenant_id", "type",
+        "tenant_id", "trace", "type",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +132,7 @@ class Entry:
         generation: int,
         created_at: float,
         remaining: int,
+        trace: bytes | None = None,
     ) -> None:
         self.shard = shard
         self.seq = seq
@@ -140,6 +144,7 @@ class Entry:
         self.generation = generation
         self.created_at = created_at
         self.remaining = remaining
+        self.trace = trace
         self.done: list[UUID] = []
         self.queued = 0
         self.size = 0 if payload is None else len(payload)
@@ -153,13 +158,14 @@ PROBE, RETRY, HELD = 1, 2, 4
 class Work:
     """One delivery in memory: an entry and the lane it waits in.
 
-    ``stored`` says that a backlog row exists for it. ``attempt_id`` is set by the worker before the request is sent.
+    ``stored`` says that a backlog row exists for it. ``attempt_id`` and ``trace_id`` (of the trace it is sent in,
+    where that is the producer's) are set by the worker before the request is sent.
     ``origin``: the receiver it was let go to; its endpoint may have another one by the time it ends.
     """
 
     __slots__ = (
         "attempt_id", "deadline", "due_at", "entry", "lane", "marks", "origin", "possible_duplicate", "retry_count",
-        "stored",
+        "stored", "trace_id",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +187,7 @@ class Work:
         self.stored = stored
         self.possible_duplicate = possible_duplicate
         self.attempt_id: UUID | None = None
+        self.trace_id: bytes | None = None
         self.marks = 0
         self.origin = ""
 
@@ -291,13 +298,15 @@ ATTEMPT_COLUMNS = (
     "scheduled_at", "started_at", "finished_at", "http_status", "error_code", "retry_count", "latency_ms", "dns_ms",
     "connect_ms", "tls_ms", "first_byte_ms", "response_hash", "response_head", "request_bytes", "response_bytes",
     "worker", "outcome", "possible_duplicate", "address", "protocol",
+    "trace_id",
 )  # fmt: skip
 Attempt = tuple[Any, ...]
 
 
 @dataclass(slots=True)
 class ShardSettle:
-    """What happened in one shard since its last settle."""
+    """What happened in one shard since its last settle. ``delivered_after_s``: how long after their acceptance events
+    were delivered, replays left out; for the figures alone."""
 
     shard: int
     fence: int
@@ -311,6 +320,7 @@ class ShardSettle:
     dropped_lanes: list[UUID]
     clean: bool = False
     notices: list[Notice] = field(default_factory=list)
+    delivered_after_s: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)

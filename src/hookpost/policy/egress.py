@@ -3,6 +3,9 @@
 The address of every socket is judged right before it connects (``verdict``); that is the security. The check of a URL
 is courtesy to whoever types it, and makes sure that what is stored, shown and sent is one and the same text.
 
+All requests to what somebody else has chosen come by here: deliveries, tests and the operator's alert URL, with a proxy
+as without (docs/adr/0020).
+
 The lists are the IANA special-purpose registries (RFC 6890 and its updates) plus the metadata services of the large
 clouds. ``ipaddress.is_global`` is no substitute: it differs between Python releases and lets NAT64, IPv4-compatible
 and site-local addresses pass.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import (
     AddressValueError,
@@ -24,10 +27,24 @@ from ipaddress import (
     ip_network,
 )
 from typing import TypeAlias
+from urllib.parse import unquote
 
 import idna
 
-__all__ = ["EgressPolicy", "Network", "Target", "UrlError", "check_url", "origin_of", "split_url", "verdict"]
+__all__ = [
+    "ANYWHERE",
+    "EgressPolicy",
+    "EgressProxy",
+    "Network",
+    "Target",
+    "UrlError",
+    "check_url",
+    "origin_of",
+    "parse_proxy",
+    "reachable",
+    "split_url",
+    "verdict",
+]
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -58,17 +75,33 @@ _METADATA_NAMES = frozenset({"metadata.google.internal", "metadata.goog", "insta
 _LOOPBACK_NAMES = frozenset({"localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"})
 
 
+ANYWHERE = _networks("0.0.0.0/0 ::/0")
+"""Opens all networks to whom the operator has named himself; not the metadata services, which nothing opens."""
+
+
 class UrlError(ValueError):
     """A URL that cannot be an endpoint's; the text tells what to change."""
 
 
 @dataclass(frozen=True, slots=True)
+class EgressProxy:
+    """The operator's HTTP proxy: all requests leave through tunnels that it opens (CONNECT, RFC 9110 §9.3.6)."""
+
+    host: str
+    port: int
+    user: str | None = None
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What the operator allows beyond the default: private networks; and forbids: ports, plain http."""
+    """What the operator allows beyond the default: private networks; what he forbids: ports, plain http; and the proxy
+    that requests leave through."""
 
     allow_networks: tuple[Network, ...] = ()
     deny_ports: frozenset[int] = frozenset()
     https_only: bool = False
+    proxy: EgressProxy | None = None
 
     def port_allowed(self, port: int) -> bool:
         """80, 443 and 1024–65535 may be targets, less ``deny_ports``."""
@@ -133,6 +166,35 @@ def _carried_v4(address: Address) -> tuple[IPv4Address, ...]:
 
 def _last_v4(address: Address) -> IPv4Address:
     return IPv4Address(int(address) & 0xFFFFFFFF)
+
+
+def reachable(addresses: Sequence[str], allow: Sequence[Network]) -> tuple[tuple[str, ...], str]:
+    """Those of a name's addresses that may be connected to, and why the first of the others may not.
+
+    For a proxy, which opens the sockets: it is told one of these, never the name. They are of one family, that of the
+    first: whether the proxy has the other is not known here.
+    """
+    refusals = {address: verdict(address, allow) for address in addresses}
+    allowed = [address for address, reason in refusals.items() if reason is None]
+    reason = next((f"{address}: {reason}" for address, reason in refusals.items() if reason is not None), "")
+    return tuple(address for address in allowed if (":" in address) is (":" in allowed[0])), reason
+
+
+_PROXY = re.compile(
+    r"http://(?:(?P<user>[^:@/?#]*)(?::(?P<password>[^@/?#]*))?@)?(?P<authority>[^@/?#]+)/?", re.IGNORECASE
+)
+
+
+def parse_proxy(text: str) -> EgressProxy:
+    """``http://[user:password@]host:port``, user and password percent-encoded; raises UrlError."""
+    parts = _PROXY.fullmatch(text)
+    if parts is None or _FORBIDDEN.search(text):
+        raise UrlError("a proxy is written http://host:port or http://user:password@host:port")
+    host, port, _ = _host_and_port(parts["authority"], 0)
+    if not port:
+        raise UrlError("the proxy needs its port: http://host:port")
+    user = parts["user"]
+    return EgressProxy(host, port, None if user is None else unquote(user), unquote(parts["password"] or ""))
 
 
 def check_url(text: str, policy: EgressPolicy) -> str:

@@ -4,6 +4,9 @@ When our network, our resolver or our egress proxy fails, all receivers seem to 
 well for `well_s` behind an answer of it. Our way out is down when, since anybody has answered at all, so many of the
 receivers that were well, and most of them, failed at connect. It is back with the first answer, whoever gives it.
 
+An egress proxy that cannot be reached, or that does not let us in, needs no such proof: nobody can be reached without
+it, so the first request that it fails says that we are down (``Outcome.ours``).
+
 So one receiver that still answers says that it is not us: a way out that is half broken is not called down, and a
 provider that takes many receivers down with it is called down only until somebody else is asked. Pure: `now` is an
 argument.
@@ -72,6 +75,8 @@ class EgressHealth:
         """Learn from an outcome; True when it is down or back from here on."""
         if outcome.status is not None:
             return self._answered(receiver, now)
+        if outcome.ours and self._policy.receivers:
+            return self._down(now)
         if outcome.error_code in AT_CONNECT and self._policy.receivers and self.was_well(receiver, now=now):
             return self._failed(receiver, now)
         return False
@@ -94,11 +99,14 @@ class EgressHealth:
 
     def _failed(self, receiver: str, now: float) -> bool:
         self._failing.add(receiver)
-        if self.down_since is not None or len(self._failing) < self._policy.receivers:
+        if len(self._failing) < self._policy.receivers:
             return False
         since = now - self._policy.well_s
         well = sum(at >= since for at in {**self._well_before, **self._well}.values())
-        if 2 * len(self._failing) <= well:
+        return 2 * len(self._failing) > well and self._down(now)
+
+    def _down(self, now: float) -> bool:
+        if self.down_since is not None:
             return False
         self.down_since = now
         return True

@@ -19,6 +19,7 @@ from hookpost.engine.work import BacklogRow, Fetch, JournalRow, ShardSettle, Tak
 from hookpost.model import Endpoint, Health, PayloadRef, Tenant
 from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
+from hookpost.policy.explain import EventWhy
 
 
 class StoreUnavailable(Exception):
@@ -96,6 +97,11 @@ class HeaderValue:
 HeaderChange: TypeAlias = Mapping[str, HeaderValue | None] | None
 
 
+# What a request changes of an endpoint's TLS: of ``ca``, ``cert`` and ``key`` in PEM (a pair, or both None) what is not
+# named stays. None: all of it goes.
+TlsChange: TypeAlias = Mapping[str, str | None] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrapped:
     """One step of a rotation of the encryption key: data keys wrapped anew, and how many are left."""
@@ -140,7 +146,8 @@ class Verdict(IntEnum):
 
 
 class NewEvent(msgspec.Struct, gc=False):
-    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. A payload
+    """An event to append; ``request_hash`` tells equal requests of one idempotency key from different ones. ``span``:
+    of the producer in its trace, and the flags (policy/trace). A payload
     that lies in the payload store was put there under this event's id.
 
     A struct, like its answer, as there is one of each for every event: they cost a third of a dataclass.
@@ -154,6 +161,7 @@ class NewEvent(msgspec.Struct, gc=False):
     key: str | None = None
     request_hash: bytes | None = None
     trace_id: UUID | None = None
+    span: bytes | None = None
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
@@ -690,6 +698,48 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
+    living worker owns it."""
+
+    shard: int
+    pool: str
+    depth: int
+    age_s: float
+    owned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TenantFigures:
+    """What a tenant has had since the day (UTC) began."""
+
+    tenant_id: UUID
+    accepted: int
+    attempts: int
+    delivered: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformFigures:
+    """The platform as the store sees it: its shards; what waits, by reason (counted to a limit; ``backlog_exact``); the
+    tenants with the most attempts today; how far behind the rollups are (None: nothing was counted yet)."""
+
+    shards: tuple[ShardFigures, ...]
+    backlog: Mapping[str, int]
+    backlog_exact: bool
+    tenants: tuple[TenantFigures, ...]
+    rollups_behind_s: float | None
+
+
+class FiguresStore(Protocol):
+    """What a page of metrics asks of the store."""
+
+    async def platform_figures(self, *, backlog_max: int, tenants_max: int) -> PlatformFigures:
+        """How the platform stands now, in bounded time: at most so many rows of the backlog are counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Metered:
     """What the platform and its tenants had on some days: the total and those with the most attempts (or the one tenant
     that was asked for), as rows of the metering; and what an attempt's row takes on disk (None: too few to tell)."""
@@ -708,7 +758,74 @@ class Matched:
     exact: bool
 
 
-class AdminStore(Protocol):
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """A page of a search that looks at so many rows and no more: what was found among them, how many there were, and
+    the sort key to go on behind when there may be more."""
+
+    rows: list[dict[str, Any]]
+    looked_at: int
+    next_key: tuple[Any, ...] | None
+
+
+class SearchStore(Protocol):
+    """What people look for, found through an index or among the newest rows; never by a scan of the history.
+    ``tenant_id`` None searches across tenants (admin)."""
+
+    async def events_by_trace(self, tenant_id: UUID | None, trace_id: UUID, *, limit: int) -> list[dict[str, Any]]:
+        """The newest events that a producer posted in this trace."""
+
+    async def events_by_key(self, tenant_id: UUID | None, key: str, *, limit: int) -> list[dict[str, Any]]:
+        """The newest events that were posted with this idempotency key."""
+
+    async def endpoints_by_host(self, tenant_id: UUID | None, host: str, *, limit: int) -> list[dict[str, Any]]:
+        """Endpoints at this host or at a subdomain of it, newest first."""
+
+    async def endpoint_urls(self, tenant_id: UUID | None, endpoint_ids: Collection[UUID]) -> dict[UUID, str]:
+        """The URLs of those of these endpoints that there are or were."""
+
+    async def scan_events(
+        self,
+        tenant_id: UUID | None,
+        *,
+        type: str,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Scanned:
+        """Events of a type, newest first, among the newest there are."""
+
+    async def scan_attempts(
+        self,
+        tenant_id: UUID | None,
+        *,
+        outcome: str | None,
+        http_status: tuple[int, int] | None,
+        since: float | None,
+        until: float | None,
+        after: tuple[Any, ...] | None,
+        limit: int,
+    ) -> Scanned:
+        """Attempts with an outcome and a status from one to another, newest first, among the newest there are."""
+
+    async def list_waiting_of_all(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """What waits in the backlog, whatever the endpoint."""
+
+    async def latest_latencies_ms(self, tenant_id: UUID | None, *, since: float) -> list[float]:
+        """Of the latest deliveries: from the acceptance of the event to the 2xx."""
+
+    async def failing_endpoints(self, tenant_id: UUID | None, *, since: float, limit: int) -> list[dict[str, Any]]:
+        """The endpoints with the most failed attempts lately, by the rollups."""
+
+    async def open_breakers(self, tenant_id: UUID | None, *, limit: int) -> list[dict[str, Any]]:
+        """Breakers that hold deliveries back, those that opened last first."""
+
+    async def dead_letter_groups(self, tenant_id: UUID | None) -> list[dict[str, Any]]:
+        """The newest dead letters, counted by endpoint and reason; the largest groups first."""
+
+
+class AdminStore(SearchStore, FiguresStore, Protocol):
     """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
 
     async def ping(self) -> float:
@@ -795,6 +912,12 @@ class AdminStore(Protocol):
 
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         """Raises NotFound."""
+
+    async def why(
+        self, tenant_id: UUID | None, event_id: UUID, endpoint_id: UUID | None, *, owed_max: int, others_max: int
+    ) -> EventWhy:
+        """What is recorded of an event at one endpoint; or at ``owed_max`` of those it was owed to and at the newest
+        ``others_max`` of the others. Raises NotFound, also for an endpoint that its tenant never had."""
 
     async def list_events(
         self,

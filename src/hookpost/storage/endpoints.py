@@ -16,6 +16,7 @@ from hookpost.model import (
     RetryPolicy,
     Secret,
     Timeouts,
+    TlsIdentity,
 )
 from hookpost.policy.headers import HeaderRefused, check_headers
 from hookpost.storage.contract import HeaderChange, Unfit
@@ -51,12 +52,14 @@ class EndpointDefaults:
             ordered=row["ordered"],
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
             signed_ack=row["ack"] is not None,
+            forward_trace=row["forward_trace"],
             health=_health(row),
             pinned=row["pinned"],
             barred=row["barred"],
             ordered_to=None if row["ordered_seq"] is None else (row["ordered_shard"], row["ordered_seq"]),
             headers=None if row["locked"] else _own_headers(row["headers"], row["secret_headers"]),
             locked=row["locked"],
+            tls=None if row["locked"] else _tls(row),
         )
 
 
@@ -94,6 +97,11 @@ def _own_headers(plain: Mapping[str, str | None], hidden: Mapping[str, str]) -> 
         return OwnHeaders(fault=str(error))
     content_type, user_agent = values.pop("content-type", None), values.pop("user-agent", None)
     return OwnHeaders(content_type, user_agent, "".join(f"{name}: {value}\r\n" for name, value in values.items()))
+
+
+def _tls(row: Mapping[str, Any]) -> TlsIdentity | None:
+    parts = (row["tls_ca"], row["tls_cert"], row["tls_key"])
+    return TlsIdentity(*((part or "").encode() for part in parts)) if any(parts) else None
 
 
 def _health(row: Mapping[str, Any]) -> Health:

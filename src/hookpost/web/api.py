@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
+from hookpost.metrics import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
@@ -29,6 +30,7 @@ from hookpost.policy.headers import MASK, HeaderRefused, check_header, holds_a_s
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
 from hookpost.policy.routing import SHARDS_MAX
 from hookpost.policy.signing import GENERATED_BYTES, SecretError, parse_secret, show_secret
+from hookpost.policy.tls import TlsError, check_authorities, check_identity
 from hookpost.storage.contract import (
     AdminStore,
     ControlAction,
@@ -41,6 +43,7 @@ from hookpost.storage.contract import (
     ReplayFilter,
     ReplayState,
     StoreUnavailable,
+    TlsChange,
 )
 from hookpost.web import schemas, shown
 from hookpost.web.auth import Principal
@@ -75,6 +78,7 @@ class WebSettings:
 
     cursor_secret: bytes = field(repr=False)
     version: str = "0"
+    public_url: str | None = None
     egress: EgressPolicy = field(default_factory=EgressPolicy)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -83,6 +87,7 @@ class WebSettings:
     endpoint_max_in_flight: int = 64
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
+    filters_max: int = 100
     replay_rate_limit: float = 500.0
     secret_grace_s: float = 86_400.0
     prices: Prices = field(default_factory=Prices)
@@ -100,6 +105,7 @@ class Api:
     submit: Submit
     settings: WebSettings
     cursors: Cursors
+    metrics: Metrics
 
     def new_id(self) -> UUID:
         """A fresh UUIDv7."""
@@ -495,11 +501,11 @@ async def list_events(api: ApiOf, asking: Asking, query: Annotated[EventQuery, Q
 async def get_event(api: ApiOf, asking: Asking, event_id: str) -> Response:
     """An event, its payload as it was posted, and what became of each delivery."""
     view = await api.store.get_event(asking.reader(), _path_id("evt", event_id, "event"))
-    payload, state = await _payload(api.payloads, view.event)
+    payload, state = await payload_of(api.payloads, view.event)
     return _json(shown.event(view, payload, state))
 
 
-async def _payload(payloads: PayloadStore, event: Mapping[str, Any]) -> tuple[bytes | None, str]:
+async def payload_of(payloads: PayloadStore, event: Mapping[str, Any]) -> tuple[bytes | None, str]:
     """An event's payload and what became of it: stored, removed (on request) or missing."""
     if event["payload_ref"] is None:
         return event["payload"], "stored"
@@ -788,14 +794,24 @@ def _endpoint_changes(
         changes["url"] = _checked_url(settings, form.url)
     if "events" in given:
         changes["events"] = list(dict.fromkeys(form.events or ["*"]))
+        if len(changes["events"]) > settings.filters_max:
+            raise invalid(
+                "events", f"an endpoint may have {settings.filters_max} filters: use prefixes such as invoice.*"
+            )
     if "ordered" in given:
         changes["ordered"] = bool(form.ordered)
+    if "forward_trace" in given:
+        changes["forward_trace"] = bool(form.forward_trace)
     if "ack" in given:
         changes["ack"] = form.ack or None
     if "metadata" in given:
         changes["metadata"] = form.metadata or {}
     if "headers" in given:
         changes["headers"] = _header_change(settings, form.headers)
+    if "tls" in given:
+        changes["tls"] = _tls_change(settings, form.tls)
+    if "tls" in given or "url" in given:
+        _check_tls_url(dict(current) | changes)
     if "enabled" in given:
         changes |= _status_change(form.enabled is not False, current)
     if "retry" in given:
@@ -829,6 +845,39 @@ def _header_change(settings: WebSettings, given: HeaderChange) -> HeaderChange:
     if errors:
         raise invalid_fields(errors)
     return change
+
+
+def _tls_change(settings: WebSettings, form: schemas.TlsForm | None) -> TlsChange:
+    """What a request changes of the endpoint's TLS."""
+    if form is None:
+        return None
+    given = form.given()
+    pair = [name for name in ("client_cert_pem", "client_key_pem") if name in given]
+    if len(pair) == 1 or (form.client_cert_pem is None) is not (form.client_key_pem is None):
+        raise invalid("tls", "client_cert_pem and client_key_pem come together, or both are null")
+    change: dict[str, str | None] = {}
+    field = "tls.ca_pem"
+    try:
+        if "ca_pem" in given:
+            change["ca"] = None if form.ca_pem is None else check_authorities(form.ca_pem, now=settings.now())
+        field = "tls.client_cert_pem"
+        if pair and form.client_cert_pem is not None and form.client_key_pem is not None:
+            change["cert"], change["key"] = check_identity(
+                form.client_cert_pem, form.client_key_pem, now=settings.now()
+            )
+        elif pair:
+            change["cert"] = change["key"] = None
+    except TlsError as error:
+        raise invalid(field, str(error)) from error
+    return change
+
+
+def _check_tls_url(row: Mapping[str, Any]) -> None:
+    """TLS of its own is of use to https:// alone; ``row``: the endpoint as it will be."""
+    wanted = row.get("tls", {})
+    stored = {} if wanted is None else {"ca": row.get("tls_ca"), "cert": row.get("tls_cert")} | dict(wanted)
+    if row["url"].startswith("http://") and any(stored.values()):
+        raise invalid("tls", "it needs a URL that begins with https://: change the URL, or set tls to null")
 
 
 def _checked_url(settings: WebSettings, url: str) -> str:

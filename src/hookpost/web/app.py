@@ -13,13 +13,15 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from hookpost.metrics import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import audit, problems, schemas, stats
+from hookpost.web import audit, explain, metrics, problems, schemas, search, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
+from hookpost.web.dashboard.site import Dashboard
 from hookpost.web.problems import Problem, refusal
 
 __all__ = ["BODY_BYTES_MAX", "EVENT_PATHS", "WebSettings", "make_app"]
@@ -35,7 +37,8 @@ BODY_BYTES_MAX = 128 * 1024
 # A client that takes longer for so little is stuck, or wants to keep us waiting.
 BODY_S_MAX = 30.0
 EVENT_PATHS = frozenset({"/v1/events", "/v1/events/batch"})
-_PROTECTED = "/v1/"
+_DASHBOARD = "/dashboard"
+_PROTECTED = ("/v1/", "/metrics")
 _METHODS = frozenset({"get", "post", "patch", "put", "delete"})
 _SAFETY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in problems.SAFETY_HEADERS.items()]
 
@@ -48,9 +51,10 @@ def make_app(
     submit: Submit,
     raw_events: AsgiApp,
     settings: WebSettings,
+    shown_metrics: Metrics | None = None,
     lifespan: Any = None,
 ) -> AsgiApp:
-    """The application of one API process."""
+    """The application of one API process. ``shown_metrics``: the page of its server; None: of this process alone."""
     app = FastAPI(
         title="Hookpost",
         version=settings.version,
@@ -59,21 +63,30 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.api = Api(store, payloads, submit, settings, Cursors(settings.cursor_secret))
+    app.state.api = Api(
+        store, payloads, submit, settings, Cursors(settings.cursor_secret), shown_metrics or alone(store)
+    )
     app.include_router(routes.router)
+    app.include_router(explain.router)
+    app.include_router(metrics.router)
     app.include_router(stats.router)
     app.include_router(audit.router)
+    app.include_router(search.router)
     app.add_middleware(_CatchAll)
     problems.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's own way to extend the document
-    return _Dispatcher(app, authenticator, raw_events)
+    dashboard = Dashboard(
+        app, app.state.api, authenticator, secret=settings.cursor_secret, public_url=settings.public_url
+    )
+    return _Dispatcher(app, authenticator, raw_events, dashboard)
 
 
 class _Dispatcher:
     """In front of everything: raw events, authentication, limits of bodies, headers of answers."""
 
-    def __init__(self, app: AsgiApp, authenticator: Authenticator, raw_events: AsgiApp) -> None:
+    def __init__(self, app: AsgiApp, authenticator: Authenticator, raw_events: AsgiApp, dashboard: AsgiApp) -> None:
         self._app = app
+        self._dashboard = dashboard
         self._authenticator = authenticator
         self._raw_events = raw_events
 
@@ -83,6 +96,8 @@ class _Dispatcher:
             await self._app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"] in EVENT_PATHS:
             await self._raw_events(scope, receive, send)
+        elif scope["path"] == _DASHBOARD or scope["path"].startswith(_DASHBOARD + "/"):
+            await self._dashboard(scope, receive, send)
         else:
             await self._answer(scope, receive, _with_safety_headers(send))
 
@@ -226,7 +241,8 @@ _WORDS = {
     "429": "More events than the tenant's limit allows: try again after Retry-After",
     "503": "The store does not answer: try again after Retry-After",
 }
-_ALWAYS = ("400", "401", "403", "422", "503")
+# 404 is also the answer to an X-Tenant-Id that names no tenant.
+_ALWAYS = ("400", "401", "403", "404", "422", "503")
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -264,11 +280,9 @@ def _add_schemas(known: dict[str, Any]) -> None:
 
 def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     """Add what all routes under /v1 have in common."""
-    named = {parameter["name"] for parameter in operation.get("parameters", ())}
     codes = {
         *_ALWAYS,
         *(["429"] if method == "post" and (path in EVENT_PATHS or path.endswith("/test")) else []),
-        *(["404"] if "{" in path or "tenant_id" in named else []),
         *(["413", "415", "409"] if method != "get" else []),
     }
     for code in sorted(codes):

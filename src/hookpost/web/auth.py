@@ -131,12 +131,31 @@ class Authenticator:
         if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
             raise _unauthorized()
         digest = _digest(authorization, tenant_header)
+        return await self._resolve(digest, lambda: self._look_up(authorization, tenant_header))
+
+    async def reference(self, token: str) -> str:
+        """What a session keeps in place of a key: which key it is and a print of what is stored of it, of no use as a
+        key. Raises Problem 401, or StoreUnavailable."""
+        if len(token) > AUTHORIZATION_CHARS_MAX:
+            raise _unauthorized()
+        key = await _in_time(asyncio.ensure_future(self._valid_key(token)))
+        if key is None or (key.expires_at is not None and key.expires_at <= self._now()):
+            raise _unauthorized()
+        return f"{key.key_id}.{_print_of(key)}"
+
+    async def referred(self, reference: str) -> Principal:
+        """Who a session's reference stands for; it ends with its key, as soon as requests with the key itself would.
+        Raises Problem 401, or StoreUnavailable."""
+        digest = sha256(b"reference\n" + reference.encode("utf-8", "replace")).digest()
+        return await self._resolve(digest, lambda: self._look_up_reference(reference))
+
+    async def _resolve(self, digest: bytes, look_up: Callable[[], Awaitable[_Known]]) -> Principal:
         known = self._known.get(digest)
         if known is not None and not self._good(known) and known.key_id is not None:
             await self._look_for_revocations()
             known = self._known.get(digest)
         if known is None or not self._good(known):
-            known = await self._ask_once(digest, lambda: self._look_up(authorization, tenant_header))
+            known = await self._ask_once(digest, look_up)
         if known.expires_at is not None and known.expires_at <= self._now():
             raise _unauthorized()
         self._used[known.used_key_id] = self._now()
@@ -255,6 +274,20 @@ class Authenticator:
             key_id = key.key_id
         return _Known(principal, 0.0, key.expires_at, key_id, key.key_id)
 
+    async def _look_up_reference(self, reference: str) -> _Known:
+        key_id, _, print_ = reference.partition(".")
+        if key_id:
+            key = await self._store.find_key(key_id)
+        else:
+            own = self._admin_key_hash
+            key = None if own is None else ApiKey("", None, own, frozenset(), None, revoked=False)
+        replaced = key is not None and bool(key_id) and key.tenant_id is None and self._admin_key_hash is not None
+        if key is None or key.revoked or replaced or not same_hash(_print_of(key).encode(), print_.encode()):
+            raise _unauthorized()
+        if key.tenant_id is None:
+            return _Known(Principal(None, True, SCOPES), 0.0, key.expires_at)
+        return _Known(Principal(key.tenant_id, False, key.scopes or SCOPES), 0.0, key.expires_at, key.key_id)
+
     async def _valid_key(self, token: str) -> ApiKey | None:
         """The key that the token proves. An unknown key id costs the same work as a wrong secret."""
         if self._admin_key_hash is not None and same_hash(hash_secret(token), self._admin_key_hash):
@@ -288,6 +321,11 @@ def _name_of(key: ApiKey) -> str:
 def _digest(authorization: str, tenant_header: str | None) -> bytes:
     text = authorization if tenant_header is None else f"{authorization}\n{tenant_header}"
     return sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _print_of(key: ApiKey) -> str:
+    """Changes with the stored hash, so that no session outlives a key that was replaced; tells nothing of it."""
+    return sha256(b"print\n" + key.key_hash).hexdigest()[:32]
 
 
 async def _in_time(task: asyncio.Task[_T]) -> _T:

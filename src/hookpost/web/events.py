@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from time import monotonic
 from typing import Any
@@ -19,7 +19,9 @@ import msgspec
 from hookpost import telemetry
 from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Refused, Submission, UnknownEndpoint, UnknownTenant
 from hookpost.model import IdError, parse_id
+from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.routing import RESERVED_PREFIX
+from hookpost.policy.trace import Trace, parse_traceparent
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
 from hookpost.web.limits import limit_headers
@@ -33,7 +35,6 @@ Render = Callable[[list[Answer]], bytes]
 Read = Callable[[Fields, bytes], tuple[list[Submission], Render]]
 
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 KEY_CHARS_MAX = 255
 # Types that are known to be valid; a tenant has dozens, and an event's is looked at before anything is known of it.
 TYPES_REMEMBERED = 1024
@@ -79,6 +80,7 @@ class EventLimits:
     body_max_bytes: int = 1024 * 1024
     batch_max_events: int = 1000
     receiving_max_bytes: int = 64 * 1024 * 1024
+    json: JsonBounds = field(default_factory=JsonBounds)
 
 
 class EventRoutes:
@@ -114,7 +116,7 @@ class EventRoutes:
         spent_s = monotonic() - began
         _check_content(fields)
         body = await self._body(fields, receive)
-        read = self._read_batch if scope["path"].endswith("/batch") else _read_single
+        read = self._read_batch if scope["path"].endswith("/batch") else self._read_single
         submissions, render = read(fields, body)
         answer = render(await self._ingest.submit(tenant_id, submissions, spent_s=spent_s))
         return 202, self._headers(tenant_id), answer
@@ -130,7 +132,7 @@ class EventRoutes:
     def in_place(self) -> dict[bytes, InPlace]:
         """How to answer requests for these targets without a task, see `wire.Protocol`."""
         return {
-            b"/v1/events": partial(self._post, "/v1/events", _read_single),
+            b"/v1/events": partial(self._post, "/v1/events", self._read_single),
             b"/v1/events/batch": partial(self._post, "/v1/events/batch", self._read_batch),
         }
 
@@ -172,7 +174,7 @@ class EventRoutes:
             self._receiving -= reserved
 
     def _read_batch(self, fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
-        trace_id = _trace_id(fields.get(b"traceparent"))
+        trace = _trace(fields)
         items: Sequence[bytes | _Event] = _all_at_once(body) or _one_by_one(body)
         limit = self._limits.batch_max_events
         if not 1 <= len(items) <= limit:
@@ -181,12 +183,45 @@ class EventRoutes:
         results: list[bytes | None] = []
         for item in items:
             try:
-                submission = _checked(item, None, trace_id) if isinstance(item, _Event) else _submission(item, trace_id)
+                if isinstance(item, _Event):
+                    submission = self._checked(item, None, trace)
+                else:
+                    submission = self._submission(item, trace)
                 submissions.append(submission)
                 results.append(None)
             except Problem as problem:
                 results.append(_error(problem))
         return submissions, partial(_batch_answer, results)
+
+    def _read_single(self, fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
+        submission = self._submission(body, _trace(fields))
+        key = fields.get(b"idempotency-key")
+        if key is not None:
+            submission.key = _header_key(key, submission.key)
+        return [submission], _single_answer
+
+    def _submission(self, body: bytes, trace: Trace | None) -> Submission:
+        event, disguise = _decode(_decode_event, body)
+        return self._checked(event, disguise, trace)
+
+    def _checked(self, event: _Event, disguise: _Disguise | None, trace: Trace | None) -> Submission:
+        payload, key = bytes(event.payload), event.idempotency_key
+        if disguise is not None:
+            payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
+        _check_type(event.type)
+        if key is not None:
+            _check_key(key)
+        beyond = self._limits.json.fault(payload)
+        if beyond is not None:
+            raise _bad("payload", beyond)
+        return Submission(
+            type=event.type,
+            payload=payload,
+            key=key,
+            targets=None if event.target_endpoints is None else _targets(event.target_endpoints),
+            trace_id=None if trace is None else trace.trace_id,
+            span=None if trace is None else trace.span,
+        )
 
 
 # ---- form ---------------------------------------------------------------------------------------------------------
@@ -241,7 +276,9 @@ def _decode(decoder: Callable[[bytes], Any], body: bytes) -> tuple[Any, _Disguis
     except msgspec.ValidationError as error:
         field, message = _where(str(error))
         raise _bad(field, message) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except RecursionError:
+        raise Problem(422, "Invalid event", "The body nests far deeper than a payload may.") from None
+    except msgspec.DecodeError as error:
         raise Problem(400, "Bad request", f"The body is not JSON: {error}.") from None
 
 
@@ -303,35 +340,6 @@ def _where(text: str) -> tuple[str, str]:
     return field, message
 
 
-def _read_single(fields: Fields, body: bytes) -> tuple[list[Submission], Render]:
-    submission = _submission(body, _trace_id(fields.get(b"traceparent")))
-    key = fields.get(b"idempotency-key")
-    if key is not None:
-        submission.key = _header_key(key, submission.key)
-    return [submission], _single_answer
-
-
-def _submission(body: bytes, trace_id: UUID | None) -> Submission:
-    event, disguise = _decode(_decode_event, body)
-    return _checked(event, disguise, trace_id)
-
-
-def _checked(event: _Event, disguise: _Disguise | None, trace_id: UUID | None) -> Submission:
-    payload, key = bytes(event.payload), event.idempotency_key
-    if disguise is not None:
-        payload, key = disguise.show(payload), None if key is None else disguise.show_text(key)
-    _check_type(event.type)
-    if key is not None:
-        _check_key(key)
-    return Submission(
-        type=event.type,
-        payload=payload,
-        key=key,
-        targets=None if event.target_endpoints is None else _targets(event.target_endpoints),
-        trace_id=trace_id,
-    )
-
-
 @lru_cache(maxsize=TYPES_REMEMBERED)
 def _check_type(event_type: str) -> None:
     if _TYPE.fullmatch(event_type) is None:
@@ -370,12 +378,10 @@ def _check_key(key: str) -> None:
         raise _bad("idempotency_key", "no NUL and no unpaired surrogates")
 
 
-def _trace_id(traceparent: bytes | None) -> UUID | None:
-    """The trace of the producer (W3C Trace Context); what is not valid is as good as absent."""
-    if traceparent is None:
-        return None
-    match = _TRACEPARENT.fullmatch(traceparent)
-    return None if match is None else UUID(match[1].decode())
+def _trace(fields: Fields) -> Trace | None:
+    """The trace of the producer; what is not valid is as good as absent."""
+    traceparent = fields.get(b"traceparent")
+    return None if traceparent is None else parse_traceparent(traceparent)
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------

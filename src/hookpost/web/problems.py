@@ -41,13 +41,15 @@ _SLUGS = {
     408: "request-timeout",
     409: "conflict",
     413: "content-too-large",
+    414: "uri-too-long",
     415: "unsupported-media-type",
     422: "invalid",
     429: "rate-limited",
+    431: "header-fields-too-large",
     500: "internal-error",
     503: "unavailable",
 }
-_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+_TITLES = {413: "Content Too Large", 414: "URI Too Long", 422: "Unprocessable Content"}
 
 
 class Problem(Exception):

@@ -16,11 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Wi
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.policy.headers import HEADERS_MAX
-from hookpost.policy.routing import HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.tls import PEM_CHARS_MAX
 from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
 
-FILTERS_MAX = 100
 DESCRIPTION_CHARS_MAX = 1000
 NAME_CHARS_MAX = 200
 UID_CHARS_MAX = 255
@@ -183,6 +183,7 @@ HeaderInput = Annotated[
         }
     ),
 ]
+Pem = Annotated[Text, Field(min_length=1, max_length=PEM_CHARS_MAX)]
 
 
 class _Form(BaseModel):
@@ -215,6 +216,16 @@ class TimeoutsForm(_Form):
     total_s: TimeoutSeconds | None = None
 
 
+class TlsForm(_Form):
+    """TLS of an endpoint's own, in PEM: absent leaves, null removes. Certificate and key come together."""
+
+    ca_pem: Annotated[Pem | None, Field(description="certificates to trust for it, instead of the public ones")] = None
+    client_cert_pem: Annotated[
+        Pem | None, Field(description="certificate that we show to it (mTLS), its chain behind it")
+    ] = None
+    client_key_pem: Annotated[Pem | None, Field(description="its private key; sealed, and never shown again")] = None
+
+
 class _EndpointForm(_Form):
     events: Filters | None = None
     enabled: bool | None = None
@@ -237,6 +248,10 @@ class _EndpointForm(_Form):
             "Those whose name tells of a secret, and those with `secret: true`, are write-only",
             examples=[{"x-team": "payments", "authorization": "Bearer …", "x-pin": {"value": "…", "secret": True}}],
         ),
+    ] = None
+    tls: TlsForm | None = None
+    forward_trace: Annotated[
+        bool | None, Field(description="true: it is told the producer's own trace (traceparent) instead of one of ours")
     ] = None
 
 
@@ -445,6 +460,23 @@ class EndpointHealth(_Answer):
     failing_since: str | None
 
 
+class CertificateAnswer(_Answer):
+    """A certificate; ``sha256`` is the fingerprint of its DER form."""
+
+    subject: str
+    issuer: str
+    not_before: str
+    expires_at: str
+    sha256: str
+
+
+class TlsAnswer(_Answer):
+    """TLS of an endpoint's own: whom it trusts, and the certificate that we show with its chain."""
+
+    ca: list[CertificateAnswer]
+    client_cert: list[CertificateAnswer]
+
+
 class EndpointAnswer(_Answer):
     """An endpoint, without its secret."""
 
@@ -460,11 +492,13 @@ class EndpointAnswer(_Answer):
     ordered: bool
     on_dead: Literal["block", "skip"]
     ack: Literal["signed"] | None
+    forward_trace: bool
     spread: bool | None
     description: str | None
     uid: str | None
     metadata: dict[str, str]
     headers: Annotated[dict[str, str], Field(description="of its own; the value of a secret is shown as ********")]
+    tls: TlsAnswer | None
     retry: RetryAnswer
     timeouts: TimeoutsAnswer
     max_in_flight: int
@@ -734,6 +768,30 @@ class EndpointList(_Answer):
     next_cursor: str | None
 
 
+class Explained(_Answer):
+    """What happened to an event at an endpoint. ``status`` and ``reason``: see docs/explain.md; ``until``: when the
+    next thing happens by itself, if that is known; ``generation`` null: the event was never owed to it."""
+
+    endpoint_id: str
+    status: Literal["not_matched", "queued", "waiting", "delivered", "dead", "cancelled", "unknown"]
+    reason: str | None
+    summary: str
+    next_step: str | None
+    until: str | None
+    generation: int | None
+
+
+class ExplainAnswer(_Answer):
+    """Why an event is where it is. ``more``: there are endpoints that are not among these; ask for them by id."""
+
+    event_id: str
+    tenant_id: str
+    type: str
+    created_at: str
+    endpoints: list[Explained]
+    more: bool
+
+
 class EventList(_Answer):
     """One page."""
 
@@ -760,6 +818,18 @@ class DeadLetterList(_Answer):
 
     data: list[DeadLetterAnswer]
     next_cursor: str | None
+
+
+class SearchAnswer(_Answer):
+    """What a text names, and one list of the ``kind`` that the filters are about. ``looked_at``: so many of the newest
+    events or attempts were looked through; with a cursor there are older ones."""
+
+    events: list[EventItem]
+    endpoints: list[EndpointAnswer]
+    kind: Literal["events", "attempts", "dead_letters", "waiting"]
+    data: list[EventItem | AttemptAnswer | DeadLetterAnswer | EndpointDelivery]
+    next_cursor: str | None
+    looked_at: int | None
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import time
 from base64 import b64encode
 from collections.abc import Mapping
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -13,9 +14,12 @@ import msgspec
 from hookpost.model import OnDead, RetryPolicy, Timeouts, show_id
 from hookpost.policy.headers import MASK
 from hookpost.policy.signing import show_secret
+from hookpost.policy.tls import describe
 from hookpost.storage.contract import EventView
 
 Row = Mapping[str, Any]
+# PEM texts whose certificates are known: a page of endpoints should not parse as many certificates.
+CERTIFICATES_REMEMBERED = 256
 
 
 def show_time(seconds: float | None) -> str | None:
@@ -120,11 +124,13 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "ordered": row["ordered"],
         "on_dead": row["on_dead"] or OnDead.BLOCK,
         "ack": row["ack"],
+        "forward_trace": row["forward_trace"],
         "spread": row["spread"],
         "description": row["description"],
         "uid": row["uid"],
         "metadata": row["metadata"],
         "headers": {name: MASK if value is None else value for name, value in row["headers"].items()},
+        "tls": _tls(row),
         "retry": {
             "base_s": own_retry.base_s,
             "cap_s": own_retry.cap_s,
@@ -140,6 +146,26 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
         "created_at": show_time(row["created_at"]),
         "updated_at": show_time(row["updated_at"]),
     }
+
+
+def _tls(row: Row) -> dict[str, Any] | None:
+    if row["tls_ca"] is None and row["tls_cert"] is None:
+        return None
+    return {"ca": _certificates(row["tls_ca"]), "client_cert": _certificates(row["tls_cert"])}
+
+
+@lru_cache(maxsize=CERTIFICATES_REMEMBERED)
+def _certificates(pem: str | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "subject": each.subject,
+            "issuer": each.issuer,
+            "not_before": show_time(each.not_before),
+            "expires_at": show_time(each.expires_at),
+            "sha256": each.sha256,
+        }
+        for each in (describe(pem) if pem else ())
+    ]
 
 
 def secret(row: Row) -> dict[str, Any]:
@@ -197,7 +223,7 @@ def attempt(row: Row) -> dict[str, Any]:
         "endpoint_id": show_id("ep", row["endpoint_id"]),
         "tenant_id": show_id("ten", row["tenant_id"]),
         "generation": row["generation"],
-        "trace_id": row["event_id"].hex,
+        "trace_id": (row["event_id"] if row["trace_id"] is None else row["trace_id"]).hex,
         "scheduled_at": show_time(row["scheduled_at"]),
         "started_at": show_time(row["started_at"]),
         "finished_at": show_time(row["finished_at"]),

@@ -10,6 +10,10 @@ Its limit of concurrent requests and its access log do not know of such requests
 
 On uvicorn's way head and body of an answer leave in one write: it writes them one after the other, and uvloop sends
 each write at once: two system calls for us, and for the client often two wake-ups.
+
+uvicorn bounds neither heads nor the time that a request takes to arrive. ``Doors`` says what the bounds are; they are
+looked at only for what did not arrive as a whole, and for heads in large pieces. What the parser refuses, and what the
+doors refuse, is answered with a problem and an end of the connection.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from hookpost.web.doors import Doors
+from hookpost.web.problems import Problem, refusal
 
 Headers = list[tuple[bytes, bytes]]
 Fields = dict[bytes, bytes]
@@ -32,6 +39,11 @@ InPlace = Callable[[Fields, bytes, Reply], bool]
 KEEP_ALIVE_LOOK_S = 1.0
 _HEAD = b"HTTP/1.1 "
 _INTERIM = b"HTTP/1.1 1"
+_FIELD_EXTRA = len(": \r\n")
+
+
+class _TooMuch(Exception):
+    """Raised in a callback of the parser, so that it stops."""
 
 
 class _InPlaceCycle:
@@ -49,8 +61,21 @@ class Protocol(HttpToolsProtocol):
 
     transport: JoiningTransport  # type: ignore[assignment]
 
-    def __init__(self, *arguments: Any, in_place: Mapping[bytes, InPlace], **options: Any) -> None:
+    def __init__(self, *arguments: Any, in_place: Mapping[bytes, InPlace], doors: Doors, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._doors = doors
+        self._limits = doors.limits
+        self._address = ""
+        # A request is arriving; its head is; and of one that did not come at once: since when, and how much of it.
+        self._arriving = self._in_head = False
+        self._since = 0.0
+        self._arrived_bytes = self._head_bytes = 0
+        # A piece came that may hold a head beyond the limit.
+        self._suspect = False
+        self._refusal: Problem | None = None
+        # Since when its answer is not read, or nothing was ever asked.
+        self._unread_since = 0.0
+        self._opened_at = 0.0
         self._in_place = in_place
         self._in_place_cycle = _InPlaceCycle()
         # The handler of the request that is being received, its headers and its body.
@@ -67,18 +92,108 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A client connected."""
         super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
+        self._opened_at = self.loop.time()
+        self._address = self.client[0] if self.client else ""
+        crowded = self._doors.enter(self, self._address)
+        if crowded is not None:
+            self._refuse(crowded)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         super().connection_lost(exc)
+        self._doors.leave(self, self._address)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Some of a request, one, or several."""
+        if len(data) > self._limits.header_bytes:
+            self._suspect = True
         super().data_received(data)
         if self._handler is not None and not self.transport.is_closing():
             self._go_uvicorns_way()
+        if self._arriving:
+            self._wait_for_the_rest(len(data))
+
+    # ---- bounds ---------------------------------------------------------------------------------------------------
+
+    def _wait_for_the_rest(self, more: int) -> None:
+        if not self._since:
+            self._since = self.loop.time()
+            self._arrived_bytes = self._head_bytes = 0
+        elif self._in_head:  # the first piece may hold the end of a request before
+            self._head_bytes += more
+        self._arrived_bytes += more
+        if self.transport.is_closing():
+            return
+        refused = self._limits.message_refusal(self._arrived_bytes)
+        if self._in_head:
+            self._suspect = True
+            refused = self._limits.head_refusal(len(self.url), len(self.headers), self._head_bytes)
+        elif len(self.headers) > self._limits.headers:  # trailers are among them
+            refused = self._limits.head_refusal(0, len(self.headers), 0)
+        if refused is not None:
+            self._refuse(refused)
+
+    def _check_head(self) -> None:
+        target, headers = len(self.url), len(self.headers)
+        size = 0
+        if self._suspect:
+            size = target + sum(len(name) + len(value) + _FIELD_EXTRA for name, value in self.headers)
+        self._refusal = self._limits.head_refusal(target, headers, size)
+        if self._refusal is not None:
+            raise _TooMuch
+
+    def look(self, now: float) -> None:
+        """Close the connection if the client keeps us waiting."""
+        if self.transport.is_closing():
+            return
+        if self.flow.write_paused:
+            self._unread_since = self._unread_since or now
+            if now - self._unread_since > self._limits.answer_s:
+                self.transport.abort()
+            return
+        self._unread_since = 0.0
+        if self._arriving:
+            self._look_at_the_rest(now)
+        elif self.cycle is None and now - self._opened_at > self._limits.head_s:
+            self.transport.close()
+
+    def _look_at_the_rest(self, now: float) -> None:
+        if self.flow.read_paused:  # it is we who keep it waiting
+            self._since = now
+            return
+        late = self._limits.late_refusal(
+            in_head=self._in_head, message_bytes=self._arrived_bytes, waited_s=now - self._since
+        )
+        if late is not None:
+            self._refuse(late)
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser does not understand, or was told not to."""
+        self._refuse(self._refusal or refusal(400, msg, headers={"Connection": "close"}))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer, unless an answer is due to a request before or has begun, and hang up."""
+        cycle: Any = self.cycle
+        if self._arriving and not self._in_head:
+            answerable = self._unanswered(cycle)
+        else:
+            answerable = cycle is None or cycle.response_complete
+        if answerable:
+            body = problem.body()
+            fields = (*self.server_state.default_headers, *problem.raw_headers())
+            lines = b"".join(b"%b: %b\r\n" % field for field in fields)
+            length = b"content-length: %d\r\n\r\n" % len(body)
+            self.transport.write_whole(b"%b%b%b%b" % (STATUS_LINE[problem.status], lines, length, body))
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+    def _unanswered(self, cycle: Any) -> bool:
+        """Has no answer begun to the request whose body is arriving? There is none before it that waits for one."""
+        return bool(cycle is not self._in_place_cycle and not self.pipeline and not cycle.response_started)
 
     # ---- called by the parser -------------------------------------------------------------------------------------
 
@@ -88,9 +203,14 @@ class Protocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self.headers = []
         self._handler = None
+        self._arriving = self._in_head = True
+        self._since = 0.0
 
     def on_headers_complete(self) -> None:
         """Short cut or not?"""
+        if self._suspect or len(self.headers) > self._limits.headers or len(self.url) > self._limits.target_bytes:
+            self._check_head()
+        self._in_head = False
         cycle, parser = self.cycle, self.parser
         self._body = b""
         self._handler = self._in_place.get(self.url)
@@ -117,6 +237,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Serve it."""
         handler, cycle = self._handler, self._in_place_cycle
+        self._arriving = self._suspect = False
         if handler is None:
             super().on_message_complete()
             return
@@ -187,9 +308,9 @@ class Protocol(HttpToolsProtocol):
         return self._head
 
 
-def protocol(in_place: Mapping[bytes, InPlace]) -> type[asyncio.Protocol]:
+def protocol(in_place: Mapping[bytes, InPlace], doors: Doors) -> type[asyncio.Protocol]:
     """What uvicorn calls for each connection."""
-    return partial(Protocol, in_place=in_place)  # type: ignore[return-value] # it is a class but for its arguments
+    return partial(Protocol, in_place=in_place, doors=doors)  # type: ignore[return-value] # it is a class but for its arguments
 
 
 class JoiningTransport:

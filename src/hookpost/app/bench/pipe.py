@@ -96,8 +96,8 @@ def serve(listener_fd: int, pipe_fd: int) -> None:
 
 
 async def _serve(listener_fd: int, pipe_fd: int) -> None:
-    from hookpost.app.api import KEEP_ALIVE_S
     from hookpost.app.compose import tune_gc
+    from hookpost.web.doors import Doors
     from hookpost.web.wire import protocol
 
     loop = asyncio.get_running_loop()
@@ -108,8 +108,8 @@ async def _serve(listener_fd: int, pipe_fd: int) -> None:
     app = BareApp(pipe)
     server = _Server(
         uvicorn.Config(
-            app, http=protocol({b"/v1/events": app.in_place}), ws="none", lifespan="off", log_config=None,
-            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=KEEP_ALIVE_S,
+            app, http=protocol({b"/v1/events": app.in_place}, Doors()), ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
     )  # fmt: skip

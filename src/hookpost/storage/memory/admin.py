@@ -28,6 +28,7 @@ _ENDPOINT: dict[str, Any] = {
     "uid": None, "metadata": {}, "base_s": None, "cap_s": None, "max_attempts": None, "deadline_s": None,
     "connect_s": None, "first_byte_s": None, "total_s": None, "max_in_flight": None, "rate_limit": None,
     "ordered": False, "on_dead": None, "ack": None, "spread": None, "headers": {}, "secret_headers": {},
+    "tls_ca": None, "tls_cert": None, "tls_key": None, "forward_trace": False,
 }  # fmt: skip
 _NEW: dict[str, Any] = {
     "hold_until": None, "consecutive_failures": 0, "failing_since": None, "deleted_at": None, "ordered_shard": None,
@@ -137,7 +138,7 @@ class AdminTables:
         if len(self._db.endpoints_of(tenant_id)) >= endpoints_max:
             raise Conflict(f"the tenant has {endpoints_max} endpoints, which is the limit: delete some first")
         with self._changing(tenant_id):
-            row = {**_ENDPOINT, **_NEW, **_with_headers(_ENDPOINT, values)}
+            row = {**_ENDPOINT, **_NEW, **_with_tls(_with_headers(_ENDPOINT, values))}
             row["pinned"] = _is_pinned(row)
             self._db.endpoints[endpoint_id] = row
             self._db.by_tenant.setdefault(tenant_id, []).append(endpoint_id)
@@ -153,7 +154,8 @@ class AdminTables:
         with self._changing(tenant_id):
             row = self._db.endpoint(tenant_id, endpoint_id)
             before = dict(row)
-            row.update({name: value for name, value in _with_headers(row, changes).items() if name in _ENDPOINT})
+            wanted = _with_tls(_with_headers(row, changes))
+            row.update({name: value for name, value in wanted.items() if name in _ENDPOINT})
             row["pinned"] = _is_pinned(row)
             opened = row["status"] == EndpointStatus.ENABLED and before["status"] != EndpointStatus.ENABLED
             if opened or row["url"] != before["url"]:
@@ -271,6 +273,14 @@ def _with_headers(row: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
         return dict(changes)
     plain, hidden = changed_headers(row["headers"], row["secret_headers"], changes["headers"])
     return {**changes, "headers": plain, "secret_headers": hidden}
+
+
+def _with_tls(changes: dict[str, Any]) -> dict[str, Any]:
+    if "tls" not in changes:
+        return changes
+    wanted = changes.pop("tls")
+    parts = dict.fromkeys(("ca", "cert", "key")) if wanted is None else wanted
+    return {**changes, **{f"tls_{part}": pem for part, pem in parts.items()}}
 
 
 def _is_pinned(row: Mapping[str, Any]) -> bool:

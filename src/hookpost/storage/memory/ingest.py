@@ -64,7 +64,7 @@ class IngestTables:
             db.keys[event.tenant_id, event.key] = key
         db.append(
             shard, event.event_id, event.tenant_id, Kind.DELIVER, event.type, payload=event.payload,
-            owed=tuple(event.owed), idempotency_key=event.key, trace_id=event.trace_id,
+            owed=tuple(event.owed), idempotency_key=event.key, trace_id=event.trace_id, span=event.span,
         )  # fmt: skip
         return Appended(Verdict.NEW, event.event_id, len(event.owed))
 

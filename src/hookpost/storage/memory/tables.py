@@ -47,12 +47,18 @@ class Event:
     created_at: float
     idempotency_key: str | None = None
     trace_id: UUID | None = None
+    span: bytes | None = None
+
+    @property
+    def trace(self) -> bytes | None:
+        """Of the producer (policy/trace)."""
+        return None if self.trace_id is None or self.span is None else self.trace_id.bytes + self.span
 
     def row(self, payload: bytes | None) -> JournalRow:
         """As a worker reads it."""
         return JournalRow(
             self.shard, self.seq, self.day, self.kind, self.event_id, self.tenant_id, self.type, payload,
-            list(self.owed), self.generation, self.created_at,
+            list(self.owed), self.generation, self.created_at, None, self.trace,
         )  # fmt: skip
 
 

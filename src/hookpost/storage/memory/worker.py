@@ -378,4 +378,5 @@ def _backlog_row(row: BacklogChange, event: Event | None) -> BacklogRow:
     return BacklogRow(
         row.position, row.day, row.event_id, event.type if event else "", event.payload if event else None,
         row.generation, row.reason, row.due_at, row.retry_count, row.deadline, row.created_at, row.stored_at,
+        event.trace if event else None,
     )  # fmt: skip

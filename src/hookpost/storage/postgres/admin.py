@@ -36,12 +36,12 @@ SECRETS_VALID_MAX = 4
 ENDPOINT_COLUMNS = (
     "url", "events", "status", "status_reason", "description", "uid", "metadata", "base_s", "cap_s", "max_attempts",
     "deadline_s", "connect_s", "first_byte_s", "total_s", "max_in_flight", "rate_limit", "ordered", "on_dead", "ack",
-    "spread",
+    "spread", "forward_trace",
 )  # fmt: skip
 TENANT_COLUMNS = ("name", "max_in_flight", "ingest_rate_limit", "alert_email")
 # What the audit log tells of a tenant and of an endpoint. Nothing of it is secret: headers that are have no value here.
 _AUDITED_TENANT = (*TENANT_COLUMNS, "pool", "spread", "home_shards")
-_AUDITED_ENDPOINT = (*ENDPOINT_COLUMNS, "headers")
+_AUDITED_ENDPOINT = (*ENDPOINT_COLUMNS, "headers", "tls_ca", "tls_cert")
 _UID_INDEX = "endpoints_uid"
 _HELD = (EndpointStatus.PAUSED, EndpointStatus.DISABLED)
 # What holds a delivery before anybody asks its receiver's breaker.
@@ -184,7 +184,13 @@ class AdminQueries(AuditQueries):
 
     async def create_endpoint(self, values: Mapping[str, Any], secret: bytes, *, endpoints_max: int) -> dict[str, Any]:
         endpoint_id, tenant_id = values["endpoint_id"], values["tenant_id"]
-        blank = {"events": ["*"], "status": EndpointStatus.ENABLED, "metadata": {}, "ordered": False}
+        blank = {
+            "events": ["*"],
+            "status": EndpointStatus.ENABLED,
+            "metadata": {},
+            "ordered": False,
+            "forward_trace": False,
+        }
         columns = _merged(blank, values, ENDPOINT_COLUMNS)
         async with self._changing(tenant_id, f"create endpoint {endpoint_id}") as connection:
             if await connection.fetchval(SQL["count_endpoints"], tenant_id) >= endpoints_max:
@@ -192,6 +198,7 @@ class AdminQueries(AuditQueries):
             row = await _unless_uid_taken(connection, SQL["create_endpoint"], endpoint_id, tenant_id, *columns)
             await vault.add_secret(connection, self._sealing, tenant_id, endpoint_id, secret)
             row = await self._with_headers(connection, row, values)
+            row = await self._with_tls(connection, row, values)
             made = _audited(_endpoint(row), _AUDITED_ENDPOINT)
             await self._record(connection, tenant_id, "endpoint.create", show_id("ep", endpoint_id), None, made)
             return (await _with_breakers(connection, [_endpoint(row)]))[0]
@@ -218,6 +225,7 @@ class AdminQueries(AuditQueries):
             columns = _merged(current, wanted, ENDPOINT_COLUMNS)
             row = await _unless_uid_taken(connection, SQL["update_endpoint"], endpoint_id, tenant_id, *columns)
             row = await self._with_headers(connection, row, changes)
+            row = await self._with_tls(connection, row, changes)
             await moves.change_endpoint(connection, current, row, self._endpoint_cap)
             if changes.get("status") == EndpointStatus.ENABLED:
                 # Workers find it with the tenant's change.
@@ -235,6 +243,10 @@ class AdminQueries(AuditQueries):
         return await vault.set_headers(
             connection, self._sealing, row, *changed_headers(plain, hidden, changes["headers"])
         )
+
+    async def _with_tls(self, connection: Any, row: Any, changes: Mapping[str, Any]) -> Any:
+        """The endpoint's row with the change of its TLS, if there is one among the changes."""
+        return await vault.set_tls(connection, self._sealing, row, changes["tls"]) if "tls" in changes else row
 
     async def delete_endpoint(self, tenant_id: UUID, endpoint_id: UUID) -> None:
         async with self._changing(tenant_id, f"delete endpoint {endpoint_id}") as connection:
@@ -277,7 +289,7 @@ class AdminQueries(AuditQueries):
             row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
             event = _found(row, "event")
             states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
-            held = await _held_until(connection, event["tenant_id"], states)
+            held = await held_until(connection, event["tenant_id"], states)
         deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
         event["status"] = event_status([delivery["status"] for delivery in deliveries])
         return EventView(event, deliveries)
@@ -506,7 +518,9 @@ def _told(
     """What an endpoint's change tells the audit log: old and new values; of a secret header, that it was set."""
     old, new = changed(_audited(before, _AUDITED_ENDPOINT), _audited(after, _AUDITED_ENDPOINT))
     hidden = sorted(name for name in changes.get("headers") or () if after["headers"].get(name, "") is None)
-    return old, {**new, "secret_headers_set": hidden} if hidden else new
+    if hidden:
+        new = {**new, "secret_headers_set": hidden}
+    return old, {**new, "tls_key_set": True} if (changes.get("tls") or {}).get("key") else new
 
 
 async def _with_breakers(connection: Any, endpoints: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -528,17 +542,22 @@ async def _breakers(connection: Any, keys: Collection[tuple[UUID, str]]) -> dict
     return {(row["tenant_id"], row["origin"]): row for row in rows}
 
 
-async def _held_until(
-    connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]
-) -> dict[UUID, float | None]:
+async def held_until(connection: Any, tenant_id: UUID, states: Sequence[Mapping[str, Any]]) -> dict[UUID, float | None]:
     """Until when at least the breakers of their receivers hold the deliveries that wait, by endpoint."""
-    of = {
-        state["endpoint_id"]: (tenant_id, origin_of(state["endpoint_url"]))
+    urls = {
+        state["endpoint_id"]: state["endpoint_url"]
         for state in states
         if state["waiting_reason"] is not None and state["endpoint_url"] is not None
     }
+    breakers = await breakers_of(connection, tenant_id, urls)
+    return {endpoint_id: breaker["held_until"] for endpoint_id, breaker in breakers.items()}
+
+
+async def breakers_of(connection: Any, tenant_id: UUID, urls: Mapping[UUID, str]) -> dict[UUID, Any]:
+    """What is stored of the breakers of endpoints' receivers, given by the endpoints' URLs."""
+    of = {endpoint_id: (tenant_id, origin_of(url)) for endpoint_id, url in urls.items()}
     breakers = await _breakers(connection, set(of.values()))
-    return {endpoint_id: breakers[key]["held_until"] for endpoint_id, key in of.items() if key in breakers}
+    return {endpoint_id: breakers[key] for endpoint_id, key in of.items() if key in breakers}
 
 
 def _merged(current: Mapping[str, Any], changes: Mapping[str, Any], columns: Sequence[str]) -> list[Any]:

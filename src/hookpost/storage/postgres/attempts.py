@@ -21,6 +21,8 @@ COLUMNS = (
     # What differs, in the order of ``_DIFFERS``,
     "day", "shard", "settle_no", "attempt_id", "position", "event_id", "endpoint_id", "tenant_id", "scheduled_at",
     "started_at", "finished_at", "latency_ms", "first_byte_ms", "request_bytes", "response_bytes", "response_head",
+    # what is seldom there,
+    "trace_id",
     # and what repeats, in the order of ``_REPEATS``.
     "generation", "retry_count", "dns_ms", "connect_ms", "tls_ms", "possible_duplicate", "http_status", "error_code",
     "response_hash", "worker", "outcome", "address", "protocol",
@@ -49,12 +51,12 @@ def packed(day: int, attempts: Sequence[Attempt]) -> bytes:
     return b"".join(parts)
 
 
-def _row(day: int, attempt: Attempt) -> tuple[bytes, bytes, bytes]:
+def _row(day: int, attempt: Attempt) -> tuple[bytes, bytes, bytes, bytes]:
     (
         attempt_id, shard, settle_no, position, event_id, endpoint_id, tenant_id, generation, scheduled_at, started_at,
         finished_at, http_status, error_code, retry_count, latency_ms, dns_ms, connect_ms, tls_ms, first_byte_ms,
         response_hash, response_head, request_bytes, response_bytes, worker, outcome, possible_duplicate, address,
-        protocol,
+        protocol, trace_id,
     ) = attempt  # fmt: skip
     differs = _DIFFERS.pack(
         len(COLUMNS), _OF_4, day, _OF_4, shard, _OF_8, settle_no, _OF_16, attempt_id.bytes, _OF_8, position,
@@ -67,7 +69,7 @@ def _row(day: int, attempt: Attempt) -> tuple[bytes, bytes, bytes]:
         generation, retry_count, dns_ms, connect_ms, tls_ms, possible_duplicate, http_status, error_code, response_hash,
         worker, outcome, address, protocol,
     )  # fmt: skip
-    return differs, response_head, repeats
+    return differs, response_head, _NULL if trace_id is None else _OF_16 + trace_id, repeats
 
 
 @lru_cache(maxsize=REMEMBERED_MAX)

@@ -73,6 +73,7 @@ class IngestQueries(VaultQueries):
                 min(minted_at(event.event_id) for event in events if type(event.payload) is PayloadRef)
                 if stored
                 else None,
+                [event.span for event in events] if traced else None,
                 timeout=self._append_timeout_s,
             )
         stale, verdicts, first_ids, first_counts = row

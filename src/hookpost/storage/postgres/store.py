@@ -15,12 +15,15 @@ from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
 from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
+from hookpost.storage.postgres.explain import ExplainQueries
+from hookpost.storage.postgres.figures import FiguresQueries
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
 from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
 from hookpost.storage.postgres.rollups import RollupQueries
+from hookpost.storage.postgres.search import SearchQueries
 from hookpost.storage.postgres.stats import StatsQueries
 from hookpost.storage.postgres.vault import Vault
 from hookpost.storage.postgres.worker import WorkerQueries
@@ -48,6 +51,9 @@ class PostgresStore(
     AdminQueries,
     ReplayQueries,
     StatsQueries,
+    SearchQueries,
+    ExplainQueries,
+    FiguresQueries,
 ):
     """Implements the whole contract on one pool of connections."""
 

@@ -28,7 +28,7 @@ from hookpost.policy.sealing import (
     unwrap,
     wrap,
 )
-from hookpost.storage.contract import KeysMissing, Rewrapped, SecretLocked
+from hookpost.storage.contract import KeysMissing, Rewrapped, SecretLocked, TlsChange
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections, prepare, translated
 from hookpost.storage.postgres.queries import load
 
@@ -90,6 +90,10 @@ def _of_secret(tenant_id: UUID, endpoint_id: UUID, created_at: float) -> bytes:
 
 def _of_headers(tenant_id: UUID, endpoint_id: UUID) -> bytes:
     return bound_to("endpoints", "sealed_headers", tenant_id, endpoint_id)
+
+
+def _of_tls_key(tenant_id: UUID, endpoint_id: UUID) -> bytes:
+    return bound_to("endpoints", "sealed_tls_key", tenant_id, endpoint_id)
 
 
 # ---- in a transaction of the caller's -------------------------------------------------------------------------------
@@ -162,10 +166,24 @@ async def set_headers(
     return await connection.fetchrow(SQL["set_headers"], endpoint_id, tenant_id, shown, sealed)
 
 
+async def set_tls(connection: Any, vault: Vault, row: Mapping[str, Any], change: TlsChange) -> Any:
+    """Write an endpoint's TLS. Returns the row as it is then."""
+    tenant_id, endpoint_id = row["tenant_id"], row["endpoint_id"]
+    wanted = dict.fromkeys(("ca", "cert", "key")) if change is None else change
+    sealed = row["sealed_tls_key"]
+    if "key" in wanted:
+        key, sealed = wanted["key"], None
+        if key is not None:
+            sealing = await data_key(connection, vault, tenant_id)
+            sealed = vault.seal(sealing, key.encode(), _of_tls_key(tenant_id, endpoint_id))
+    columns = wanted.get("ca", row["tls_ca"]), wanted.get("cert", row["tls_cert"]), sealed
+    return await connection.fetchrow(SQL["set_tls"], endpoint_id, tenant_id, *columns)
+
+
 async def forget(connection: Any, tenant_id: UUID, endpoint_id: UUID | None) -> None:
     """Take away what is secret of a deleted endpoint, or of all of a tenant's."""
     await connection.execute(SQL["forget_all_secrets"], tenant_id, endpoint_id)
-    await connection.execute(SQL["forget_sealed_headers"], tenant_id, endpoint_id)
+    await connection.execute(SQL["forget_sealed_columns"], tenant_id, endpoint_id)
 
 
 def _opened_secret(
@@ -190,6 +208,10 @@ def _locked(error: Locked) -> SecretLocked:
     )
 
 
+# What is open of an endpoint that is locked.
+_NOTHING: Mapping[str, Any] = {"keys": [], "created": [], "expires": [], "secret_headers": {}, "tls_key": None}
+
+
 # ---- endpoints as workers load them ---------------------------------------------------------------------------------
 
 
@@ -201,8 +223,7 @@ def opened(vault: Vault | None, rows: Sequence[Mapping[str, Any]]) -> list[dict[
             answer.append(_opened(vault, row))
         except Locked as error:
             faults.append(error)
-            nothing: dict[str, Any] = {"keys": [], "created": [], "expires": [], "secret_headers": {}, "locked": True}
-            answer.append({**row, **nothing})
+            answer.append({**row, **_NOTHING, "locked": True})
     if faults:
         telemetry.log("endpoints_locked", endpoints=len(faults), reason=faults[0])
     return answer
@@ -212,7 +233,12 @@ def _opened(vault: Vault | None, row: Mapping[str, Any]) -> dict[str, Any]:
     hidden: dict[str, str] = {}
     keys = row["keys"]
     headers = msgspec.json.decode(row["headers"])
-    if row["sealed_headers"] is not None or any(sealed is not None for sealed in row["sealed"]):
+    tls_key = None
+    if (
+        row["sealed_headers"] is not None
+        or row["sealed_tls_key"] is not None
+        or any(sealed is not None for sealed in row["sealed"])
+    ):
         if vault is None:
             raise Locked("this process has no encryption keys")
         tenant_id, endpoint_id = row["tenant_id"], row["endpoint_id"]
@@ -223,7 +249,9 @@ def _opened(vault: Vault | None, row: Mapping[str, Any]) -> dict[str, Any]:
         ]
         if row["sealed_headers"] is not None:
             hidden = _opened_headers(sealing, row)
-    return {**row, "keys": keys, "headers": headers, "secret_headers": hidden, "locked": False}
+        if row["sealed_tls_key"] is not None:
+            tls_key = open_sealed(sealing, row["sealed_tls_key"], bound=_of_tls_key(tenant_id, endpoint_id)).decode()
+    return {**row, "keys": keys, "headers": headers, "secret_headers": hidden, "tls_key": tls_key, "locked": False}
 
 
 # ---- the store's own ------------------------------------------------------------------------------------------------

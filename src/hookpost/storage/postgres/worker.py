@@ -352,7 +352,7 @@ def _backlog_row(row: Any, event: Any = None) -> BacklogRow:
     return BacklogRow(
         row["position"], row["day"], row["event_id"], (event and event["type"]) or "", event and _payload(event),
         row["generation"], row["reason"], row["due_at"], row["retry_count"], row["deadline"], row["created_at"],
-        row["stored_at"],
+        row["stored_at"], event and event["trace"],
     )  # fmt: skip
 
 

@@ -89,8 +89,8 @@ select count(*) from endpoints where tenant_id = $1 and deleted_at is null
 -- name: create_endpoint
 insert into endpoints (endpoint_id, tenant_id, url, events, status, status_reason, description, uid, metadata,
                        base_s, cap_s, max_attempts, deadline_s, connect_s, first_byte_s, total_s, max_in_flight,
-                       rate_limit, ordered, on_dead, ack, spread)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+                       rate_limit, ordered, on_dead, ack, spread, forward_trace)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)
 returning *
 
 -- name: get_endpoint
@@ -118,6 +118,7 @@ set consecutive_failures = case when ($5 = 'enabled' and status <> 'enabled') or
     url = $3, events = $4, status = $5, status_reason = $6, description = $7, uid = $8, metadata = $9, base_s = $10,
     cap_s = $11, max_attempts = $12, deadline_s = $13, connect_s = $14, first_byte_s = $15, total_s = $16,
     max_in_flight = $17, rate_limit = $18, ordered = $19, on_dead = $20, ack = $21, spread = $22,
+    forward_trace = $23,
     updated_at = clock_timestamp()
 where endpoint_id = $1 and tenant_id = $2
 returning *
@@ -199,7 +200,7 @@ with journal as (
     from attempts a where a.event_id = $1
     group by a.endpoint_id, a.generation
 )
-select l.endpoint_id, l.generation,
+select l.endpoint_id, l.shard, l.seq, l.generation,
        r.shard is null or l.seq > r.read_to
            or (l.seq <@ r.open and not coalesce(r.partial -> l.seq::text ? l.endpoint_id::text, false)) as queued,
        b.reason as waiting_reason, b.due_at, d.reason as dead_reason,

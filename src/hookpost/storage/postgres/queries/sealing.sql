@@ -61,12 +61,16 @@ order by s.created_at desc
 delete from endpoint_secrets s using endpoints e
 where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and (e.endpoint_id = $2 or $2::uuid is null)
 
--- name: forget_sealed_headers
-update endpoints set sealed_headers = null
-where tenant_id = $1 and (endpoint_id = $2 or $2::uuid is null) and sealed_headers is not null
+-- name: forget_sealed_columns
+update endpoints set sealed_headers = null, sealed_tls_key = null
+where tenant_id = $1 and (endpoint_id = $2 or $2::uuid is null)
+  and (sealed_headers is not null or sealed_tls_key is not null)
 
 -- name: set_headers
 update endpoints set headers = $3, sealed_headers = $4 where endpoint_id = $1 and tenant_id = $2 returning *
+
+-- name: set_tls
+update endpoints set tls_ca = $3, tls_cert = $4, sealed_tls_key = $5 where endpoint_id = $1 and tenant_id = $2 returning *
 
 -- name: older_processes
 -- Living processes of a release that cannot read sealed secrets.

@@ -54,7 +54,8 @@ select e.*
 from unnest($1::int[], $2::bigint[], $3::bigint[]) r (shard, first, past)
 cross join lateral (
     select e.shard, e.seq, e.day - date '2000-01-01' as day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed,
-           e.generation, date_part('epoch', e.created_at) as created_at, e.payload_ref
+           e.generation, date_part('epoch', e.created_at) as created_at, e.payload_ref,
+           uuid_send(e.trace_id) || e.trace_span as trace
     from events e where e.shard = r.shard and e.seq >= r.first and e.seq < r.past offset 0
 ) e
 order by e.shard, e.seq
@@ -72,13 +73,14 @@ from backlog where shard = any ($1) group by shard, endpoint_id, tenant_id
 -- opened. The columns are those of engine.work.JournalRow, in its order; day and time as numbers, which the driver need
 -- not hand to a codec of ours for each row.
 select e.shard, e.seq, e.day - date '2000-01-01' as day, e.kind, e.event_id, e.tenant_id, e.type, e.payload, e.owed,
-       e.generation, date_part('epoch', e.created_at) as created_at, e.payload_ref
+       e.generation, date_part('epoch', e.created_at) as created_at, e.payload_ref, e.trace
 from unnest($1::int[], $2::bigint[], $6::date[]) as s (shard, after, day)
 cross join lateral (
     select r.*, sum(coalesce(octet_length(r.payload), 0)) over (order by r.seq) - coalesce(octet_length(r.payload), 0)
            as bytes_before
     from (
         select e.shard, e.seq, e.day, e.kind, e.event_id, e.tenant_id, e.type, e.owed, e.generation, e.created_at, e.payload_ref,
+               uuid_send(e.trace_id) || e.trace_span as trace,
                case when e.owed <> '{}' then e.payload end as payload
         from events e
         where e.shard = s.shard and e.seq > s.after and e.day >= $3 and e.day >= s.day
@@ -156,14 +158,14 @@ order by position limit $4
 -- name: due_events
 -- The events of backlog rows in the order given, bounded in payload bytes (one always fits); a row whose event is gone has
 -- none. $4 and $5, the least and the greatest day, keep other partitions closed: joined with the backlog, all were opened.
-select kind, type, payload, payload_ref
+select kind, type, payload, payload_ref, trace
 from (
-    select u.place, e.kind, e.type, e.payload, e.payload_ref,
+    select u.place, e.kind, e.type, e.payload, e.payload_ref, e.trace,
            sum(coalesce(octet_length(e.payload), 0)) over (order by u.place) - coalesce(octet_length(e.payload), 0)
            as bytes_before
     from unnest($2::bigint[], $3::date[]) with ordinality u (seq, day, place)
     left join lateral (
-        select e.kind, e.type, e.payload, e.payload_ref from events e
+        select e.kind, e.type, e.payload, e.payload_ref, uuid_send(e.trace_id) || e.trace_span as trace from events e
         where e.shard = $1 and e.seq = u.seq and e.day = u.day and e.day between $4 and $5 limit 1
     ) e on true
 ) p
@@ -258,13 +260,13 @@ select exists (select from progress where shard = $1 and settle_no = $2 and fenc
 -- name: load_endpoints
 select e.endpoint_id, e.tenant_id, e.url, e.status, e.deleted_at is not null as deleted, e.base_s, e.cap_s,
        e.max_attempts, e.deadline_s, e.connect_s, e.first_byte_s, e.total_s, e.max_in_flight, e.hold_until,
-       e.rate_limit, e.ordered, e.on_dead, e.ack, e.consecutive_failures, e.failing_since,
+       e.rate_limit, e.ordered, e.on_dead, e.ack, e.forward_trace, e.consecutive_failures, e.failing_since,
        coalesce((select a.failing_told from alert_states a where a.endpoint_id = e.endpoint_id), false) as failing_told,
        e.pinned, e.ordered_shard, e.ordered_seq,
        exists (select from barriers b where b.endpoint_id = e.endpoint_id offset 0) as barred,
        coalesce(s.keys, '{}') as keys, coalesce(s.sealed, '{}') as sealed,
        coalesce(s.created, '{}') as created, coalesce(s.expires, '{}') as expires,
-       e.headers, e.sealed_headers, d.key_id, d.wrapped
+       e.headers, e.sealed_headers, e.tls_ca, e.tls_cert, e.sealed_tls_key, d.key_id, d.wrapped
 from endpoints e
 left join data_keys d on d.tenant_id = e.tenant_id
 left join lateral (

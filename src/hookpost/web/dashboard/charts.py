@@ -1,0 +1,139 @@
+"""Plots as SVG, drawn here: axes with round numbers, and the exact values of a point where the pointer rests on it.
+
+Geometry only: colours come from the style sheet by class, so that a plot is readable in light and dark. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+from markupsafe import Markup, escape
+
+from hookpost.web.dashboard.render import count, milliseconds
+
+WIDTH, HEIGHT = 720, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 8, 10, 26
+_PLOT_W, _PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
+# So many labels fit under the axis without touching.
+_X_LABELS = 7
+_Y_TICKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One place on the time axis: its label, what it says in full, and its values by series (None: nothing known)."""
+
+    label: str
+    title: str
+    values: Mapping[str, float | None]
+
+
+def stacked(points: Sequence[Point], series: Sequence[str], *, name: str) -> Markup:
+    """Columns of counts, the series of each upon one another."""
+    top = _nice(max((sum(v or 0 for v in point.values.values()) for point in points), default=0))
+    width = _PLOT_W / max(1, len(points))
+    parts = [_axes(top, count, points)]
+    for index, point in enumerate(points):
+        x, y = _LEFT + index * width, float(_TOP + _PLOT_H)
+        bars = []
+        for key in series:
+            value = point.values.get(key) or 0
+            if value:
+                height = max(value / top * _PLOT_H, 1.0)
+                y -= height
+                bars.append(
+                    f'<rect class="{key}" x="{x + width * 0.1:.2f}" y="{y:.2f}" width="{width * 0.8:.2f}" '
+                    f'height="{height:.2f}"/>'
+                )
+        parts.append(_column(x, width, point.title, "".join(bars)))
+    return _svg(parts, name)
+
+
+def lines(points: Sequence[Point], series: Sequence[str], *, name: str) -> Markup:
+    """Latencies over time, one line for each series; where nothing is known the line has a gap."""
+    top = _nice(max((v for point in points for v in point.values.values() if v is not None), default=0))
+    width = _PLOT_W / max(1, len(points))
+    parts = [_axes(top, milliseconds, points)]
+    for key in series:
+        runs: list[list[tuple[float, float]]] = [[]]
+        for index, point in enumerate(points):
+            value = point.values.get(key)
+            if value is None:
+                runs.append([])
+            else:
+                runs[-1].append((_LEFT + (index + 0.5) * width, _TOP + _PLOT_H * (1 - value / top)))
+        for run in runs:
+            if len(run) == 1:
+                parts.append(f'<circle class="dot {key}" cx="{run[0][0]:.2f}" cy="{run[0][1]:.2f}" r="2.5"/>')
+            elif run:
+                path = " ".join(f"{x:.2f},{y:.2f}" for x, y in run)
+                parts.append(f'<polyline class="line {key}" points="{path}"/>')
+    parts += [_column(_LEFT + index * width, width, point.title, "") for index, point in enumerate(points)]
+    return _svg(parts, name)
+
+
+def histogram(buckets: Sequence[tuple[int, int, int]], *, name: str) -> Markup:
+    """Attempts by how long they took: (from, to, attempts), in milliseconds, both ends included."""
+    points = [
+        Point(milliseconds(low), f"{milliseconds(low)} to {milliseconds(high)}: {count(attempts)}", {"bar": attempts})
+        for low, high, attempts in buckets
+    ]
+    return stacked(points, ("bar",), name=name)
+
+
+def strip(points: Sequence[Point], *, name: str) -> Markup:
+    """How well each span of time went, as one row: delivered, failed in part, or failed for the most part."""
+    width = 1000 / max(1, len(points))
+    parts = []
+    for index, point in enumerate(points):
+        good, total = point.values.get("good") or 0, sum(value or 0 for value in point.values.values())
+        tone = "none" if not total else "good" if good == total else "warn" if good >= total / 2 else "bad"
+        parts.append(
+            f'<rect class="{tone}" x="{index * width + 1:.2f}" y="0" width="{max(width - 2, 1):.2f}" height="34">'
+            f"<title>{escape(point.title)}</title></rect>"
+        )
+    return Markup(  # noqa: S704 - numbers and escaped text
+        f'<svg class="chart strip" viewBox="0 0 1000 34" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(name)}">{"".join(parts)}</svg>'
+    )
+
+
+def _svg(parts: Sequence[str], name: str) -> Markup:
+    return Markup(  # noqa: S704 - numbers and escaped text
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _axes(top: float, show: Callable[[float], str], points: Sequence[Point]) -> str:
+    parts = []
+    for tick in range(_Y_TICKS + 1):
+        value = top * tick / _Y_TICKS
+        y = _TOP + _PLOT_H * (1 - tick / _Y_TICKS)
+        kind = "grid" if tick else "axis"
+        parts.append(f'<line class="{kind}" x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(show(value))}</text>')
+    step = max(1, ceil(len(points) / _X_LABELS))
+    width = _PLOT_W / max(1, len(points))
+    for index in range(0, len(points), step):
+        x = _LEFT + (index + 0.5) * width
+        anchor = "start" if x < _LEFT + 20 else "end" if x > WIDTH - 30 else "middle"
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{escape(points[index].label)}</text>')
+    return "".join(parts)
+
+
+def _column(x: float, width: float, title: str, inside: str) -> str:
+    return (
+        f'<g><rect class="hit" x="{x:.2f}" y="{_TOP}" width="{width:.2f}" height="{_PLOT_H}"/>{inside}'
+        f"<title>{escape(title)}</title></g>"
+    )
+
+
+def _nice(value: float) -> float:
+    """The least round number, a multiple of the ticks, that is not less."""
+    if value <= _Y_TICKS:
+        return _Y_TICKS
+    size = 10.0 ** floor(log10(value))
+    return next(size * factor for factor in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if size * factor >= value)

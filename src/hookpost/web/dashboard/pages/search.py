@@ -1,0 +1,63 @@
+"""Search: one box, filters, and results that a URL brings back."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from starlette.responses import Response
+
+from hookpost.web import shown
+from hookpost.web.dashboard.render import with_query
+from hookpost.web.dashboard.visit import Visit
+
+PATH = "/dashboard/search"
+# Time spans that one click chooses; any other can stand in the URL.
+SPANS = {"1h": 3_600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
+KINDS = {"events": "Events", "attempts": "Attempts", "dead_letters": "Dead letters", "waiting": "Waiting deliveries"}
+ROWS = 50
+_FILTERS = ("q", "status", "outcome", "http_status", "within", "since", "until")
+
+
+async def show(visit: Visit) -> Response:
+    """The page."""
+    query = visit.query
+    chosen: dict[str, Any] = {name: query.optional(name) for name in _FILTERS}
+    since = chosen["since"]
+    if chosen["within"] in SPANS:
+        since = shown.show_time(visit.desk.now() - SPANS[chosen["within"]])
+    found = await visit.ask(
+        "/v1/search",
+        q=chosen["q"],
+        status=chosen["status"],
+        outcome=chosen["outcome"],
+        http_status=chosen["http_status"],
+        since=since,
+        until=chosen["until"],
+        tenant_id=visit.tenant_filter(),
+        cursor=query.optional("cursor"),
+        limit=ROWS,
+    )
+    chosen["tenant_id"] = visit.tenant_filter()
+    # The next page begins where this one ended, whatever the time is by then.
+    onwards = {**chosen, "within": None, "since": since}
+    next_url = with_query(PATH, **onwards, cursor=found["next_cursor"]) if found["next_cursor"] else None
+    return visit.page(
+        "search.html",
+        found=found,
+        chosen=chosen,
+        spans=SPANS,
+        kind=KINDS[found["kind"]],
+        next_url=next_url,
+        names=await endpoint_names(visit, found["data"]),
+        first_page=query.optional("cursor") is None,
+    )
+
+
+async def endpoint_names(visit: Visit, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The URLs of the endpoints that rows name, by id."""
+    ids = {UUID(row["endpoint_id"].removeprefix("ep_")) for row in rows if "endpoint_id" in row}
+    if not ids:
+        return {}
+    urls = await visit.desk.api.store.endpoint_urls(visit.principal.tenant_id, ids)
+    return {f"ep_{endpoint_id.hex}": url for endpoint_id, url in urls.items()}

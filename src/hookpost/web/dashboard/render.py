@@ -1,0 +1,162 @@
+"""Templates into pages: everything is escaped, and everything that others wrote is text (see `foreign`)."""
+
+from __future__ import annotations
+
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Mapping
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hookpost.web import shown
+from hookpost.web.dashboard import foreign, words
+
+STATIC_TYPES: Mapping[str, str] = {
+    "dashboard.css": "text/css; charset=utf-8",
+    "dashboard.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+@cache
+def static_file(name: str) -> tuple[bytes, str]:
+    """One of our own files and a print of its content, that its URL carries: a new one is a new URL."""
+    content = files("hookpost.web.dashboard").joinpath("static", name).read_bytes()
+    return content, urlsafe_b64encode(sha256(content).digest()[:9]).decode()
+
+
+def static_url(name: str) -> str:
+    """Where a file is, for as long as it is this one."""
+    return f"/dashboard/static/{name}?v={static_file(name)[1]}"
+
+
+def ago(seconds: float) -> str:
+    """A duration in the two units, or one, that matter."""
+    seconds = abs(seconds)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    for unit_s, unit, part_s, part in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= unit_s:
+            whole, rest = divmod(seconds, unit_s)
+            left = int(rest // part_s)
+            return f"{int(whole)} {unit}" + (f" {left} {part}" if left and whole < 10 else "")
+    return "now"
+
+
+def duration(seconds: float) -> str:
+    """A setting in seconds, as a person would say it."""
+    for unit_s, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= unit_s and seconds % unit_s == 0:
+            return f"{seconds / unit_s:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def milliseconds(value: float | None) -> str:
+    """A latency with three digits that matter."""
+    if value is None:
+        return "–"
+    if value < 10:
+        return f"{value:.1f} ms" if value % 1 else f"{value:.0f} ms"
+    if value < 1000:
+        return f"{value:.0f} ms"
+    return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.0f} s"
+
+
+def count(value: float) -> str:
+    """A number of things: thousands are set apart."""
+    return f"{int(value):,}".replace(",", "\u202f")
+
+
+def size(value: float) -> str:
+    """Bytes, in units of 1024."""
+    if value < 1024:
+        return f"{int(value)} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= 1024
+        if value < 1024:
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{value / 1024:.1f} TiB"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share; what is not quite all never reads 100 %."""
+    if not whole:
+        return "–"
+    value = 100 * part / whole
+    if value == 100 or value == 0:
+        return f"{value:.0f} %"
+    return f"{min(value, 99.99):.2f} %" if value > 99 else f"{value:.1f} %"
+
+
+def with_query(path: str, **changes: Any) -> str:
+    """A path with these parameters; None leaves one out."""
+    given = {name.rstrip("_"): value for name, value in changes.items() if value not in (None, "")}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _finalize(value: Any) -> Any:
+    return foreign.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _joined(values: Iterable[object], between: str) -> str:
+    """Jinja2's own would call the result safe, and so keep it from `_finalize`."""
+    return between.join(map(str, values))
+
+
+def _clock(text: str | None) -> str:
+    """The time of day of an RFC 3339 time, with milliseconds."""
+    return "" if text is None else text[11:23]
+
+
+def _date(text: str | None) -> str:
+    return "" if text is None else f"{text[:10]} {text[11:19]}"
+
+
+class Renderer:
+    """Jinja2 as the dashboard uses it."""
+
+    def __init__(self) -> None:
+        self._environment = Environment(
+            loader=PackageLoader("hookpost.web.dashboard"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            finalize=_finalize,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._environment.filters.update(
+            ago=ago,
+            ms=milliseconds,
+            count=count,
+            size=size,
+            duration=duration,
+            clock=_clock,
+            date=_date,
+            path=quote,
+            join=_joined,
+        )
+        self._environment.globals.update(
+            words=words, static_url=static_url, with_query=with_query, percent=percent, show_time=shown.show_time
+        )
+
+    def page(self, template: str, **values: Any) -> bytes:
+        """The page as UTF-8."""
+        return self._environment.get_template(template).render(values).encode("utf-8", "replace")
+
+
+def utc(seconds: float) -> str:
+    """A time as the pages' own clock says it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + " UTC"

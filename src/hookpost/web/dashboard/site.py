@@ -1,0 +1,148 @@
+"""Every request under /dashboard: checked, routed, and answered with a page.
+
+In this order: is it our host; a static file; did one of our own pages send the form; who is it; is the form made for
+this session. Only then a page's own code runs. Whatever goes wrong is a page, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+
+from hookpost.web import problems
+from hookpost.web.api import Api
+from hookpost.web.auth import Authenticator
+from hookpost.web.dashboard import guard
+from hookpost.web.dashboard.ask import AsgiApp, Asker, Refusal
+from hookpost.web.dashboard.forms import Form, read_form
+from hookpost.web.dashboard.pages import ROUTES, sign_in
+from hookpost.web.dashboard.render import STATIC_TYPES, Renderer, static_file
+from hookpost.web.dashboard.session import COOKIE, Sessions, is_own_form
+from hookpost.web.dashboard.throttle import Throttle
+from hookpost.web.dashboard.visit import Desk, Visit, see
+from hookpost.web.problems import Problem, refusal
+
+PREFIX = "/dashboard"
+# Its URL changes with its content, so it may be kept for ever.
+_STATIC_CACHE = "public, max-age=31536000, immutable"
+Page: TypeAlias = Callable[[Visit], Awaitable[Response]]
+
+
+class Dashboard:
+    """The ASGI application of the dashboard."""
+
+    def __init__(
+        self, app: AsgiApp, api: Api, authenticator: Authenticator, *, secret: bytes, public_url: str | None
+    ) -> None:
+        self._desk = Desk(api, Asker(app), authenticator, Sessions(secret), Throttle(), Renderer(), public_url)
+        routes = [Route(PREFIX + path, self._endpoint(page), methods=[method]) for path, method, page in ROUTES]
+        self._router = Router(
+            [
+                Route(PREFIX + "/static/{name}", self._static),
+                Route(PREFIX + "/sign-in", self._sign_in, methods=["GET", "POST"]),
+                *routes,
+            ],
+            redirect_slashes=False,
+            default=self._nowhere,
+        )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                present = {name for name, _ in message["headers"]}
+                extra = [(name.lower().encode(), value.encode()) for name, value in guard.HEADERS.items()]
+                message["headers"] = [*message["headers"], *(pair for pair in extra if pair[0] not in present)]
+            await send(message)
+
+        request = Request(scope, receive)
+        try:
+            _check_origin(request, self._desk.public_url)
+            await self._router(scope, receive, guarded)
+        except Exception as error:  # noqa: BLE001 - every fault is an answer, and the unexpected is logged
+            await self._fault(request, error)(scope, receive, guarded)
+
+    def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                visit = await self._visit(request)
+            except Problem as refused:
+                if refused.status != 401:
+                    raise
+                return _to_sign_in(request)
+            try:
+                return await page(visit)
+            except Refusal as refusal_:
+                return _problem_page(visit, refusal_.status, refusal_.text)
+            except Exception as error:  # noqa: BLE001 - see __call__
+                problem = problems.problem_of(error, f"{request.method} {request.scope['route'].path}")
+                return _problem_page(visit, problem.status, problem.detail)
+
+        return answer
+
+    async def _visit(self, request: Request) -> Visit:
+        session = self._desk.sessions.read(request.cookies.get(COOKIE), now=self._desk.now())
+        if session is None:
+            raise refusal(401, "sign in first")
+        principal = await self._desk.authenticator.referred(session.reference)
+        form = Form({})
+        if request.method == "POST":
+            form = await read_form(dict(request.scope["headers"]), request.receive)
+            if not is_own_form(session, form.text("csrf")):
+                raise refusal(403, "this form was made for another session: go back, reload the page and try again")
+        return Visit(self._desk, request, session, principal, Form.parse(request.url.query), form)
+
+    async def _sign_in(self, request: Request) -> Response:
+        return await sign_in.answer(self._desk, request)
+
+    async def _static(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in STATIC_TYPES:
+            return self._nowhere_page()
+        content, version = static_file(name)
+        headers = {"ETag": f'"{version}"', "Cache-Control": _STATIC_CACHE}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=STATIC_TYPES[name], headers=headers)
+
+    async def _nowhere(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._nowhere_page()(scope, receive, send)
+
+    def _nowhere_page(self) -> Response:
+        return self._bare(404, "There is no such page.")
+
+    def _fault(self, request: Request, error: Exception) -> Response:
+        problem = problems.problem_of(error, f"{request.method} {PREFIX}")
+        return self._bare(problem.status, problem.detail, dict(problem.headers))
+
+    def _bare(self, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+        body = self._desk.renderer.page("bare.html", status=status, text=text)
+        return Response(body, status, headers, media_type="text/html")
+
+
+def _check_origin(request: Request, public_url: str | None) -> None:
+    """Problem for a host that is not ours, or a form of another site's page."""
+    host = request.headers.get("host", "")
+    if not guard.is_own_host(host, public_url):
+        raise refusal(421, "this host name is not known here: set HOOKPOST_PUBLIC_URL to the address that people use")
+    if request.method == "POST" and not guard.is_own_origin(
+        host, request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    ):
+        raise refusal(403, "this form was not sent by a page of the dashboard")
+
+
+def _to_sign_in(request: Request) -> Response:
+    wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    if request.method != "GET" or wanted == PREFIX:
+        return see(PREFIX + "/sign-in")
+    return see(PREFIX + "/sign-in", next=quote(wanted, safe="/"))
+
+
+def _problem_page(visit: Visit, status: int, text: str) -> Response:
+    return visit.page("problem.html", status, text=text)

@@ -1,0 +1,111 @@
+"""What the dashboard calls states, reasons and errors in lists; a single delivery is told by `policy.explain`.
+
+Each text tells what is the case and, where somebody can do something about it, what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+STATUS: Mapping[str, str] = {
+    "queued": "queued",
+    "waiting": "waiting",
+    "delivered": "delivered",
+    "dead": "dead",
+    "cancelled": "cancelled",
+    "unknown": "unknown: please report this",
+    "pending": "on its way",
+    "partly_dead": "partly dead",
+    "no_endpoints": "no endpoint wanted it",
+    "retry": "failed, retried",
+    "enabled": "enabled",
+    "paused": "paused",
+    "disabled": "disabled",
+    "closed": "closed",
+    "open": "open",
+    "half_open": "half open",
+    "running": "running",
+    "done": "done",
+    "failed": "failed",
+}
+# The colour that a state is shown in: good, busy, bad or quiet.
+TONE: Mapping[str, str] = {
+    "delivered": "good",
+    "enabled": "good",
+    "closed": "good",
+    "done": "good",
+    "queued": "busy",
+    "waiting": "busy",
+    "pending": "busy",
+    "running": "busy",
+    "retry": "warn",
+    "paused": "warn",
+    "half_open": "warn",
+    "partly_dead": "bad",
+    "dead": "bad",
+    "unknown": "bad",
+    "disabled": "bad",
+    "open": "bad",
+    "failed": "bad",
+}
+WAITING: Mapping[str, str] = {
+    "retry": "The last attempt failed; it is tried again when its time has come.",
+    "rate_limited": "The endpoint's rate limit lets it through when its turn comes.",
+    "in_flight_cap": "As many requests as the endpoint may have at once are under way; it goes when one is done.",
+    "breaker_open": "The receiver failed several times in a row, so its breaker is open. One delivery probes it when "
+    "the breaker reopens; if that succeeds, the rest follows. Resume the endpoint to close the breaker now.",
+    "retry_budget": "Too many of the latest attempts were retries; first attempts go before it.",
+    "ordered": "The endpoint is ordered, and an earlier event for it is not done yet.",
+    "paused": "The endpoint is paused. Resume it to deliver what waits.",
+    "disabled": "The endpoint is disabled. Resume it to deliver what waits.",
+    "egress_down": "Most receivers cannot be reached from here, so sending is suspended; nobody is charged for it.",
+    "payload_store": "The payload cannot be read from the payload store at the moment.",
+}
+DEAD: Mapping[str, str] = {
+    "http_4xx": "The receiver refused it with a 4xx status, which a retry would not change. Mend the receiver, then "
+    "replay it.",
+    "attempts_exhausted": "Every attempt that the endpoint's policy allows has failed. Replay it when the receiver is "
+    "well.",
+    "deadline": "It could not be delivered before its deadline. Replay it when the receiver is well.",
+    "retry_after_beyond_deadline": "The receiver asked to wait (Retry-After) until after the deadline.",
+    "payload_missing": "Its payload is gone from the payload store.",
+    "internal_error": "A fault on our side; the log says more. Replay it.",
+}
+ERROR: Mapping[str, str] = {
+    "dns_failure": "The host name could not be resolved.",
+    "connect_refused": "The host refused the connection: nothing listens on that port.",
+    "connect_timeout": "The host did not accept the connection in time.",
+    "network_unreachable": "There is no route to the host.",
+    "first_byte_timeout": "The receiver took the request and did not begin to answer in time.",
+    "total_timeout": "The whole exchange took longer than it may.",
+    "tls_failure": "The TLS handshake failed.",
+    "tls_untrusted": "The receiver's certificate is not trusted, expired, or for another name.",
+    "connection_reset": "The connection broke before the answer was complete.",
+    "address_forbidden": "The host resolves to an address that deliveries may not go to (private or reserved).",
+    "invalid_url": "The URL cannot be used.",
+    "protocol_error": "What came back is not HTTP.",
+    "egress_proxy_error": "The egress proxy failed; the endpoint is not charged for it.",
+    "http_3xx": "The receiver answered with a redirect; redirects are not followed. Change the URL.",
+    "http_4xx": "The receiver refused the request; such a status is not retried.",
+    "http_410": "The receiver says it is gone (410): the endpoint was disabled.",
+    "http_429": "The receiver asks to slow down (429).",
+    "http_5xx": "The receiver failed (5xx).",
+    "bad_ack": "The receiver answered 2xx without the signed acknowledgement that the endpoint asks for.",
+    "internal_error": "A fault on our side; the log says more.",
+}
+# Why an endpoint is not enabled; what a worker wrote down is in words already.
+STATUS_REASON: Mapping[str, str] = {"requested": "by request"}
+BREAKER: Mapping[str, str] = {
+    "closed": "lets deliveries through",
+    "open": "holds deliveries: the receiver failed several times in a row",
+    "half_open": "lets one delivery through to see whether the receiver is well",
+}
+
+
+def error(attempt: Mapping[str, Any]) -> str | None:
+    """What went wrong in an attempt; None when nothing did."""
+    code = attempt["error_code"]
+    if code is None:
+        return None
+    return ERROR.get(code, f"It failed ({code}).")

@@ -1,0 +1,386 @@
+"""Each page shows what the API would tell the same key, and its buttons do what they say."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+
+from hookpost.model import show_id
+from hookpost.storage.postgres.store import PostgresStore
+from tests.web.dashboard.conftest import Browser, text_of
+from tests.web.rows import (
+    Submitted,
+    TenantClient,
+    add_attempt,
+    add_dead,
+    add_waiting,
+    append_event,
+    endpoint_uuid,
+    make_tenant,
+    set_progress,
+)
+
+# What must only ever be read: each would act if it were let.
+HOSTILE = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "{{ 7*7 }}", "javascript:alert(1)",
+    "\x1b[2J\x1b[31mred", "\u202egnp.exe", "\u2066hidden\u2069", "a\u200bb", "\x85\x9b31m",
+]  # fmt: skip
+
+
+async def delivered(sql: Any, tenant: TenantClient, **fields: Any) -> tuple[str, dict[str, Any], str]:
+    """An event that failed once and was then delivered: its id, endpoint and the failed attempt's id."""
+    endpoint = await tenant.endpoint(**fields)
+    uuid = endpoint_uuid(endpoint)
+    event, seq = await append_event(sql, tenant.uuid, [uuid])
+    await set_progress(sql, read_to=seq)
+    failed = await add_attempt(sql, tenant.uuid, event, uuid, outcome="retry", http_status=503, scheduled_s=1)
+    await add_attempt(sql, tenant.uuid, event, uuid, outcome="delivered", retry_count=1, scheduled_s=2)
+    return show_id("evt", event), endpoint, show_id("att", failed)
+
+
+# ---- event ------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_shows_its_payload_its_attempts_and_where_it_stands(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    event_id, endpoint, attempt_id = await delivered(sql, tenant)
+    page = await browser.shown(f"/dashboard/events/{event_id}")
+    told = text_of(page)
+    assert '"n": 1.50' in told, "as it was posted: no parser has rounded it"
+    assert endpoint["url"] in told
+    assert "attempt 1" in told and "attempt 2" in told and "503" in told
+    assert "Delivered at" in told
+    assert page.count('<svg class="phases"') == 2
+    told = text_of(await browser.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}"))
+    assert f"webhook-id: {event_id}" in told
+    assert "webhook-signature: v1," in told
+    assert "curl -i" in told and "--data-binary" in told
+    assert "HTTP/1.1 200 OK" in told and "\\xff" in told, "bytes that are no text are shown as what they are"
+
+
+async def test_two_attempts_are_compared(sql: Any, tenant: TenantClient, browser: Browser) -> None:
+    event_id, _, attempt_id = await delivered(sql, tenant)
+    page = await browser.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}")
+    other = re.search(r'<option value="(att_[0-9a-f]+)"', page)
+    assert other
+    path = f"/dashboard/events/{event_id}/attempts/{attempt_id}/compare"
+    told = text_of(await browser.shown(f"{path}?b={other[1]}"))
+    assert "HTTP status 503 200" in told
+    assert "The same, byte for byte" in told
+    await browser.shown(f"{path}?b=att_0", 404)
+
+
+async def test_the_payload_is_downloaded_byte_for_byte_and_never_shown_as_a_page(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    event_id, _, _ = await delivered(sql, tenant)
+    answer = await browser.get(f"/dashboard/events/{event_id}/payload")
+    assert answer.content == b'{"n": 1.50}'
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_waiting_delivery_says_why_and_when_and_can_be_hurried(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    endpoint = await tenant.endpoint()
+    uuid = endpoint_uuid(endpoint)
+    event, seq = await append_event(sql, tenant.uuid, [uuid])
+    await set_progress(sql, read_to=seq)
+    await add_waiting(sql, tenant.uuid, event, uuid, seq)
+    path = f"/dashboard/events/{show_id('evt', event)}"
+    told = text_of(await browser.shown(path))
+    assert "waiting: retry" in told and "2030-01-02 03:04:05" in told
+    answer = await browser.post(f"{path}/retry_now")
+    assert answer.headers["location"] == f"{path}?did=retrying"
+    assert "tried now" in text_of(await browser.shown(f"{path}?did=retrying"))
+    assert (await browser.post(f"{path}/cancel")).headers["location"].endswith("did=cancelled")
+
+
+async def test_an_event_is_replayed_to_one_endpoint_or_to_all(sql: Any, tenant: TenantClient, browser: Browser) -> None:
+    event_id, endpoint, _ = await delivered(sql, tenant)
+    for fields in ({}, {"endpoint_id": endpoint["endpoint_id"]}):
+        answer = await browser.post(f"/dashboard/events/{event_id}/replay", fields)
+        assert answer.headers["location"].endswith("did=replayed"), answer.text
+    assert "queued" in text_of(await browser.shown(f"/dashboard/events/{event_id}"))
+
+
+async def test_a_fan_out_of_many_is_listed_and_told_one_by_one(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    uuids = [endpoint_uuid(await tenant.endpoint()) for _ in range(14)]
+    event, _ = await append_event(sql, tenant.uuid, uuids)
+    path = f"/dashboard/events/{show_id('evt', event)}"
+    page = await browser.shown(path)
+    assert page.count(">timeline</a>") == 14
+    told = text_of(await browser.shown(f"{path}?endpoint_id={show_id('ep', uuids[0])}"))
+    assert "One delivery of 14" in told and "In the journal" in told
+
+
+# ---- hostile content --------------------------------------------------------------------------------------------------
+
+
+async def test_what_others_wrote_is_only_ever_text(
+    sql: Any, tenant: TenantClient, admin: httpx.AsyncClient, browser: Browser, operator: Browser
+) -> None:
+    hostile = " ".join(HOSTILE)
+    event_id, endpoint, attempt_id = await delivered(sql, tenant, description=hostile, metadata={"k": hostile})
+    await sql.execute("update events set payload = $1, type = $2", f'{{"a": "{hostile}"}}'.encode(), hostile)
+    await sql.execute("update attempts set response_head = $1, address = $2, worker = $2", hostile.encode(), hostile)
+    await sql.execute("update endpoints set url = $1", f"https://example.com/{hostile}")
+    await sql.execute("update tenants set name = $1", hostile)
+    event = event_id.removeprefix("evt_")
+    await sql.execute("update events set idempotency_key = $1 where event_id = $2::text::uuid", hostile, event)
+    paths = (
+        "/dashboard", "/dashboard/search", f"/dashboard/search?q={event_id}", f"/dashboard/events/{event_id}",
+        "/dashboard/search?outcome=retry",
+        f"/dashboard/events/{event_id}/attempts/{attempt_id}", "/dashboard/endpoints",
+        f"/dashboard/events/{event_id}/attempts/{attempt_id}/compare?b={attempt_id}",
+        f"/dashboard/endpoints/{endpoint['endpoint_id']}", f"/dashboard/endpoints/{endpoint['endpoint_id']}/edit",
+    )  # fmt: skip
+    for visitor, path in [*((browser, path) for path in paths), (operator, "/dashboard/tenants")]:
+        page = await visitor.shown(path)
+        for acting in ("<script>alert", "<img src=x", "<svg onload", "\x1b", "\u202e", "\u2066", "\u200b", "\x9b"):
+            assert acting not in page, path
+        assert 'href="javascript:' not in page, path
+        assert "49" not in re.findall(r"{{|>49<", page), path
+
+
+async def test_a_query_comes_back_as_text_too(browser: Browser) -> None:
+    for hostile in HOSTILE:
+        answer = await browser.get("/dashboard/search", params={"q": hostile})
+        assert answer.status_code == 200, answer.text
+        assert "<script>alert" not in answer.text and "onerror=alert(1)>" not in answer.text
+        assert "\x1b" not in answer.text and "\u202e" not in answer.text
+
+
+async def test_a_line_of_a_mebibyte_is_cut_and_broken_text_does_not_break_the_page(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    event_id, _, attempt_id = await delivered(sql, tenant)
+    for payload in (b'"' + b"x" * (1 << 20) + b'"', b'"\xff\xfe\x00\xed\xa0\x80"', b"[" * 50_000, b""):
+        await sql.execute("update events set payload = $1", payload)
+        for path in (f"/dashboard/events/{event_id}", f"/dashboard/events/{event_id}/attempts/{attempt_id}"):
+            assert len(await browser.shown(path)) < 400_000
+        assert (await browser.get(f"/dashboard/events/{event_id}/payload")).content == payload
+
+
+# ---- isolation --------------------------------------------------------------------------------------------------------
+
+
+async def test_another_tenants_things_are_not_there(
+    sql: Any, tenant: TenantClient, admin: httpx.AsyncClient, browser: Browser
+) -> None:
+    stranger = await make_tenant(admin, "other")
+    event_id, endpoint, attempt_id = await delivered(sql, stranger)
+    for path in (
+        f"/dashboard/events/{event_id}", f"/dashboard/events/{event_id}/payload",
+        f"/dashboard/events/{event_id}/attempts/{attempt_id}", f"/dashboard/endpoints/{endpoint['endpoint_id']}",
+        f"/dashboard/endpoints/{endpoint['endpoint_id']}/secret", f"/dashboard/endpoints/{endpoint['endpoint_id']}/edit",
+    ):  # fmt: skip
+        await browser.shown(path, 404)
+    for action in ("replay", "retry_now", "cancel"):
+        assert (await browser.post(f"/dashboard/events/{event_id}/{action}")).status_code == 404
+    for action in ("pause", "resume", "rotate", "test", "delete"):
+        answer = await browser.post(f"/dashboard/endpoints/{endpoint['endpoint_id']}/{action}", {"grace_period_s": "0"})
+        assert answer.status_code == 404, action
+    for query in (event_id, endpoint["endpoint_id"], "example.com", "a.b"):
+        told = text_of(await browser.shown(f"/dashboard/search?q={query}"))
+        assert "https://example.com" not in told
+        assert told.count(event_id) <= 1, "what was asked for comes back in the box alone"
+    await browser.shown("/dashboard/tenants", 403)
+    await browser.shown(f"/dashboard/search?tenant_id={stranger.tenant_id}", 200)
+    assert event_id not in await browser.shown(f"/dashboard/search?tenant_id={stranger.tenant_id}")
+
+
+async def test_a_key_that_may_only_read_sees_no_buttons_and_can_press_none(
+    sql: Any, admin: httpx.AsyncClient, stranger: Browser
+) -> None:
+    owner = await make_tenant(admin)
+    event_id, endpoint, attempt_id = await delivered(sql, owner)
+    path = f"/v1/tenants/{owner.tenant_id}/api_keys"
+    key = (await admin.post(path, json={"name": "r", "scopes": ["read"]})).json()["key"]
+    await stranger.sign_in(key)
+    page = await stranger.shown(f"/dashboard/events/{event_id}")
+    assert "/replay" not in page, "neither a button nor the section"
+    assert "curl" not in await stranger.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}")
+    assert "/pause" not in await stranger.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}")
+    assert (await stranger.post(f"/dashboard/events/{event_id}/replay")).status_code == 403
+    await stranger.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}/secret", 403)
+
+
+# ---- search -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_box_finds_what_a_text_names(sql: Any, tenant: TenantClient, browser: Browser) -> None:
+    event_id, endpoint, _ = await delivered(sql, tenant, url="https://api.shop.example/hook")
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    await sql.execute("update events set idempotency_key = 'order 17', trace_id = $1::text::uuid", trace)
+    for query in (event_id, "order 17", trace, f"00-{trace}-b7ad6b7169203331-01", "a.b", event_id.removeprefix("evt_")):
+        answer = await browser.get("/dashboard/search", params={"q": query})
+        assert event_id in re.sub(r"<input[^>]*>", "", answer.text), query
+    for query in (endpoint["endpoint_id"], "shop.example", "api.shop.example", "https://api.shop.example:443/other"):
+        answer = await browser.get("/dashboard/search", params={"q": query})
+        assert "https://api.shop.example/hook" in text_of(answer.text), query
+    for query in ("hop.example", "order 1", "a.c"):
+        answer = await browser.get("/dashboard/search", params={"q": query})
+        assert "/hook" not in text_of(answer.text), query
+
+
+FILTERS = [
+    ("status=delivered", 1), ("status=dead", 0), ("status=waiting", 0), ("outcome=retry", 1), ("outcome=dead", 0),
+    ("http_status=503", 1), ("http_status=5xx", 1), ("http_status=4xx", 0), ("http_status=5xx&outcome=delivered", 0),
+    ("within=24h", 1), ("until=2020-01-01T00:00:00Z", 0), ("since=2020-01-01T00:00:00Z&outcome=retry", 1),
+]  # fmt: skip
+
+
+async def test_filters_are_in_the_url_and_narrow_the_list_down(
+    sql: Any, tenant: TenantClient, browser: Browser, operator: Browser
+) -> None:
+    event_id, _, _ = await delivered(sql, tenant)
+    for filters, found in FILTERS:
+        for visitor in (browser, operator):
+            page = await visitor.shown(f"/dashboard/search?{filters}")
+            assert len(re.findall(rf'href="/dashboard/events/{event_id}"', page)) == found, filters
+
+
+async def test_a_filter_that_makes_no_sense_is_refused_in_words(browser: Browser) -> None:
+    for wrong in ("http_status=9", "since=yesterday", "status=odd", "cursor=x"):
+        answer = await browser.get(f"/dashboard/search?{wrong}")
+        assert answer.status_code in (400, 422)
+        assert 'role="alert"' in answer.text
+
+
+# ---- endpoint ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_endpoint_shows_its_health_what_waits_and_what_is_dead(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    _, endpoint, _ = await delivered(sql, tenant)
+    uuid = endpoint_uuid(endpoint)
+    event, seq = await append_event(sql, tenant.uuid, [uuid])
+    await add_waiting(sql, tenant.uuid, event, uuid, seq, reason="rate_limited")
+    dead, _ = await append_event(sql, tenant.uuid, [uuid])
+    await add_dead(sql, tenant.uuid, dead, uuid, reason="deadline")
+    told = text_of(await browser.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}"))
+    for words in ("rate_limited", "deadline", "Breaker closed", "after 5 s, doubling to 3 h", "signs", "next retry"):
+        assert words in told or words == "next retry", words
+    assert show_id("evt", event) in told and show_id("evt", dead) in told
+
+
+async def test_an_endpoint_is_paused_resumed_tested_rotated_edited_and_deleted(
+    tenant: TenantClient, browser: Browser, submitted: Submitted
+) -> None:
+    answer = await browser.post(
+        "/dashboard/endpoints/new",
+        {"url": "https://example.com/a", "events": "invoice.* order.paid", "rate_limit": "5"},
+    )
+    assert answer.status_code == 303, answer.text
+    path = answer.headers["location"].partition("/secret")[0]
+    api = "/v1/webhook_endpoints/" + path.rpartition("/")[2]
+    made = (await tenant.get(api)).json()
+    assert (made["events"], made["rate_limit"], made["retry"]["base_s"]) == (["invoice.*", "order.paid"], 5.0, 5.0)
+
+    await browser.post(f"{path}/pause")
+    assert (await tenant.get(api)).json()["status"] == "paused"
+    assert "paused (by request)" in text_of(await browser.shown(path))
+    await browser.post(f"{path}/resume")
+    assert (await tenant.get(api)).json()["status"] == "enabled"
+
+    assert (await browser.post(f"{path}/test")).headers["location"].startswith("/dashboard/events/evt_")
+    assert submitted.calls[0][1] == "hookpost.test"
+
+    before = (await tenant.get(f"{api}/secret")).json()["secret"]
+    assert (await browser.post(f"{path}/rotate", {"grace_period_s": "3600"})).status_code == 303
+    page = await browser.shown(f"{path}/secret")
+    assert before in page and (await tenant.get(f"{api}/secret")).json()["secret"] in page
+    assert before not in await browser.shown(path), "secrets are on their own page alone"
+    assert re.search(r"signs for another (59 min|1 h)", text_of(await browser.shown(path)))
+
+    edit = await browser.shown(f"{path}/edit")
+    assert 'name="base_s" type="number" step="any" min="0" value=""' in edit, "a default is not pinned by saving"
+    answer = await browser.post(f"{path}/edit", {"url": "https://example.com/b", "max_attempts": "3"})
+    assert answer.status_code == 303, answer.text
+    changed = (await tenant.get(api)).json()
+    assert (changed["url"], changed["retry"]["max_attempts"], changed["events"]) == ("https://example.com/b", 3, ["*"])
+    answer = await browser.post(f"{path}/edit", {"url": "ftp://example.com/", "max_attempts": "3"})
+    assert answer.status_code == 422
+    assert 'role="alert"' in answer.text and 'value="ftp://example.com/"' in answer.text
+
+    assert (await browser.post(f"{path}/delete")).status_code == 303
+    await browser.shown(path, 404)
+
+
+async def test_a_bulk_replay_is_counted_before_it_begins(sql: Any, tenant: TenantClient, browser: Browser) -> None:
+    endpoint = await tenant.endpoint()
+    uuid = endpoint_uuid(endpoint)
+    for _ in range(3):
+        event, _ = await append_event(sql, tenant.uuid, [uuid])
+        await add_dead(sql, tenant.uuid, event, uuid)
+    query = f"endpoint_id={endpoint['endpoint_id']}&status=dead"
+    assert "3 deliveries match" in text_of(await browser.shown(f"/dashboard/replays/new?{query}"))
+    fields = {"endpoint_id": endpoint["endpoint_id"], "status": "dead", "rate_limit": "10"}
+    answer = await browser.post("/dashboard/replays", fields)
+    page = await browser.shown(answer.headers["location"])
+    assert '<progress max="3" value="0"' in page
+    await browser.post(answer.headers["location"] + "/cancel")
+    assert "cancelled" in text_of(await browser.shown(answer.headers["location"]))
+    assert "cancelled" in text_of(await browser.shown("/dashboard/replays"))
+
+
+# ---- dead letters, overview, tenants ----------------------------------------------------------------------------------
+
+
+async def test_dead_letters_are_grouped_filtered_and_replayed(
+    sql: Any, tenant: TenantClient, browser: Browser, operator: Browser
+) -> None:
+    endpoint = await tenant.endpoint()
+    uuid = endpoint_uuid(endpoint)
+    event, _ = await append_event(sql, tenant.uuid, [uuid])
+    await add_dead(sql, tenant.uuid, event, uuid, reason="deadline")
+    page = await browser.shown("/dashboard/dead-letters")
+    assert show_id("evt", event) in page and "deadline" in text_of(page)
+    assert show_id("evt", event) not in await browser.shown("/dashboard/dead-letters?reason=http_4xx")
+    chosen = re.search(r'name="delivery" value="([^"]+)"', page)
+    assert chosen
+    for visitor in (browser, operator):
+        answer = await visitor.post("/dashboard/dead-letters/replay", {"delivery": [chosen[1]]})
+        assert answer.headers["location"] == "/dashboard/dead-letters?did=replayed", answer.text
+    assert (await browser.post("/dashboard/dead-letters/replay")).status_code == 422
+
+
+async def test_the_overview_has_figures_and_plots_of_every_span(
+    sql: Any, store: PostgresStore, tenant: TenantClient, browser: Browser, operator: Browser
+) -> None:
+    await delivered(sql, tenant)
+    await sql.execute("update attempts set settle_no = 1; update progress set settle_no = 1")
+    await store.roll_up(settles_max=100, events_max=100)
+    for span in ("1h", "24h", "7d", "30d", "odd"):
+        for visitor in (browser, operator):
+            page = await visitor.shown(f"/dashboard?span={span}")
+            assert page.count('<svg class="chart"') == 2
+            assert re.search(r"<title>\d{4}-\d\d-\d\d \d\d:\d\d UTC\n[\d\u202f]+ attempts", page)
+            assert "50.0 %" in text_of(page)
+            assert "https://example.com/hook" in text_of(page), "the endpoint that failed is named"
+
+
+async def test_the_admin_makes_tenants_and_keys_and_revokes_them(operator: Browser, stranger: Browser) -> None:
+    answer = await operator.post("/dashboard/tenants", {"name": "Globex"})
+    path = answer.headers["location"].partition("?")[0]
+    answer = await operator.post(f"{path}/keys", {"name": "prod", "scopes": ["read", "replay"]})
+    key = re.search(r'id="new-key">([^<]+)<', answer.text)
+    assert key
+    assert (await stranger.sign_in(key[1])).status_code == 303
+    page = await operator.shown(path)
+    assert key[1] not in page and "read, replay" in text_of(page)
+    revoke = re.search(r'action="([^"]+/revoke)"', page)
+    assert revoke
+    assert (await operator.post(revoke[1])).status_code == 303
+    assert "revoked" in text_of(await operator.shown(path))
+    assert (await operator.post(path, {"name": "Globex 2", "max_in_flight": "7"})).status_code == 303
+    assert "Globex 2" in await operator.shown("/dashboard/tenants")
+    assert (await operator.post(f"{path}/keys", {"name": ""})).status_code == 422

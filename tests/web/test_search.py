@@ -1,0 +1,72 @@
+"""GET /v1/search: what a text may name, and lists that say how far they have looked."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from hookpost.storage.postgres import search as scanning
+from hookpost.web import schemas
+from hookpost.web.problems import Problem
+from hookpost.web.search import Term, read_term, status_range
+from tests.web.rows import TenantClient, add_attempt, append_event, endpoint_uuid
+
+ID = "0190b7e8c0de7000800000000000abcd"
+UUID_ = UUID(ID)
+
+
+@pytest.mark.parametrize(
+    ("text", "term"),
+    [
+        (f"evt_{ID}", Term(event_id=UUID_)),
+        (f"ep_{ID}", Term(endpoint_id=UUID_)),
+        (ID, Term(UUID_, UUID_, UUID_, ID)),
+        (str(UUID_), Term(UUID_, UUID_, UUID_, str(UUID_))),
+        (f"00-{ID}-b7ad6b7169203331-01", Term(event_id=UUID_, trace_id=UUID_)),
+        ("invoice.paid", Term(key="invoice.paid", type="invoice.paid", host="invoice.paid")),
+        ("https://api.example.com:8443/a?b", Term(key="https://api.example.com:8443/a?b", host="api.example.com")),
+        ("[::1]:80", Term(key="[::1]:80", host="[::1]")),
+        ("order 17", Term(key="order 17")),
+        ("evt_nonsense", Term(key="evt_nonsense", type="evt_nonsense", host="evt_nonsense")),
+    ],
+)
+def test_a_text_is_tried_as_everything_that_it_may_be(text: str, term: Term) -> None:
+    assert read_term(text) == term
+
+
+@pytest.mark.parametrize(("text", "found"), [(None, None), ("503", (503, 503)), ("4xx", (400, 499))])
+def test_a_status_is_one_or_a_class(text: str | None, found: Any) -> None:
+    assert status_range(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "5", "600", "5XX", "20x", "5031"])
+def test_what_is_no_status_is_refused(text: str) -> None:
+    with pytest.raises(Problem):
+        status_range(text)
+
+
+async def test_a_rare_status_is_found_page_by_page_without_looking_at_all_there_is(
+    sql: Any, tenant: TenantClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanning, "SCANNED_MAX", 4)
+    endpoint = endpoint_uuid(await tenant.endpoint())
+    event, _ = await append_event(sql, tenant.uuid, [endpoint])
+    for number in range(9):
+        status = 503 if number in (0, 8) else 200
+        await add_attempt(sql, tenant.uuid, event, endpoint, outcome="retry", http_status=status, scheduled_s=number)
+    found, cursor, pages = [], None, 0
+    while pages < 10:
+        query = {"http_status": "503", **({"cursor": cursor} if cursor else {})}
+        answer = (await tenant.get("/v1/search", params=query)).json()
+        schemas.SearchAnswer.model_validate(answer)
+        assert answer["looked_at"] <= 4
+        found += [row["scheduled_at"][17:19] for row in answer["data"]]
+        pages, cursor = pages + 1, answer["next_cursor"]
+        if cursor is None:
+            break
+    assert found == ["08", "00"]
+    assert pages == 3
+    answer = await tenant.get("/v1/search", params={"http_status": "503", "cursor": cursor or "x"})
+    assert answer.status_code == 400
