@@ -384,3 +384,14 @@ async def test_the_admin_makes_tenants_and_keys_and_revokes_them(operator: Brows
     assert (await operator.post(path, {"name": "Globex 2", "max_in_flight": "7"})).status_code == 303
     assert "Globex 2" in await operator.shown("/dashboard/tenants")
     assert (await operator.post(f"{path}/keys", {"name": ""})).status_code == 422
+
+
+async def test_what_is_done_in_a_browser_is_audited_by_the_key_that_signed_in(
+    browser: Browser, tenant: TenantClient
+) -> None:
+    endpoint = await tenant.endpoint()
+    await browser.post(f"/dashboard/endpoints/{endpoint['endpoint_id']}/pause")
+    row = (await tenant.get("/v1/audit_log")).json()["data"][0]
+    assert (row["action"], row["actor"], row["address"]) == (
+        "endpoint.update", f"key_{tenant.key.split('_')[1]}", "192.0.2.7",
+    )  # fmt: skip
