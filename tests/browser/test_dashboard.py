@@ -140,12 +140,13 @@ async def test_dead_letters_are_chosen_and_put_back(page: Page, on: World) -> No
     await page.get_by_label(f"Choose {on.events['hostile']}").check()
     await page.get_by_role("button", name="Replay the chosen ones").click()
     await expect(page.get_by_text("Replay accepted")).to_be_visible()
-    await on.server.settled(on.events["hostile"], "delivered")
+    path = f"/v1/events/{on.events['hostile']}"
+    await on.server.polled(path, lambda event: event["status"] == "delivered")
 
 
 async def test_an_endpoint_is_paused_and_resumed(page: Page, on: World) -> None:
     await page.goto(f"/dashboard/endpoints/{on.endpoints['orders']['endpoint_id']}")
-    await expect(page.locator("svg.strip rect")).to_have_count(48, timeout=1000)
+    assert await page.locator("svg.strip rect").count() in (48, 49), "a day in half hours, the one under way too"
     await page.get_by_role("button", name="Pause").click()
     await expect(page.get_by_text("This endpoint is paused")).to_be_visible()
     await page.get_by_role("button", name="Resume").click()
@@ -157,9 +158,10 @@ async def test_everything_can_be_reached_with_the_keyboard_alone(page: Page, on:
     await page.keyboard.press("Tab")
     await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     await page.keyboard.press("Enter")
+    wanted = "A" + on.receiver.url("/orders")
     for _ in range(12):
         await page.keyboard.press("Tab")
-        if on.receiver.url("/orders") in await page.evaluate("document.activeElement.textContent"):
+        if await page.evaluate("document.activeElement.tagName + document.activeElement.textContent") == wanted:
             break
     outline = await page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline != "none", "where the focus is can be seen"

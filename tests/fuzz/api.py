@@ -15,11 +15,13 @@ from typing import Any
 
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -77,32 +79,49 @@ def operations(target: Target) -> list[Any]:
     return [each.ok() for each in schema.get_all_operations()]
 
 
-def fuzz(target: Target, operation: Any, mode: GenerationMode, *, examples: int, seed: int, until: float) -> int:
-    """Try one operation; returns how many requests were made. Raises what schemathesis finds, with the request."""
+@dataclass
+class Tried:
+    """What one operation was tried with, and what was found, with the request as curl."""
+
+    operation: str
+    requests: int = 0
+    fault: str = ""
+
+
+def fuzz(target: Target, operation: Any, mode: GenerationMode, *, examples: int, seed: int, until: float) -> Tried:
+    """Try one operation."""
     headers = {"Authorization": f"Bearer {target.key_for(operation.path)}"}
-    made = 0
+    tried = Tried(f"{operation.label} {mode.value}")
 
     @seeded(seed)
     @settings(
-        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=False
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],  # what is found is shown as it was sent
     )
     @given(case=operation.as_strategy(generation_mode=mode), real=st.booleans())
     def attempt(case: Any, real: bool) -> None:
-        nonlocal made
         if time.monotonic() > until:
             return
         if real:
             known = {name: target.ids[name] for name in case.path_parameters or {} if name in target.ids}
             case.path_parameters = {**(case.path_parameters or {}), **known}
-        made += 1
+        tried.requests += 1
         case.call_and_validate(base_url=target.url, headers=headers, checks=CHECKS, timeout=TIMEOUT_S, session=session)
 
     with requests.Session() as session:
-        attempt()
-    return made
+        try:
+            attempt()
+        except Unsatisfiable:  # it takes nothing that could be wrong
+            pass
+        except (FailureGroup, requests.RequestException) as found:
+            tried.fault = str(found)
+    return tried
 
 
-def rounds(target: Target, *, seconds: float, examples: int, seed: int) -> Iterator[tuple[str, int]]:
+def rounds(target: Target, *, seconds: float, examples: int, seed: int) -> Iterator[Tried]:
     """All operations in turn, with good data and with bad, until the time is up; what was tried."""
     rng = random.Random(seed)
     until = time.monotonic() + seconds
@@ -115,5 +134,4 @@ def rounds(target: Target, *, seconds: float, examples: int, seed: int) -> Itera
             if time.monotonic() > until:
                 return
             seed_of_it = rng.randrange(2**32)
-            made = fuzz(target, operation, mode, examples=examples, seed=seed_of_it, until=until)
-            yield f"{operation.label} {mode.value}", made
+            yield fuzz(target, operation, mode, examples=examples, seed=seed_of_it, until=until)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from hookpost.cold import AGAIN_S, EVERY_S, ColdPayloads
 from hookpost.engine.lanes import FROM_START
 from hookpost.engine.work import Fetch, Kind, Wanted
 from hookpost.maintenance import Maintenance
@@ -18,7 +19,7 @@ from hookpost.model import REMOVED, PayloadRef
 from hookpost.policy.objects import hour_folder, is_segment, segment_key
 from hookpost.storage.contract import ControlAction, Moved, MoveState, PayloadMissing, StoreUnavailable
 from hookpost.storage.payloads import MARKER, ObjectStore
-from hookpost.storage.postgres import cold
+from hookpost.storage.postgres import cold, sending
 from hookpost.storage.postgres.connection import Connections
 from tests.storage.driver import Driver, Postgres, attempt, waiting
 from tests.storage.test_retention import EPOCH, FIRST, KEEP, Dying, Years
@@ -238,6 +239,33 @@ async def test_a_day_that_leaves_while_it_is_moved_leaves_nothing_behind(days: C
     assert await days.tables("cold") == set()
     assert PART not in await days.tables()
     assert await days.driver.rows("segments") == []
+
+
+async def test_the_loop_rests_as_long_as_it_works_and_while_sending_is_paused(days: Cold) -> None:
+    """A restored backup must not change the payload store of the installation that it is a copy of."""
+    sent = await posted(days)
+    await days.go_on()
+    moments = iter(float(n) for n in range(1000))
+    loop = ColdPayloads(days.store, days.objects, age_s=HOUR_S, monotonic=lambda: next(moments))
+    await sending.pause(days.driver.dsn)
+    assert await loop.once() == EVERY_S
+    assert days.segments() == {}
+    await sending.go_on(days.driver.dsn)
+    while (wait_s := await loop.once()) != EVERY_S:
+        assert wait_s == 1.0
+    assert {event_id: await days.payload(event_id) for event_id in sent} == sent
+
+
+async def test_the_loop_says_what_keeps_it_and_tries_again(days: Cold, caplog: pytest.LogCaptureFixture) -> None:
+    await posted(days, 1)
+    await days.go_on()
+    days.folder.rename(days.folder.with_name("unplugged"))
+    days.folder.write_text("no folder")
+    loop = ColdPayloads(days.store, ObjectStore(days.folder.as_uri()), age_s=HOUR_S, monotonic=lambda: 0.0)
+    assert await loop.once() == 0.0
+    with caplog.at_level("ERROR", logger="hookpost"):
+        assert await loop.once() == AGAIN_S
+    assert "move payloads" in caplog.text
 
 
 async def test_two_movers_are_as_one(days: Cold) -> None:

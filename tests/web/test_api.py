@@ -895,3 +895,23 @@ async def test_the_admin_reads_across_tenants_and_writes_for_one(
     for unknown in (f"ten_{uuid4().hex}", "nonsense", ""):
         assert_problem(await admin.get(ENDPOINTS, headers={"X-Tenant-Id": unknown}), 404)
     assert UUID(tenant.tenant_id.removeprefix("ten_")) == tenant.uuid
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"url": ' + b"[" * 60_000,
+        b'{"url": ' + b"[" * 60_000 + b"]" * 60_000 + b"}",
+        b'{"metadata": ' + b'{"a":' * 20_000,
+        b'{"rate_limit": ' + b"9" * 100_000 + b"}",
+        b'{"rate_limit": 1e999999999}',
+        b'{"url": "\\ud800"}',
+        b"\xff\xfe{}",
+        b"null",
+    ],
+    ids=["open", "deep", "deep-objects", "long-number", "huge-number", "surrogate", "not-utf8", "null"],
+)
+async def test_p2_a_hostile_body_of_a_form_is_a_4xx(tenant: TenantClient, body: bytes) -> None:
+    answer = await tenant.request("POST", ENDPOINTS, content=body, headers={"Content-Type": "application/json"})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"

@@ -324,7 +324,6 @@ async def test_a_key_keeps_its_meaning_beside_an_unpaired_surrogate(posting: Pos
         body_of("01"), body_of("1."), body_of("NaN"), body_of("[1,]"), body_of('"\\x"'),
         body_of('"\n"'), body_of("'a'"), body_of('"\\ud8"'), body_of('"\\ud83d'), b"\xef\xbb\xbf" + body_of(),
         body_of('"').replace(b'"', b'"\xff'), body_of().replace(b"a.b", b"a\xed\xa0\x80b"),
-        body_of("[" * 100_000), body_of("[" * 90_000 + "]" * 90_000),
     ],
 )  # fmt: skip
 async def test_what_is_not_json_in_utf8_is_400(posting: Posting, body: bytes) -> None:
@@ -373,6 +372,34 @@ async def test_a_bad_field_is_422_and_named(posting: Posting, body: bytes, field
     [result] = (await posting.batch(b'{"events":[' + body + b"]}")).json["results"]
     assert [error["field"] for error in result["error"]["errors"]] == [field]
     assert await posting.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        ("[" * 257 + "]" * 257, "256 deep"),
+        ('{"a":' * 300 + "1" + "}" * 300, "256 deep"),
+        ("1" * 1025, "1024 characters"),
+        ('{"a":[-1.' + "0" * 3000 + "]}", "1024 characters"),
+    ],
+    ids=["arrays", "objects", "long-number", "long-fraction"],
+)
+async def test_p2_json_that_no_receiver_could_read_is_422_and_fails_alone(
+    posting: Posting, payload: str, said: str
+) -> None:
+    answer = await posting.post(body_of(payload))
+    assert answer.status == 422
+    assert said.encode() in answer.body
+    batch = b'{"events":[' + body_of(payload) + b"," + body_of() + b"]}"
+    results = (await posting.batch(batch)).json["results"]
+    assert ["error" in result for result in results] == [True, False]
+
+
+async def test_p2_what_nests_beyond_all_measure_is_422_too(posting: Posting) -> None:
+    for body in (body_of("[" * 100_000), body_of("[" * 90_000 + "]" * 90_000)):
+        assert (await posting.post(body)).status == 422
+        assert (await posting.batch(b'{"events":[' + body + b"]}")).status == 422
+    assert (await posting.post(body_of("[" * 256 + "]" * 256))).status == 202
 
 
 async def test_the_longest_of_everything_is_accepted(posting: Posting) -> None:

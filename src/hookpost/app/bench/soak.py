@@ -28,8 +28,10 @@ DAYS = 30
 KEEP_DAYS = 3
 # All that is kept is there from then on; compared are the days behind it.
 STEADY_FROM = KEEP_DAYS + 4
-# Days pass while maintenance is busy with one of them.
-DAYS_AHEAD = 20
+DAYS_AHEAD = 3
+# A day lasts until all that is to be done on it was done: a round that began on it has ended.
+ROUNDS_A_DAY = 2
+DAY_S_MAX = 60.0
 LOAD_PART = 0.5
 PAUSE_S = 0.1
 
@@ -56,11 +58,12 @@ def soak(run: Run) -> Figures:
         load.drain()
         rate = LOAD_PART * full.delivered / full.seconds
         days: list[tuple[Window, dict[str, int]]] = []
-        with _maintained(server):
+        with _maintained(server) as rounds:
             for day in range(1, DAYS + 1):
                 server.sql(_CLOCK.format(days=day))
+                ended, last = load.now() + day_s, rounds[0] + ROUNDS_A_DAY
                 with run.measure(server, load) as window:
-                    load.open_loop(day_s, rate)
+                    load.open_loop(DAY_S_MAX, rate, done=lambda: load.now() >= ended and rounds[0] >= last)  # noqa: B023
                 days.append((window, server.sql(_SIZES)[0]))
             load.drain()
         if not load.all_arrived():
@@ -91,19 +94,20 @@ def _compared(days: list[tuple[Window, dict[str, int]]]) -> Figures:
 
 
 @contextmanager
-def _maintained(server: Server) -> Iterator[None]:
-    """All that is done in the background, again and again, in a thread of its own."""
-    over = threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_maintain(server.dsn, server.folder / "segments", over)))
+def _maintained(server: Server) -> Iterator[list[int]]:
+    """All that is done in the background, again and again, in a thread of its own; how many rounds have ended."""
+    over, rounds = threading.Event(), [0]
+    folder = server.folder / "segments"
+    thread = threading.Thread(target=lambda: asyncio.run(_maintain(server.dsn, folder, over, rounds)))
     thread.start()
     try:
-        yield
+        yield rounds
     finally:
         over.set()
         thread.join()
 
 
-async def _maintain(dsn: str, folder: Path, over: threading.Event) -> None:
+async def _maintain(dsn: str, folder: Path, over: threading.Event, rounds: list[int]) -> None:
     cold.SETTLE_S = 0.0  # no dump is under way, and days are short
     store, objects = PostgresStore(dsn, size_max=2), ObjectStore(folder.as_uri())
     maintenance = Maintenance(store, objects, days_ahead=DAYS_AHEAD, keep_days=KEEP_DAYS)
@@ -114,14 +118,17 @@ async def _maintain(dsn: str, folder: Path, over: threading.Event) -> None:
                 await _count(store)
                 await _move(store, objects)
             await maintenance.once()
+            rounds[0] += 1
             await asyncio.sleep(PAUSE_S)
     finally:
         await store.close()
 
 
 async def _count(store: PostgresStore) -> None:
-    while (step := await store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE)) and step.more:
-        pass
+    """All there is; while the worker's own builder has its turn there is some more."""
+    step = None
+    while step is None or step.more:
+        step = await store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE)
 
 
 async def _move(store: PostgresStore, objects: ObjectStore) -> None:

@@ -23,10 +23,10 @@ SQL = load("search")
 CLOCKS_APART_S = 60.0
 # What one look at the attempts costs at most: some 50 ms, warm. Who looks further goes on from there.
 SCANNED_MAX = 20_000
-# Percentiles of so many are good to a per mille of rank.
-LATENCIES_OF = 4_000
-# Rollups that are added up to rank endpoints: some 20 ms.
-ROLLUPS_MAX = 20_000
+# Percentiles of so many are good to some per mille of rank.
+LATENCIES_OF = 2_000
+# Rollups that are added up to rank endpoints: some 10 ms.
+ROLLUPS_MAX = 5_000
 
 # Dead letters that are sorted into groups, and groups that are told.
 DEAD_MAX, GROUPS_MAX = 10_000, 20

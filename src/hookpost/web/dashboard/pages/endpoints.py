@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.responses import Response
@@ -42,12 +43,12 @@ async def show(visit: Visit) -> Response:
     """One endpoint."""
     endpoint = await _endpoint(visit)
     endpoint_id, now = endpoint["endpoint_id"], visit.desk.now()
-    stats = await visit.ask(
-        "/v1/stats", endpoint_id=endpoint_id, from_=shown.show_time(now - STRIP_S), step=STRIP_STEP_S
+    stats, attempts, waiting, dead = await asyncio.gather(
+        visit.ask("/v1/stats", endpoint_id=endpoint_id, from_=shown.show_time(now - STRIP_S), step=STRIP_STEP_S),
+        visit.ask("/v1/attempts", endpoint_id=endpoint_id, limit=RECENT),
+        visit.ask(f"/v1/webhook_endpoints/{endpoint_id}/deliveries", status="waiting", limit=RECENT),
+        visit.ask("/v1/dead_letters", endpoint_id=endpoint_id, limit=RECENT),
     )
-    attempts = await visit.ask("/v1/attempts", endpoint_id=endpoint_id, limit=RECENT)
-    waiting = await visit.ask(f"/v1/webhook_endpoints/{endpoint_id}/deliveries", status="waiting", limit=RECENT)
-    dead = await visit.ask("/v1/dead_letters", endpoint_id=endpoint_id, limit=RECENT)
     return visit.page(
         "endpoint.html",
         endpoint=endpoint,
