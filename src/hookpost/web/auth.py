@@ -51,7 +51,7 @@ class Principal:
     admin: bool
     scopes: frozenset[str]
     # As the audit log names the key.
-    name: str = field(default="admin", compare=False)
+    name: str = field(default="unnamed", compare=False)
 
     def require(self, scope: str) -> None:
         """Problem 403 unless the key has the scope."""
@@ -285,8 +285,10 @@ class Authenticator:
         if key is None or key.revoked or replaced or not same_hash(_print_of(key).encode(), print_.encode()):
             raise _unauthorized()
         if key.tenant_id is None:
-            return _Known(Principal(None, True, SCOPES), 0.0, key.expires_at)
-        return _Known(Principal(key.tenant_id, False, key.scopes or SCOPES), 0.0, key.expires_at, key.key_id)
+            principal = Principal(None, True, SCOPES, _name_of(key))
+            return _Known(principal, 0.0, key.expires_at, used_key_id=key.key_id)
+        principal = Principal(key.tenant_id, False, key.scopes or SCOPES, _name_of(key))
+        return _Known(principal, 0.0, key.expires_at, key.key_id, key.key_id)
 
     async def _valid_key(self, token: str) -> ApiKey | None:
         """The key that the token proves. An unknown key id costs the same work as a wrong secret."""

@@ -384,3 +384,27 @@ async def test_the_admin_makes_tenants_and_keys_and_revokes_them(operator: Brows
     assert (await operator.post(path, {"name": "Globex 2", "max_in_flight": "7"})).status_code == 303
     assert "Globex 2" in await operator.shown("/dashboard/tenants")
     assert (await operator.post(f"{path}/keys", {"name": ""})).status_code == 422
+
+
+async def test_what_is_done_in_a_browser_is_audited_by_the_key_that_signed_in(
+    browser: Browser, tenant: TenantClient
+) -> None:
+    endpoint = await tenant.endpoint()
+    await browser.post(f"/dashboard/endpoints/{endpoint['endpoint_id']}/pause")
+    row = (await tenant.get("/v1/audit_log")).json()["data"][0]
+    assert (row["action"], row["actor"], row["address"]) == (
+        "endpoint.update", f"key_{tenant.key.split('_')[1]}", "192.0.2.7",
+    )  # fmt: skip
+
+
+async def test_what_is_done_here_is_in_the_audit_log_by_name(
+    tenant: TenantClient, browser: Browser, operator: Browser
+) -> None:
+    endpoint = await tenant.endpoint(description="<b>before</b>")
+    await browser.post(f"/dashboard/endpoints/{endpoint['endpoint_id']}/pause")
+    page = await browser.shown("/dashboard/audit-log")
+    told = text_of(page)
+    assert "endpoint.update" in told and endpoint["endpoint_id"] in told and "key_" in told
+    assert "<b>before" not in page
+    assert endpoint["endpoint_id"] not in await browser.shown("/dashboard/audit-log?action=tenant.create")
+    assert endpoint["endpoint_id"] in await operator.shown(f"/dashboard/audit-log?tenant_id={tenant.tenant_id}")

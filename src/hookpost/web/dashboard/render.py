@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -115,6 +116,10 @@ def _joined(values: Iterable[object], between: str) -> str:
     return between.join(map(str, values))
 
 
+def _indented(value: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
 def _clock(text: str | None) -> str:
     """The time of day of an RFC 3339 time, with milliseconds."""
     return "" if text is None else text[11:23]
@@ -147,6 +152,7 @@ class Renderer:
             date=_date,
             path=quote,
             join=_joined,
+            json=_indented,
         )
         self._environment.globals.update(
             words=words, static_url=static_url, with_query=with_query, percent=percent, show_time=shown.show_time

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
+from hookpost.storage.acting import Actor, act_as
 from hookpost.web import problems
 from hookpost.web.api import Api
 from hookpost.web.auth import Authenticator
@@ -91,6 +92,7 @@ class Dashboard:
         if session is None:
             raise refusal(401, "sign in first")
         principal = await self._desk.authenticator.referred(session.reference)
+        act_as(Actor(principal.name, request.client.host if request.client else ""))
         form = Form({})
         if request.method == "POST":
             form = await read_form(dict(request.scope["headers"]), request.receive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hookpost.web.dashboard.pages import (
+    audit,
     dead_letters,
     endpoints,
     event,
@@ -46,6 +47,7 @@ ROUTES = (
     ("/replays/{replay_id}/cancel", "POST", replays.cancel),
     ("/verifier", "GET", verifier.show),
     ("/verifier", "POST", verifier.check),
+    ("/audit-log", "GET", audit.show),
     ("/tenants", "GET", tenants.listed),
     ("/tenants", "POST", tenants.create),
     ("/tenants/{tenant_id}", "GET", tenants.show),
