@@ -1,8 +1,8 @@
 """Bounds on the JSON of a payload that nobody decodes here: how deep it nests and how long its numbers are.
 
 RFC 8259 §9 lets a parser set such limits, and parsers do: what is beyond them reaches a receiver that cannot read it,
-or that breaks on it, as a delivery that fails for days. Pure. An ordinary payload is cleared by two counts, a fraction
-of a microsecond; only what has more brackets than may nest, or is longer than a number may be, is looked at closely.
+or that breaks on it, as a delivery that fails for days. Pure. A small payload cannot be beyond them; others are cleared
+by two counts; only what has more brackets than may nest, or is longer than a number may be, is looked at closely.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class JsonBounds:
 
     def fault(self, payload: bytes) -> str | None:
         """What is beyond the bounds in valid JSON, or None."""
+        size = len(payload)
+        if size <= 2 * self.depth and size <= self.number_chars:  # each level has two brackets
+            return None
         shallow = payload.count(b"[") + payload.count(b"{") <= self.depth
         if shallow and (len(payload) <= self.number_chars or not self._may_hold_a_long_number(payload)):
             return None
