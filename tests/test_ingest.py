@@ -38,6 +38,8 @@ from hookpost.storage.contract import (
 )
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
+from hookpost.storage.postgres.vault import Vault
+from tests.conftest import KEYS
 from tests.storage.driver import new_endpoint, new_tenant, until
 
 POISON = b"poison"
@@ -392,7 +394,7 @@ async def test_an_endpoint_created_on_another_node_can_be_a_target_at_once(store
     tenant = await new_tenant(store)
     ingest = make(store)
     await ingest.submit(tenant, submissions(1))
-    other = PostgresStore(database)
+    other = PostgresStore(database, vault=Vault(KEYS))
     await other.open()
     endpoint = await new_endpoint(other, tenant, ("other.*",))
     [answer] = await ingest.submit(tenant, submissions(1, targets=(endpoint, endpoint)))

@@ -108,6 +108,7 @@ async def test_what_the_archive_holds_as_delivered_is_not_sent_again_and_what_wa
 
             data = restored / "postgres"
             own_as(restored, lost / "postgres")
+            shutil.copy(lost / "encryption.keys", restored / "encryption.keys")
             configure(data, archive_mode="off", restore_command=f"cp {archive}/%f %p")
             (data / "recovery.signal").touch()
             embedded = EmbeddedPostgres(restored)

@@ -80,6 +80,7 @@ async def test_every_gate_tells_what_it_holds_and_until_when() -> None:
 
         gone = await endpoint(await sick(410))
         await server.attempts(await post(gone))
+        await server.polled(f"/v1/webhook_endpoints/{gone}", lambda found: found["status"] == "disabled")
         assert "410" in (await told(server, await post(gone), gone, "disabled"))["summary"]
 
         paused = await endpoint(well.url())

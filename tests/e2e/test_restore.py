@@ -74,6 +74,7 @@ async def test_a_restored_dump_sends_at_the_operators_word_what_it_has_no_record
                 await server.settled(await server.post("early", "lost"))
                 await server.stop()
                 shutil.copytree(server.folder / "payloads", place / "data" / "payloads")
+                shutil.copy(server.folder / "encryption.keys", place / "data" / "encryption.keys")
                 key = server.key
             await restore(dump, place / "data")
             before = dict(found.counts)

@@ -496,7 +496,7 @@ def append_of(events: int, *, keys: list[str] | None, tenant: str = "t1", versio
     return (
         INGEST["append"], 0, 60.0, [tenant_id], [version], [uuid7() for _ in range(events)], [tenant_id] * events,
         ["t"] * events, [b"p"] * events, [uuid7()] * events, list(range(1, events + 1)), [1] * events, None,
-        keys, None if keys is None else [b"h"] * events, None, None,
+        keys, None if keys is None else [b"h"] * events, None, None, None,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
@@ -271,13 +271,14 @@ PAYLOADS = st.recursive(SCALARS, lambda inner: st.one_of(spaced(inner, "[]"), me
 @given(st.lists(st.tuples(PAYLOADS, SPACES, SPACES), min_size=1, max_size=4))
 def test_a_payload_is_cut_out_byte_for_byte(payloads: list[tuple[str, str, str]]) -> None:
     """The form alone, thousands of times: what goes into the submission is what stood in the body."""
+    routes = EventRoutes(cast("Ingest", None), cast("Authenticator", None), limits=LIMITS)
     for payload, before, after in payloads:
         body = f'{before}{{{after}"type":"a",{before}"payload"{after}:{before}{payload}{after}}}{before}'.encode()
-        assert events._submission(body, None).payload == payload.encode()
+        assert routes._submission(body, None).payload == payload.encode()
     items = [f'{{"payload":{before}{payload}{after},"type":"a"}}' for payload, before, after in payloads]
     batch, disguise = events._decode(events._decode_batch, f'{{"events":[{",".join(items)}]}}'.encode())
     shown = [bytes(item) if disguise is None else disguise.show(bytes(item)) for item in batch.events]
-    assert [events._submission(item, None).payload for item in shown] == [
+    assert [routes._submission(item, None).payload for item in shown] == [
         payload.encode() for payload, _, _ in payloads
     ]
 
@@ -291,7 +292,7 @@ PRECIOUS = [
     '"\\ue000\\uf800\\uA800\\uD800"',
     "123456789012345678901234567890.000",
     '"\u2028é\U0001f600"',
-    "[" * 500 + "]" * 500,
+    "[" * 250 + "]" * 250,
     '"' + "x" * 150_000 + '"',
 ]
 
