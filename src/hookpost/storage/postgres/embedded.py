@@ -97,6 +97,9 @@ max_connections = 200
 fsync = on
 synchronous_commit = on
 
+# While a base backup is brought up to date from archived WAL it is not ready: Hookpost has to write.
+hot_standby = off
+
 # The journal is written in bulk and dropped by partition: few, long, even checkpoints; little to clean.
 shared_buffers = 256MB
 max_wal_size = 4GB
