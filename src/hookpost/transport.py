@@ -748,9 +748,8 @@ class _Exchange:
         if code == pycurl.E_COULDNT_CONNECT:
             return _CONNECT_ERRORS.get(self.easy.getinfo(pycurl.OS_ERRNO), ErrorCode.NETWORK_UNREACHABLE)
         if code == pycurl.E_RECV_ERROR and self.target.scheme == "https" and " alert " in message:
-            return (
-                ErrorCode.TLS_FAILURE
-            )  # TLS 1.3: a receiver that wants another certificate says so behind the handshake
+            # TLS 1.3: a receiver that wants another certificate says so behind the handshake.
+            return ErrorCode.TLS_FAILURE
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return ErrorCode.TOTAL_TIMEOUT if self._connected() else ErrorCode.CONNECT_TIMEOUT
         return _CURL_ERRORS.get(code, ErrorCode.INTERNAL_ERROR)
