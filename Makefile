@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check whole bench soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -29,6 +29,9 @@ test: venv-dev ## the tests (ARGS="tests/app -k config", ARGS="-n 0" for one pro
 	@$(BIN)/pytest $(if $(filter -n% --numprocesses% -p%,$(ARGS)),,$(PYTEST_SPREAD)) $(ARGS)
 
 check: lint types layers test ## all that has to pass before a change is merged
+
+whole: venv-dev ## the long forms of tests that are run short: six hours at 100/s, 200,000 waiting (some ten minutes)
+	@WHOLE_TESTS=1 $(BIN)/pytest tests/engine/test_outage.py tests/engine/test_isolation.py -n 2 --durations=0 $(ARGS)
 
 bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
 	@$(BIN)/hookpost bench $(ARGS)
