@@ -15,6 +15,7 @@ from hookpost import telemetry
 from hookpost.model import Outcome, Request, Timeouts, show_id
 from hookpost.policy.alerts import AGAIN_S_MAX, again_s
 from hookpost.policy.signing import signature_header
+from hookpost.steps import repeat
 from hookpost.storage.contract import AlertStore, Channel, DataRejected, DueAlert, StoreUnavailable
 
 # How often the outbox and what is due are looked at.
@@ -53,18 +54,15 @@ class Alerts:
                 tasks.create_task(self._repeat(partial(self.tell, channel), stop))
 
     async def _repeat(self, turn: Callable[[], Awaitable[int]], stop: asyncio.Event) -> None:
-        while not stop.is_set():
+        async def step() -> float:
             try:
-                more = await turn()
+                return 0.0 if await turn() else EVERY_S
             except (StoreUnavailable, DataRejected) as error:
                 telemetry.count("maintenance_failures")
                 telemetry.log("maintenance_failed", task="alerts", reason=error)
-                more = 0
-            if not more:
-                try:
-                    await asyncio.wait_for(stop.wait(), EVERY_S)
-                except TimeoutError:
-                    continue
+                return EVERY_S
+
+        await repeat(step, stop)
 
     async def gather(self) -> int:
         """One transaction's worth of notices; how many there were."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 from hookpost import telemetry
+from hookpost.steps import repeat
 from hookpost.storage.contract import DataRejected, MaintenanceStore, Moved, MoveState, PayloadStore, StoreUnavailable
 
 # A segment: put within the time of one request of the payload store also over 10 Mbit/s, and large enough that a
@@ -37,10 +37,7 @@ class ColdPayloads:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Move what there is to move until ``stop`` is set."""
-        while not stop.is_set():
-            wait_s = await self.once()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), wait_s)
+        await repeat(self.once, stop)
 
     async def once(self) -> float:
         """One step; returns the seconds until the next. While sending is paused there is none: a restored backup leaves

@@ -15,6 +15,7 @@ from hookpost import telemetry
 from hookpost.model import show_id
 from hookpost.policy.routing import HOMES_MAX
 from hookpost.policy.spread import Bounds, Load, Watch, judge, loads
+from hookpost.steps import repeat
 from hookpost.storage.contract import (
     DataRejected,
     Grain,
@@ -91,12 +92,11 @@ class Maintenance:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look after the store until ``stop`` is set."""
-        while not stop.is_set():
-            wait_s = EVERY_S if await self.once() else AGAIN_S
-            try:
-                await asyncio.wait_for(stop.wait(), wait_s)
-            except TimeoutError:
-                continue
+
+        async def step() -> float:
+            return EVERY_S if await self.once() else AGAIN_S
+
+        await repeat(step, stop)
 
     async def once(self) -> bool:
         """Every task once; False when one failed. While sending is paused nothing of value is removed: a restored
@@ -209,10 +209,7 @@ class Replays:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Go on with whatever is due until ``stop`` is set."""
-        while not stop.is_set():
-            wait_s = await self.once()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), wait_s)
+        await repeat(self.once, stop)
 
     async def once(self) -> float:
         """One step of the job whose turn it is; returns the seconds until the next."""
@@ -252,10 +249,7 @@ class Rollups:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Go on with what there is to count until ``stop`` is set."""
-        while not stop.is_set():
-            wait_s = await self.once()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), wait_s)
+        await repeat(self.once, stop)
 
     async def once(self) -> float:
         """One step; returns the seconds until the next."""
@@ -295,16 +289,16 @@ class Spreading:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop`` is set."""
-        while not stop.is_set():
+
+        async def step() -> float:
             try:
                 await self.look()
             except (StoreUnavailable, DataRejected) as error:
                 telemetry.count("maintenance_failures")
                 telemetry.log("maintenance_failed", task="spread tenants", reason=error)
-            try:
-                await asyncio.wait_for(stop.wait(), SPREAD_EVERY_S)
-            except TimeoutError:
-                continue
+            return SPREAD_EVERY_S
+
+        await repeat(step, stop)
 
     async def look(self) -> None:
         """One look, and what follows from it."""
