@@ -16,6 +16,8 @@ PYTEST_SPREAD := -n $(PYTEST_WORKERS) --dist worksteal
 
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where bytecode may not be kept every process compiles all that it imports, 1.3 of 2.2 s, and the tests start hundreds of them.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
