@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from standardwebhooks import Webhook
 WAIT_S = 120.0
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 ENCRYPTION_KEYS = "k1:" + b64encode(b"1" * 32).decode()
+
+PROGRAM = (sys.executable, "-m", "hookpost.app.cli")
 
 Handler = Callable[["Arrival", asyncio.StreamWriter], Awaitable[None]]
 
@@ -165,11 +167,19 @@ class Hookpost:
     """One `hookpost` server process and its children."""
 
     def __init__(
-        self, folder: Path, *arguments: str, command: str = "serve", source: Path | None = None, **settings: str
+        self,
+        folder: Path,
+        *arguments: str,
+        command: str = "serve",
+        source: Path | None = None,
+        program: Sequence[str] = PROGRAM,
+        **settings: str,
     ) -> None:
-        """``source``: the folder that holds another release of the package; this one when not given."""
+        """``source``: the folder that holds another release of the package; this one when not given. ``program``: what
+        is started, if it is to run elsewhere."""
         self.folder = folder
         self._source = source
+        self._program = program
         self._arguments = [command, *arguments]
         self._settings = settings
         self.process: asyncio.subprocess.Process | None = None
@@ -196,7 +206,7 @@ class Hookpost:
             environment["PYTHONPATH"] = str(self._source)
         self.lines.clear()
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hookpost.app.cli", *self._arguments,
+            *self._program, *self._arguments,
             env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip

@@ -224,6 +224,7 @@ async def run_worker(
             lease_s=settings.lease_s,
             renew_s=settings.renew_s,
             stop_s=settings.stop_s,
+            longest_s=settings.total_timeout_max_s,
             limits=Limits(
                 in_flight=settings.worker_in_flight,
                 in_flight_bytes=settings.worker_in_flight_bytes,
