@@ -38,6 +38,8 @@ from hookpost.storage.postgres.store import PostgresStore
 # A request about an event that waits in Kafka waits with it for so long: a living owner takes it over in milliseconds.
 TAKEN_OVER_S = 2.0
 TAKEN_OVER_LOOK_S = 0.05
+# An answer of the database about versions takes a millisecond; a request does not wait longer for it than for brokers.
+OUTDATED_S_MAX = 0.1
 
 __all__ = ["KafkaStore", "Reader", "decode"]
 
@@ -51,6 +53,8 @@ class KafkaStore(PostgresStore):
         super().__init__(dsn, append_timeout_s=append_timeout_s, **options)
         self._writer = Writer(address, timeout_s=append_timeout_s)
         self.tail = Tail(address)
+        # Looks for changed configurations that were not answered in time: until they are, there are no others.
+        self._hanging: set[asyncio.Task[frozenset[UUID]]] = set()
 
     async def open(self) -> None:
         await super().open()
@@ -66,8 +70,14 @@ class KafkaStore(PostgresStore):
     async def append(
         self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
     ) -> list[Appended] | Stale:
-        """Write one record for each event to the shard's partition. Never stale: the pump matches anew."""
+        """Write one record for each event to the shard's partition.
+
+        Stale only where the database says so in time: the pump asks once more, and matches anew what comes to that.
+        """
         # All of it, before anything is reserved or sent: one that cannot be written fails the call alone.
+        outdated = await self._outdated(versions)
+        if outdated:
+            return Stale(outdated)
         values = [encode(event, version=versions[event.tenant_id], accepted_at=_accepted_at(event)) for event in events]
         answers = [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
         ids = [event.event_id for event in events]
@@ -93,6 +103,24 @@ class KafkaStore(PostgresStore):
             ],
         )
         return answers
+
+    async def _outdated(self, versions: Mapping[UUID, int]) -> frozenset[UUID]:
+        """Whose events were matched with an old configuration; nobody's, as far as is known, while the database is away
+        or slow: then events are accepted by what is remembered."""
+        if self._hanging:
+            return frozenset()
+        looking = asyncio.create_task(self.outdated(versions))
+        done, hanging = await asyncio.wait({looking}, timeout=OUTDATED_S_MAX)
+        for task in hanging:
+            # It is not cancelled: a database that stands still would not answer that either.
+            self._hanging.add(task)
+            task.add_done_callback(self._answered)
+        return looking.result() if done and looking.exception() is None else frozenset()
+
+    def _answered(self, looking: asyncio.Task[frozenset[UUID]]) -> None:
+        self._hanging.discard(looking)
+        if not looking.cancelled():
+            looking.exception()  # that the database is away is told by who needs it
 
     async def prepare_topic(self) -> None:
         """Make the topic, or give it a partition for each shard. Raises StoreUnavailable."""

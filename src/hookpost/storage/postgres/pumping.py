@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
@@ -63,6 +63,12 @@ class PumpQueries:
             )
             for verdict, event_id, count in zip(verdicts, ids, counts, strict=True)
         ]
+
+    async def outdated(self, versions: Mapping[UUID, int]) -> frozenset[UUID]:
+        """Tenants whose configuration has another version now. Raises StoreUnavailable."""
+        async with self._connections.use("look for changed tenants") as connection:
+            rows = await connection.fetch(SQL["outdated"], list(versions), list(versions.values()))
+        return frozenset(row["tenant_id"] for row in rows)
 
     async def pump(self, batch: PumpBatch) -> Stale | int:
         owed: list[UUID] = []

@@ -21,6 +21,12 @@ where o.shard = $1 and o.next_offset < (
     select next_offset from journal_offsets where shard = $1 order by next_offset desc offset 100 limit 1
 )
 
+-- name: outdated
+-- Tenants whose configuration is another one than events were matched with.
+select u.tenant_id from unnest($1::uuid[], $2::bigint[]) u (tenant_id, version)
+left join tenants t on t.tenant_id = u.tenant_id and t.deleted_at is null
+where t.config_version is distinct from u.version
+
 -- name: shard_count
 select coalesce(max(shard), -1) + 1 from shards
 
