@@ -66,9 +66,7 @@ def kafka(run: Run) -> Figures:
             load.target(server.url, server.key)
         contenders = {
             "table_accepted": _accepting(_WithBrokers(table_in), load_table_in, load_table_in.answered),
-            "kafka_accepted": _accepting(
-                _WithBrokers(kafka_in), load_kafka_in, partial(_rest, kafka_in, load_kafka_in)
-            ),
+            "kafka_accepted": _accepting(_WithBrokers(kafka_in), load_kafka_in, rest),
             "table_delivered": _delivering(_WithBrokers(table_out), load_table_out),
             "kafka_delivered": _delivering(_WithBrokers(kafka_out), load_kafka_out),
         }
