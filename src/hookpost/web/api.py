@@ -26,6 +26,7 @@ from hookpost.metrics import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url
+from hookpost.policy.event_schema import SchemaBounds
 from hookpost.policy.headers import MASK, HeaderRefused, check_header, holds_a_secret
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
 from hookpost.policy.routing import SHARDS_MAX
@@ -44,6 +45,7 @@ from hookpost.storage.contract import (
     ReplayState,
     StoreUnavailable,
     TlsChange,
+    TypeLimits,
 )
 from hookpost.web import schemas, shown
 from hookpost.web.auth import Principal
@@ -88,6 +90,8 @@ class WebSettings:
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
     filters_max: int = 100
+    schemas: SchemaBounds = field(default_factory=SchemaBounds)
+    types: TypeLimits = field(default_factory=TypeLimits)
     replay_rate_limit: float = 500.0
     secret_grace_s: float = 86_400.0
     prices: Prices = field(default_factory=Prices)

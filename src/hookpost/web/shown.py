@@ -30,6 +30,19 @@ def show_time(seconds: float | None) -> str | None:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
 
 
+def event_type(row: Row) -> dict[str, Any]:
+    """An event type, its schema as it was given."""
+    schema = row["schema"]
+    return {
+        "name": row["name"],
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "description": row["description"],
+        "schema": None if schema is None else msgspec.Raw(schema.encode()),
+        "created_at": show_time(row["created_at"]),
+        "updated_at": show_time(row["updated_at"]),
+    }
+
+
 def tenant(row: Row) -> dict[str, Any]:
     """A tenant."""
     return {

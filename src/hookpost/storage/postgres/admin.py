@@ -133,6 +133,7 @@ class AdminQueries(AuditQueries):
             await connection.execute(SQL["forget_barriers_of"], tenant_id)
             await connection.execute(SQL["revoke_keys_of"], tenant_id)
             await connection.execute(SQL["delete_endpoints_of"], tenant_id)
+            await connection.execute(SQL["delete_types_of"], tenant_id)
             await vault.forget(connection, tenant_id, None)
             await connection.execute(SQL["delete_tenant"], tenant_id)
             await self._record(connection, None, "tenant.delete", show_id("ten", tenant_id))
