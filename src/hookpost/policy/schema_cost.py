@@ -162,7 +162,10 @@ class _Walk:
                 for node, times in looking:
                     self._step()
                     own = _named(node, named_in)
-                    inner += [(each, times) for each in ([own[key]] if key in own else _singles(node, rest_in))]
+                    inner += [
+                        (each, times)
+                        for each in ([own[key]] if key is not None and key in own else _singles(node, rest_in))
+                    ]
                     inner += [(each, times) for each in _singles(node, always_in)]
                     for keyword in patterns_in:
                         patterns = node.get(keyword)

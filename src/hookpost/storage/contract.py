@@ -517,6 +517,10 @@ class MaintenanceStore(Protocol):
         """Seal some of the secrets that a release before has written in the clear, once none of its processes lives;
         returns how many. Raises SecretLocked."""
 
+    async def look_at_certificates(self, *, limit: int) -> int:
+        """Note for the alerts which certificates of endpoints end soon (policy/expiry), each distance once; returns at
+        how many endpoints it looked."""
+
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
 
@@ -940,6 +944,10 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
     ) -> Page:
         """The audit log of a tenant, or (None) of all and the platform, newest first. Who acts is told by
         ``storage.acting``; every change writes its row in its own transaction."""
+
+    async def note(self, tenant_id: UUID | None, action: str, target: str, told: Mapping[str, Any] | None) -> None:
+        """Enter what is no change of anything stored into the audit log, of a tenant or (None) of the platform. Raises
+        SecretLocked."""
 
     async def missing_keys(self) -> list[str]:
         """The ids of encryption keys that sealed secrets need and this process does not hold."""

@@ -15,6 +15,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
+from hookpost.policy.expiry import CertificateState
 from hookpost.policy.headers import HEADERS_MAX
 from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX, type_fault
 from hookpost.policy.tls import PEM_CHARS_MAX
@@ -507,6 +508,10 @@ class EndpointHealth(_Answer):
     reopen_at: str | None
     consecutive_failures: int
     failing_since: str | None
+    certificates: Annotated[
+        CertificateState | None, Field(description="of the one of its `tls` that ends first; null: it has none")
+    ]
+    certificates_end_at: str | None
 
 
 class CertificateAnswer(_Answer):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from hookpost.model import OnDead, RetryPolicy, Timeouts, show_id
+from hookpost.policy.expiry import standing
 from hookpost.policy.headers import MASK
 from hookpost.policy.signing import show_secret
 from hookpost.policy.tls import describe
@@ -115,8 +116,9 @@ def effective_timeouts(row: Row, default: Timeouts) -> Timeouts:
     )
 
 
-def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight: int) -> dict[str, Any]:
-    """An endpoint without its secret; the keyword arguments are the installation's defaults."""
+def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight: int, now: float) -> dict[str, Any]:
+    """An endpoint without its secret; the keyword arguments are the installation's defaults, and the time."""
+    certificates, ends_at = standing(row["tls_ca"], row["tls_cert"], now=now) or (None, None)
     own_retry, own_timeouts = effective_retry(row, retry), effective_timeouts(row, timeouts)
     return {
         "endpoint_id": show_id("ep", row["endpoint_id"]),
@@ -132,6 +134,8 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
             "reopen_at": show_time(row["breaker_reopen_at"]),
             "consecutive_failures": row["consecutive_failures"],
             "failing_since": show_time(row["failing_since"]),
+            "certificates": certificates,
+            "certificates_end_at": show_time(ends_at),
         },
         "rate_limit": row["rate_limit"],
         "ordered": row["ordered"],

@@ -115,6 +115,9 @@ class AdminQueries(AuditQueries):
             if current["spread"] is not None or len(current["home_shards"]) != known:
                 return False
             await moves.spread_tenant(connection, current, wanted, self._endpoint_cap)
+            row = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            before, after = changed(_audited(current, _AUDITED_TENANT), _audited(row, _AUDITED_TENANT))
+            await self._record(connection, tenant_id, "tenant.spread", show_id("ten", tenant_id), before, after)
             return True
 
     async def list_pools(self) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.alerts import AlertQueries
+from hookpost.storage.postgres.certificates import CertificateQueries
 from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
 from hookpost.storage.postgres.event_types import EventTypeQueries
@@ -48,6 +49,7 @@ class PostgresStore(
     ColdQueries,
     RemovalQueries,
     AlertQueries,
+    CertificateQueries,
     EventTypeQueries,
     ReplayQueries,
     StatsQueries,
