@@ -27,7 +27,7 @@ from hookpost import __version__, telemetry, tracing
 from hookpost.app.children import READY
 from hookpost.app.compose import check_journal, check_payloads, make_store, prepare_journal
 from hookpost.app.config import Settings, as_environment, unknown_variables
-from hookpost.app.keyring import load_keyring, prepare_keys
+from hookpost.app.keyring import load_keyring, make_vault, prepare_keys
 from hookpost.app.metrics_page import listening
 from hookpost.metrics import Board, Metrics, Platform, Reporter
 from hookpost.model import show_id
@@ -215,7 +215,7 @@ class Supervisor:
                 self._dsn = settings.database_url
             keys = await prepare_database(settings, self._dsn)
             if self._paused:
-                await pause(self._dsn)
+                await pause(self._dsn, make_vault(settings))
             if keys is not None:
                 on_keys(keys)
             listener = stack.enter_context(bind(settings))
