@@ -214,6 +214,11 @@ class Worker:
             "unsettled_attempts": engine.pending_attempts,
         }
 
+    @property
+    def fences(self) -> Mapping[int, int]:
+        """The shards that it owns now, each with its fence."""
+        return self._fences
+
     # ---- life -----------------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:

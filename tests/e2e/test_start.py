@@ -88,7 +88,7 @@ async def until_dead(pids: set[int], timeout_s: float = WAIT_S) -> None:
 
 
 async def test_f13_a_second_server_on_one_directory_is_refused_and_the_first_goes_on() -> None:
-    async with running() as first, receiver() as ledger:
+    async with running(first_start=True) as first, receiver() as ledger:
         assert first.process is not None
         second = await command("serve", data_dir=str(first.folder), port="0")
         assert_refused(second, f"pid {first.process.pid}", str(first.folder), "--data-dir")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
 import typer
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
+from hookpost.app import endpoint_options
 from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
 from hookpost.model import show_id
@@ -230,14 +232,18 @@ def sending(
     go: Annotated[bool, typer.Option("--go", help="Send again.")] = False,
 ) -> None:
     """What would be sent now, for each endpoint; stop sending, or go on. Works on the database."""
+    from hookpost.app.keyring import make_vault
+    from hookpost.storage.acting import Actor, act_as
     from hookpost.storage.postgres import sending as store
     from hookpost.web.shown import show_time
 
     if pause and go:
         raise ConfigError("give either --pause or --go")
-    dsn = _database(load(data_dir=data_dir))
+    settings = load(data_dir=data_dir)
+    dsn = _database(settings)
     if pause or go:
-        asyncio.run(store.pause(dsn) if pause else store.go_on(dsn))
+        act_as(Actor("cli"))
+        asyncio.run((store.pause if pause else store.go_on)(dsn, make_vault(settings)))
         print("paused: nothing is sent" if pause else "sending goes on")
         return
     owed, last = asyncio.run(store.owed(dsn))
@@ -628,6 +634,40 @@ def create_endpoint(
 def list_endpoints() -> None:
     """The newest endpoints."""
     _show(Client().call("GET", "/v1/webhook_endpoints", limit=100)["data"])
+
+
+@endpoints_app.command("headers")
+def endpoint_headers(
+    endpoint_id: str,
+    header: Annotated[list[str] | None, typer.Option("--set", "-H", help="'name: value', sent with each.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="'name: @FILE' or 'name: -'; never shown again.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="Name of a header to take away.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all of them away.")] = False,
+) -> None:
+    """An endpoint's own headers: show, set, take away. Those that are not named stay as they are."""
+    change = endpoint_options.headers(header or (), secret or (), remove or (), clear=clear)
+    _show(_changed_endpoint(endpoint_id, "headers", change))
+
+
+@endpoints_app.command("tls")
+def endpoint_tls(
+    endpoint_id: str,
+    ca: Annotated[Path | None, typer.Option(help="PEM file of certificates to trust, instead of public ones.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM file of the client certificate, its chain behind it.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of its private key; never shown again.")] = None,
+    remove_ca: Annotated[bool, typer.Option("--remove-ca", help="Trust public authorities again.")] = False,
+    remove_cert: Annotated[bool, typer.Option("--remove-cert", help="Show no client certificate any more.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all of it away.")] = False,
+) -> None:
+    """TLS of an endpoint's own: show, set, take away. What is not named stays as it is."""
+    change = endpoint_options.tls(ca, cert, key, remove_ca=remove_ca, remove_cert=remove_cert, clear=clear)
+    _show(_changed_endpoint(endpoint_id, "tls", change))
+
+
+def _changed_endpoint(endpoint_id: str, field: str, change: Mapping[str, Any]) -> Any:
+    """That field of the endpoint, after the change if there is one."""
+    path = f"/v1/webhook_endpoints/{quote(endpoint_id, safe='')}"
+    return (Client().call("PATCH", path, change) if change else Client().call("GET", path))[field]
 
 
 @endpoints_app.command("delete")

@@ -25,9 +25,9 @@ from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry, tracing
 from hookpost.app.children import READY
-from hookpost.app.compose import check_payloads, make_store
+from hookpost.app.compose import check_journal, check_payloads, make_store, prepare_journal
 from hookpost.app.config import Settings, as_environment, unknown_variables
-from hookpost.app.keyring import load_keyring, prepare_keys
+from hookpost.app.keyring import load_keyring, make_vault, prepare_keys
 from hookpost.app.metrics_page import listening
 from hookpost.metrics import Board, Metrics, Platform, Reporter
 from hookpost.model import show_id
@@ -69,6 +69,7 @@ async def prepare_database(settings: Settings, dsn: str) -> FirstKeys | None:
     tenant_id = await bootstrap(dsn, shards=settings.shards, tenant_id=uuid7(), pool="default")
     await prepare_keys(settings, dsn)
     await check_payloads(settings, dsn)
+    await prepare_journal(settings, dsn)
     if tenant_id is None:
         return None
     telemetry.log("default_tenant_created", tenant_id=show_id("ten", tenant_id))
@@ -214,7 +215,7 @@ class Supervisor:
                 self._dsn = settings.database_url
             keys = await prepare_database(settings, self._dsn)
             if self._paused:
-                await pause(self._dsn)
+                await pause(self._dsn, make_vault(settings))
             if keys is not None:
                 on_keys(keys)
             listener = stack.enter_context(bind(settings))
@@ -359,3 +360,4 @@ async def require_prepared(settings: Settings, dsn: str) -> None:
     await check_database(dsn, unsafe_ok=settings.database_unsafe_ok)
     await require_migrated(dsn)
     await check_keys(dsn, load_keyring(settings))
+    await check_journal(settings, dsn)
