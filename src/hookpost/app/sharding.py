@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from hookpost.app.compose import prepare_journal
 from hookpost.app.config import ConfigError, Settings
 from hookpost.app.keyring import make_vault
 from hookpost.storage.acting import Actor, act_as
@@ -21,9 +22,12 @@ async def add(settings: Settings, dsn: str, *, pool: str, count: int) -> int:
     await check_keys(dsn, vault.ring)
     act_as(Actor("cli"))
     try:
-        return await store.add(dsn, vault, pool, count)
+        total = await store.add(dsn, vault, pool, count)
     except Unfit as error:
         raise ConfigError(str(error)) from None
+    # Where the journal is a topic: its partitions, before anybody spreads a tenant over them.
+    await prepare_journal(settings, dsn)
+    return total
 
 
 async def listed(dsn: str, pool: str | None) -> list[Listed]:

@@ -55,6 +55,8 @@ BREAKER = BreakerPolicy(failures=4, pause_s=3.0, pause_max_s=12.0)
 DEADLINES_S = (20.0, 60.0, 120.0)
 # A producer that has no answer by then goes on.
 PATIENCE_S = 2.0
+# Shards of all pools, the added ones too.
+SHARDS_MAX = 10
 TYPES = ("order.paid", "order.sent", "user.new")
 FILTERS = (("*",), ("*",), ("order.*",), ("order.paid",))
 
@@ -125,6 +127,7 @@ class World:
             lease_s=LEASE_S,
             renew_s=RENEW_S,
             stop_s=8.0,
+            longest_s=LONGEST_S,
             limits=limits,
             policies=Policies(breaker=BREAKER, budget=BudgetPolicy(floor=120)),
         )
@@ -150,7 +153,6 @@ class World:
     # ---- the cast ---------------------------------------------------------------------------------------------------
 
     async def _furnish(self) -> None:
-        await self.operator.grow_pool("other", 1, shards_max=99)
         for _ in range(self.rng.choice((1, 2, 3))):
             tenant_id = self.ids.uuid7()
             spread = self.rng.choice((None, 1, 2))
@@ -269,6 +271,8 @@ class World:
                 "delete",
                 "move",
                 "spread",
+                "grow",
+                "grow",
                 "replay",
                 "bulk",
                 "control",
@@ -292,6 +296,8 @@ class World:
                 await self._move(tenant_id, pool=rng.choice(("default", "other")), spread=1)
             case "spread":
                 await self._move(tenant_id, spread=rng.choice((None, 1, 2)))
+            case "grow" if len(self.server.database.shards) < SHARDS_MAX:
+                await self._grow(tenant_id)
             case "replay" | "control" as what if self.events:
                 await self._single(what, *rng.choice(self.events[-60:]))
             case "bulk":
@@ -313,6 +319,16 @@ class World:
         except (Unfit, Conflict):
             return
         self.trace.add(Moved(self.loop.time(), tenant_id, tuple(row["home_shards"])))
+
+    async def _grow(self, tenant_id: UUID) -> None:
+        """One shard more, and a tenant that spreads over all of its pool, or moves there from another one. The first
+        shard of the other pool is one of these: everything there lies in shards that were added."""
+        row = await self.operator.get_tenant(tenant_id)
+        shards = {each["name"]: each["shards"] for each in await self.operator.list_pools()}
+        pool = self.rng.choice(("default", "other")) if "other" in shards else "other"
+        more = shards.get(pool, 0) + 1
+        await self.operator.grow_pool(pool, more, shards_max=99)
+        await self._move(tenant_id, pool=pool, spread=more if pool == row["pool"] else 1)
 
     async def _single(self, what: str, tenant_id: UUID, event_id: UUID) -> None:
         try:
