@@ -205,18 +205,18 @@ class Reader:
         """Read these partitions, too, from these offsets on."""
         if offsets:
             places = [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
-            await _in(self._thread, partial(self._consumer.incremental_assign, places))
+            await _asked("read partitions", self._thread, partial(self._consumer.incremental_assign, places))
 
     async def drop(self, partitions: Iterable[int]) -> None:
         """Read these no more."""
         places = [TopicPartition(self._topic, partition) for partition in partitions]
         if places:
-            await _in(self._thread, partial(self._consumer.incremental_unassign, places))
+            await _asked("leave partitions", self._thread, partial(self._consumer.incremental_unassign, places))
 
     async def take(self, timeout_s: float) -> tuple[list[Taken], dict[int, str]]:
         """What is there, waiting ``timeout_s`` at most for the first record; and partitions that cannot be read, with
         the reason."""
-        return await _in(self._thread, partial(self._take, timeout_s))
+        return await _asked("read", self._thread, partial(self._take, timeout_s))
 
     def _take(self, timeout_s: float) -> tuple[list[Taken], dict[int, str]]:
         first = self._consumer.poll(timeout_s)
@@ -356,12 +356,7 @@ class Tail:
         )
 
     async def _ask(self, doing: str, ask: Callable[[], _T]) -> _T:
-        try:
-            return await _in(self._thread, ask)
-        except KafkaException as error:
-            raise StoreUnavailable(f"{doing}: {_text(error)}") from error
-        except TimeoutError as error:
-            raise StoreUnavailable(f"{doing}: no answer") from error
+        return await _asked(doing, self._thread, ask)
 
     def _made_admin(self) -> Any:
         if self._admin is None:
@@ -395,6 +390,15 @@ def _settled(answers: Mapping[str, Any], done_before: int) -> bool:
 def _text(error: BaseException) -> str:
     cause = error.args[0] if error.args else error
     return cause.str() if isinstance(cause, KafkaError) else str(error)
+
+
+async def _asked(doing: str, thread: ThreadPoolExecutor, ask: Callable[[], _T]) -> _T:
+    try:
+        return await _in(thread, ask)
+    except KafkaException as error:
+        raise StoreUnavailable(f"{doing}: {_text(error)}") from error
+    except TimeoutError as error:
+        raise StoreUnavailable(f"{doing}: no answer") from error
 
 
 async def _in(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
