@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check whole kafka bench bench-kafka soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check whole kafka nodes bench bench-kafka soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -59,6 +59,9 @@ mutants: venv-dev ## faults put into the code, each of which the simulator must 
 
 torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+nodes: venv-dev ## several nodes on hosts of their own (root, namespaces) that come, go, die and are cut off (ARGS="--minutes 2 --seed 7")
+	@$(BIN)/python -m tests.nodes $(ARGS)
 
 fuzz: venv-dev ## requests made from the OpenAPI document, and every parser, five minutes each (FUZZ_SECONDS=n, ARGS="--seed 1")
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

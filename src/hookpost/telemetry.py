@@ -437,6 +437,7 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "events_duplicate": "Events answered from their idempotency key.",
         "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",
+        "events_misfit": "Events refused because the payload does not satisfy the schema of its type.",
         "settles": "Settle transactions committed.",
         "settle_failures": "Settle transactions that failed.",
         "settle_rows_isolated": "Results set aside because they could not be stored.",

@@ -37,6 +37,7 @@ from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, EgressProxy, parse_proxy
 from hookpost.policy.egress_health import OutagePolicy
+from hookpost.policy.event_schema import SchemaBounds
 from hookpost.policy.health import HealthPolicy
 from hookpost.policy.journal import KafkaAddress, parse_address
 from hookpost.policy.signing import parse_secret
@@ -246,6 +247,13 @@ def tune_gc() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def schema_bounds(settings: Settings) -> SchemaBounds:
+    """Of the schemas of event types."""
+    return SchemaBounds(
+        settings.schema_max_bytes, settings.schema_depth_max, settings.schema_cost_max, settings.schema_work_max
+    )
+
+
 def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore, clock: DatabaseClock) -> Ingest:
     """The ingest path of one process."""
     limits = IngestLimits(
@@ -253,6 +261,7 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
         settings.ingest_queue_bytes,
         settings.ingest_timeout_s,
         settings.payload_inline_max,
+        schema_bounds(settings),
     )
     return Ingest(store, payloads, now=clock.now, limits=limits)
 
@@ -292,6 +301,7 @@ async def run_worker(
             lease_s=settings.lease_s,
             renew_s=settings.renew_s,
             stop_s=settings.stop_s,
+            longest_s=settings.total_timeout_max_s,
             limits=Limits(
                 in_flight=settings.worker_in_flight,
                 in_flight_bytes=settings.worker_in_flight_bytes,

@@ -49,7 +49,8 @@ NONE: Final = "none"
 CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY"})
 """Variables of the client commands (`hookpost send` and others): known, but no settings of a server."""
 
-MIB: Final = 1024 * 1024
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 HOUR_S: Final = 3600.0
 DAY_S: Final = 24 * HOUR_S
@@ -527,6 +528,43 @@ class Settings(BaseSettings):
         ge=1,
         le=FILTERS_MAX,
         description="filters of one endpoint at most (422): each is looked at for each new type",
+    )
+    event_types_max: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="event types that one tenant may describe (409): processes keep their schemas in memory",
+    )
+    schema_max_bytes: int = Field(
+        32 * KIB,
+        ge=256,
+        le=MIB,
+        description="largest JSON Schema of an event type (422): it is compiled in each process",
+    )
+    schemas_max_bytes: int = Field(
+        MIB,
+        ge=256,
+        le=64 * MIB,
+        description="schemas of one tenant's event types together (409): they are kept in memory",
+    )
+    schema_depth_max: int = Field(
+        32,
+        ge=4,
+        le=128,
+        description="objects and arrays inside one another in a schema (422): nobody reads what is deeper",
+    )
+    schema_cost_max: int = Field(
+        2048,
+        ge=16,
+        le=16_384,
+        description="parts of a schema that may look at one and the same value, patterns counted for their size (422):"
+        " references can multiply them without end",
+    )
+    schema_work_max: int = Field(
+        16 * MIB,
+        ge=64 * KIB,
+        le=1024 * MIB,
+        description="a payload's bytes times the cost of its type's schema (422): others wait so long, some 0.3 s",
     )
     replay_rate_limit: float = Field(
         500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"

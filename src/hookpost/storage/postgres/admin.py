@@ -119,6 +119,9 @@ class AdminQueries(AuditQueries):
             if current["spread"] is not None or len(current["home_shards"]) != known:
                 return False
             await moves.spread_tenant(connection, current, wanted, self._endpoint_cap)
+            row = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            before, after = changed(_audited(current, _AUDITED_TENANT), _audited(row, _AUDITED_TENANT))
+            await self._record(connection, tenant_id, "tenant.spread", show_id("ten", tenant_id), before, after)
             return True
 
     async def list_pools(self) -> list[dict[str, Any]]:
@@ -137,6 +140,7 @@ class AdminQueries(AuditQueries):
             await connection.execute(SQL["forget_barriers_of"], tenant_id)
             await connection.execute(SQL["revoke_keys_of"], tenant_id)
             await connection.execute(SQL["delete_endpoints_of"], tenant_id)
+            await connection.execute(SQL["delete_types_of"], tenant_id)
             await vault.forget(connection, tenant_id, None)
             await connection.execute(SQL["delete_tenant"], tenant_id)
             await self._record(connection, None, "tenant.delete", show_id("ten", tenant_id))

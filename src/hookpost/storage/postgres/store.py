@@ -11,10 +11,11 @@ from hookpost.policy.routing import HOMES_MAX
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
-from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
+from hookpost.storage.postgres.certificates import CertificateQueries
 from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
+from hookpost.storage.postgres.event_types import EventTypeQueries
 from hookpost.storage.postgres.explain import ExplainQueries
 from hookpost.storage.postgres.figures import FiguresQueries
 from hookpost.storage.postgres.ingest import IngestQueries
@@ -50,7 +51,8 @@ class PostgresStore(
     ColdQueries,
     RemovalQueries,
     AlertQueries,
-    AdminQueries,
+    CertificateQueries,
+    EventTypeQueries,
     ReplayQueries,
     StatsQueries,
     SearchQueries,
