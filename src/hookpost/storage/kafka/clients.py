@@ -33,7 +33,7 @@ RECONNECT_MS_MAX = 500
 POLL_S = 0.1
 # Records that one take brings: what one transaction of the database takes best.
 TAKE_MAX = 500
-# What lies in memory of each partition that is read, before it is taken.
+# What lies in memory of all partitions that are read, before it is taken: no batch is much larger.
 PREFETCH_KIB = 8 * 1024
 # An answer of a broker about offsets or topics.
 ASK_S = 5.0
