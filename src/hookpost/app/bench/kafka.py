@@ -27,7 +27,8 @@ from hookpost.app.config import PREFIX
 WANTED_PER_S = 50_000
 # How long what was acknowledged may wait for the pump.
 TAKEN_OVER_S_MAX = 60.0
-POLL_S = 0.01
+# Each look is a connection of its own, which costs the database as much as two hundred records.
+POLL_S = 0.25
 # A worker stands still for less than its lease.
 HELD_S_MAX = 10.0
 
