@@ -70,7 +70,7 @@ def test_the_address_is_masked_and_large_inline_payloads_do_not_go_with_it(monke
     [shown] = [each.shown for each in describe(load()) if each.variable == "HOOKPOST_JOURNAL_URL"]
     assert "secret" not in shown
     with pytest.raises(ConfigError, match="HOOKPOST_PAYLOAD_INLINE_MAX"):
-        load(payload_inline_max=1024 * 1024)
+        load(payload_inline_max=1024 * 1024 + 1)
 
 
 async def test_a_database_whose_journal_is_in_kafka_is_not_used_with_another_or_none(database: str) -> None:

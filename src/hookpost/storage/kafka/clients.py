@@ -24,6 +24,7 @@ from hookpost import telemetry
 from hookpost.model import minted_at
 from hookpost.policy.journal import KafkaAddress
 from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.kafka.record import BATCH_BYTES_MAX
 
 # Records wait so long for others on their way to a broker; they come in groups anyway.
 LINGER_MS = 1
@@ -126,6 +127,7 @@ class Writer:
                     "acks": "all",
                     "enable.idempotence": True,
                     "linger.ms": LINGER_MS,
+                    "message.max.bytes": BATCH_BYTES_MAX,
                     "message.timeout.ms": max(1, int(self._timeout_s * 1000)),
                     # Else a topic that was made a moment ago, or moves, is unknown for half a minute.
                     "topic.metadata.refresh.fast.interval.ms": 100,
@@ -327,6 +329,7 @@ class Tail:
                 "min.insync.replicas": str(in_sync),
                 "retention.ms": str(RETENTION_MS),
                 "cleanup.policy": "delete",
+                "max.message.bytes": str(BATCH_BYTES_MAX),
             }
             fresh = NewTopic(topic, partitions, copies, config=config)
             if _settled(admin.create_topics([fresh], request_timeout=ASK_S), KafkaError.TOPIC_ALREADY_EXISTS):
