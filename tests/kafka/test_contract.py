@@ -1,6 +1,7 @@
 """The part of the storage suite that is about the journal, on Kafka: the same claims, each append by way of a record.
 
-Left out is what a table alone promises: what an append that waits for a lock does.
+Left out is what an append that waits for a lock does, and a claim that includes the order of `created_at`, which with
+Kafka is when an event was accepted (test_journal has its own about numbers).
 """
 
 import pytest
@@ -16,7 +17,6 @@ from tests.storage.test_append import (  # noqa: F401 - they are collected here
     test_an_expired_key_is_free_again,
     test_keys_belong_to_their_tenant,
     test_many_equal_keys_over_all_shards_make_one_event,
-    test_numbers_are_gapless_in_each_shard_under_eight_writers,
     test_the_event_is_stored_as_it_was_given,
     test_the_same_event_appended_twice_is_a_duplicate_of_itself,
     test_within_one_group_the_first_of_a_key_wins,
