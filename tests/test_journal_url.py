@@ -70,16 +70,18 @@ def test_the_address_is_masked_and_large_inline_payloads_do_not_go_with_it(monke
     [shown] = [each.shown for each in describe(load()) if each.variable == "HOOKPOST_JOURNAL_URL"]
     assert "secret" not in shown
     with pytest.raises(ConfigError, match="HOOKPOST_PAYLOAD_INLINE_MAX"):
-        load(payload_inline_max=1024 * 1024)
+        load(payload_inline_max=1024 * 1024 + 1)
 
 
 async def test_a_database_whose_journal_is_in_kafka_is_not_used_with_another_or_none(database: str) -> None:
     await check_journal(load(), database)
     mine = load(journal_url="kafka://a/mine")
-    await check_journal(mine, database)
+    with pytest.raises(ConfigError, match="run `hookpost migrate`"):
+        await check_journal(mine, database)
+    await check_journal(mine, database, claim=True)
     await check_journal(mine, database)
     with pytest.raises(ConfigError, match="is kafka topic mine, and HOOKPOST_JOURNAL_URL says kafka topic other"):
-        await check_journal(load(journal_url="kafka://a/other"), database)
+        await check_journal(load(journal_url="kafka://a/other"), database, claim=True)
     with pytest.raises(ConfigError, match="HOOKPOST_JOURNAL_URL says nothing"):
         await check_journal(load(), database)
 

@@ -72,6 +72,9 @@ class JournalReader(Protocol):
     async def drop(self, partitions: Iterable[int]) -> None:
         """Read these no more."""
 
+    async def close(self) -> None:
+        """End."""
+
     async def take(self, timeout_s: float) -> tuple[Sequence[TakenRecord], Mapping[int, str]]:
         """What is there, and which partitions cannot be read."""
 
@@ -120,13 +123,16 @@ class Pump:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take over until ``stop`` is set."""
-        while not stop.is_set():
-            try:
-                await self.follow()
-                await self.once(TAKE_S)
-            except StoreUnavailable as error:
-                self._note(error)
-                await asyncio.sleep(RETRY_S_MAX)
+        try:
+            while not stop.is_set():
+                try:
+                    await self.follow()
+                    await self.once(TAKE_S)
+                except StoreUnavailable as error:
+                    self._note(error)
+                    await asyncio.sleep(RETRY_S_MAX)
+        finally:
+            await self._reader.close()
 
     async def once(self, timeout_s: float) -> int:
         """Store what has come, waiting so long for it; returns how many records."""

@@ -120,6 +120,12 @@ class Cluster:
                 time.sleep(0.01)
         self._save(pids)
 
+    def forget(self) -> None:
+        """Remove what brokers that do not run any more have written."""
+        self._file.unlink()
+        for broker in self.ports:
+            shutil.rmtree(self.folder / f"broker-{broker}", ignore_errors=True)
+
     def _save(self, pids: dict[int, int]) -> None:
         self._file.write_text(json.dumps({"ports": self.ports, "pids": pids}))
 

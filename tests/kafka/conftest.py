@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +31,10 @@ def locked(place: Path, how: int) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def brokers(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Cluster]:
-    """The cluster: started by whichever process needs it first, ended by the last one that has used it."""
+    """The cluster: started by whichever process needs it first, ended by the last one that has used it. Not of the
+    session: idle brokers, too, take a tenth of a core each."""
     lacks = missing()
     require(lacks is None, lacks or "")
     if KEPT is not None:
@@ -59,8 +59,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterato
             file.write("-")
         if users.read_text().count("+") == users.read_text().count("-"):
             cluster.kill()
-            for broker in cluster.ports:
-                shutil.rmtree(folder / f"broker-{broker}" / "data", ignore_errors=True)
+            cluster.forget()
 
 
 @pytest.fixture

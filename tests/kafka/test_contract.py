@@ -1,6 +1,8 @@
 """The part of the storage suite that is about the journal, on Kafka: the same claims, each append by way of a record.
 
-Left out is what a table alone promises: what an append that waits for a lock does.
+Left out is what an append that waits for a lock does, and a claim that includes the order of `created_at`, which with
+Kafka is when an event was accepted (test_journal has its own about numbers). How rows are read does not depend on how
+they came in, and is not asked twice.
 """
 
 import pytest
@@ -16,7 +18,6 @@ from tests.storage.test_append import (  # noqa: F401 - they are collected here
     test_an_expired_key_is_free_again,
     test_keys_belong_to_their_tenant,
     test_many_equal_keys_over_all_shards_make_one_event,
-    test_numbers_are_gapless_in_each_shard_under_eight_writers,
     test_the_event_is_stored_as_it_was_given,
     test_the_same_event_appended_twice_is_a_duplicate_of_itself,
     test_within_one_group_the_first_of_a_key_wins,
@@ -24,11 +25,7 @@ from tests.storage.test_append import (  # noqa: F401 - they are collected here
 from tests.storage.test_read import (  # noqa: F401
     test_a_control_row_names_its_deliveries_and_their_numbers,
     test_a_replay_brings_the_payload_of_its_event,
-    test_others_wait_when_a_row_is_owed_to_somebody_else,
-    test_reading_goes_on_behind_a_position_in_each_shard,
-    test_rows_and_bytes_are_bounded_but_one_row_always_fits,
     test_rows_come_back_as_they_were_appended,
-    test_what_is_owed_to_nobody_comes_without_its_payload_and_weighs_nothing,
 )
 
 pytestmark = pytest.mark.kafka

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,15 @@ SOME = 100
 IN_TIME_S = 2.5
 
 
-async def until_accepted(server: Hookpost) -> None:
-    """Brokers that have just started elect their leaders first."""
+async def posted(server: Hookpost, **event: Any) -> dict[str, Any]:
+    """The answer for an event that is posted until it is accepted: brokers that have just started elect their leaders
+    first, and a busy machine may be late."""
     async with asyncio.timeout(60):
-        while (await server.call("POST", "/v1/events", {"type": "hello", "payload": 1}))[0] != 202:
+        while True:
+            status, answer, _ = await server.call("POST", "/v1/events", event)
+            if status == 202:
+                return dict(answer)
+            assert status == 503, answer
             await asyncio.sleep(0.1)
 
 
@@ -28,17 +34,17 @@ async def look_while_no_worker_runs(server: Hookpost, ledger: Receiver) -> None:
     """An event is there all the same, and its key is taken."""
     event = {"type": "invoice.paid", "payload": {"n": 1}, "idempotency_key": "k"}
     with stopped(server.children["worker-1"]):
-        waiting = (await server.call("POST", "/v1/events", event, expect=202))["event_id"]
+        waiting = (await posted(server, **event))["event_id"]
         found = await server.call("GET", f"/v1/events/{waiting}", expect=200)
         assert (found["status"], found["payload"]) == ("pending", {"n": 1})
         assert [delivery["status"] for delivery in found["deliveries"]] == ["queued"]
-        again = await server.call("POST", "/v1/events", event, expect=202)
+        again = await posted(server, **event)
         assert (again["event_id"], again["duplicate"]) == (waiting, True)
         page = (await server.raw("GET", "/metrics", None, key=ADMIN_KEY))[2].decode()
         lags = [line for line in page.splitlines() if line.startswith("hookpost_kafka_lag_records{")]
         assert sum(float(line.rpartition(" ")[2]) for line in lags) >= 1
-    await ledger.until_all({waiting})
-    assert ledger.counts["/hook", waiting] == 1
+    await ledger.until_all({waiting}, "/other")
+    assert ledger.counts["/other", waiting] == 1
 
 
 async def look_while_no_broker_runs(server: Hookpost) -> None:
@@ -53,15 +59,11 @@ async def look_while_no_broker_runs(server: Hookpost) -> None:
 
 async def test_whoever_dies_nothing_acknowledged_is_lost_and_answers_are_true_and_in_time(cluster: Cluster) -> None:
     async with running(journal_url=f"kafka://{cluster.servers}/whoever") as server, receiver() as ledger:
-        await until_accepted(server)
-        endpoint = await server.endpoint(ledger.url(), events=["load.test", "invoice.paid"])
+        await posted(server, type="hello", payload=1)
+        endpoint = await server.endpoint(ledger.url(), events=["load.test"])
         ledger.secrets["/hook"] = endpoint["secret"]
+        await server.endpoint(ledger.url("/other"), events=["invoice.paid"])
         await look_while_no_worker_runs(server, ledger)
-        # Without the database: what needs no idempotency key of it is accepted.
-        with stopped(server.postmaster()):
-            accepted = await server.post()
-        await ledger.until_all({accepted})
-        before = ledger.ids()
         async with Load(server) as load:
             await load.until(SOME)
             cluster.kill(1)
@@ -75,7 +77,7 @@ async def test_whoever_dies_nothing_acknowledged_is_lost_and_answers_are_true_an
             await asyncio.to_thread(cluster.start)
             await load.until(SOME)
         await ledger.until_all(load.accepted)
-        assert ledger.ids() == load.accepted | before
+        assert ledger.ids() == load.accepted
         assert not ledger.forged
         assert (await server.call("GET", "/readyz", expect=200))["journal"] == "reachable"
         listed = await server.call("GET", "/v1/events?type=load.test&limit=500", expect=200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from uuid_utils.compat import uuid7
 from hookpost.model import minted_at
 from hookpost.storage.contract import NewEvent, NotFound, StoreUnavailable, Verdict
 from hookpost.storage.kafka.record import encode
+from tests.e2e.processes import stopped
 from tests.kafka.driver import Kafka
 from tests.storage.driver import event, new_endpoint, new_tenant, version
 
@@ -216,6 +218,21 @@ async def test_a_record_that_is_no_event_is_left_out_and_holds_nobody_up(driver:
     await api.append(0, [after], await version(api, tenant))
     await driver.pump_dry()
     assert [row["event_id"] for row in await driver.journal(0)] == [after.event_id]
+
+
+async def test_an_event_without_a_key_is_accepted_while_the_database_stands_still(driver: Kafka) -> None:
+    api = driver.store
+    tenant = await new_tenant(api)
+    versions = await version(api, tenant)
+    [row] = await driver.run("select pg_backend_pid() as pid")
+    postmaster = int(Path(f"/proc/{row['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    sent = [event(tenant), event(tenant)]
+    with stopped(postmaster):
+        for each in sent:
+            [answer] = await api.append(0, [each], versions)
+            assert answer.verdict is NEW
+    await driver.pump_dry()
+    assert [row["event_id"] for row in await driver.journal(0)] == [each.event_id for each in sent]
 
 
 # ---- what waits ---------------------------------------------------------------------------------------------------------

@@ -146,14 +146,14 @@ def _kafka() -> ModuleType:
         raise ConfigError(f"HOOKPOST_JOURNAL_URL: {error}; it needs `pip install 'hookpost[kafka]'`") from error
 
 
-async def check_journal(settings: Settings, dsn: str) -> None:
+async def check_journal(settings: Settings, dsn: str, *, claim: bool = False) -> None:
     """Raises ConfigError when the database's journal is in another place than the settings say: events that lie there
-    would never be delivered."""
+    would never be delivered. ``claim``: one that was in the database alone goes to where they say."""
     address = kafka_address(settings)
-    known = await platform_value(dsn, JOURNAL)
     wanted = None if address is None else f"kafka topic {address.topic}"
+    known = await platform_value(dsn, JOURNAL, default=wanted if claim else None)
     if known is None and wanted is not None:
-        known = await platform_value(dsn, JOURNAL, default=wanted)
+        raise ConfigError("the journal of this database is not in Kafka yet: run `hookpost migrate`")
     if known != wanted:
         raise ConfigError(
             f"the journal of this database is {known}, and HOOKPOST_JOURNAL_URL says {wanted or 'nothing'}: "
@@ -164,7 +164,7 @@ async def check_journal(settings: Settings, dsn: str) -> None:
 async def prepare_journal(settings: Settings, dsn: str) -> None:
     """Make the topic, if there is none, with a partition for each shard. Brokers that are away hold nothing up: workers
     look after it, too."""
-    await check_journal(settings, dsn)
+    await check_journal(settings, dsn, claim=True)
     if settings.journal_url is None:
         return
     store = make_store(settings, dsn, application="hookpost journal")

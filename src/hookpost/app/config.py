@@ -71,8 +71,8 @@ LEAVING_DAYS: Final = 2
 PAYLOAD_STORE_SCHEMES: Final = ("file", "s3", "gs", "az")
 """What HOOKPOST_PAYLOAD_STORE_URL may be."""
 
-KAFKA_INLINE_BYTES_MAX: Final = 512 * 1024
-"""A broker takes records of a megabyte, and an event's owed list needs room beside its payload."""
+KAFKA_INLINE_BYTES_MAX: Final = MIB
+"""The topic takes records of two megabytes, and an event's owed list needs room beside its payload."""
 
 TOTAL_TIMEOUT_S_MAX: Final = 30.0
 """A slow receiver holds a slot that long, and an ordered lane waits that long after a change of owner (quiet_until)."""

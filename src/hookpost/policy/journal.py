@@ -16,6 +16,7 @@ TOPIC = "hookpost.journal"
 """The topic of an address that names none."""
 # Kafka's own rule for the names of topics.
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SERVER = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")
 PORT = 9092
 # An id carries the time of the API process that minted it, corrected by the database's to some milliseconds: an
 # endpoint that is older than the event, or hardly younger, is asked whether it wants it. One event too many at a new
@@ -61,10 +62,10 @@ def parse_address(url: str) -> KafkaAddress:
 def _servers(hosts: str) -> str:
     found = []
     for each in hosts.split(","):
-        host, colon, port = each.rpartition(":") if re.search(r":\d*$", each) else (each, "", "")
-        if not host or (colon and not (port.isdigit() and 0 < int(port) < 65_536)):
+        named = _SERVER.fullmatch(each)
+        if named is None or not 0 < int(named["port"] or PORT) < 65_536:
             raise ValueError(f"{each or 'an empty name'} is no broker: host:port, several of them with commas between")
-        found.append(f"{host}:{port or PORT}")
+        found.append(f"{named['host']}:{named['port'] or PORT}")
     return ",".join(found)
 
 

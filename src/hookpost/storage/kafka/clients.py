@@ -24,6 +24,7 @@ from hookpost import telemetry
 from hookpost.model import minted_at
 from hookpost.policy.journal import KafkaAddress
 from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.kafka.record import BATCH_BYTES_MAX
 
 # Records wait so long for others on their way to a broker; they come in groups anyway.
 LINGER_MS = 1
@@ -33,7 +34,7 @@ RECONNECT_MS_MAX = 500
 POLL_S = 0.1
 # Records that one take brings: what one transaction of the database takes best.
 TAKE_MAX = 500
-# What lies in memory of each partition that is read, before it is taken.
+# What lies in memory of all partitions that are read, before it is taken: no batch is much larger.
 PREFETCH_KIB = 8 * 1024
 # An answer of a broker about offsets or topics.
 ASK_S = 5.0
@@ -126,6 +127,7 @@ class Writer:
                     "acks": "all",
                     "enable.idempotence": True,
                     "linger.ms": LINGER_MS,
+                    "message.max.bytes": BATCH_BYTES_MAX,
                     "message.timeout.ms": max(1, int(self._timeout_s * 1000)),
                     # Else a topic that was made a moment ago, or moves, is unknown for half a minute.
                     "topic.metadata.refresh.fast.interval.ms": 100,
@@ -205,18 +207,18 @@ class Reader:
         """Read these partitions, too, from these offsets on."""
         if offsets:
             places = [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
-            await _in(self._thread, partial(self._consumer.incremental_assign, places))
+            await _asked("read partitions", self._thread, partial(self._consumer.incremental_assign, places))
 
     async def drop(self, partitions: Iterable[int]) -> None:
         """Read these no more."""
         places = [TopicPartition(self._topic, partition) for partition in partitions]
         if places:
-            await _in(self._thread, partial(self._consumer.incremental_unassign, places))
+            await _asked("leave partitions", self._thread, partial(self._consumer.incremental_unassign, places))
 
     async def take(self, timeout_s: float) -> tuple[list[Taken], dict[int, str]]:
         """What is there, waiting ``timeout_s`` at most for the first record; and partitions that cannot be read, with
         the reason."""
-        return await _in(self._thread, partial(self._take, timeout_s))
+        return await _asked("read", self._thread, partial(self._take, timeout_s))
 
     def _take(self, timeout_s: float) -> tuple[list[Taken], dict[int, str]]:
         first = self._consumer.poll(timeout_s)
@@ -327,6 +329,7 @@ class Tail:
                 "min.insync.replicas": str(in_sync),
                 "retention.ms": str(RETENTION_MS),
                 "cleanup.policy": "delete",
+                "max.message.bytes": str(BATCH_BYTES_MAX),
             }
             fresh = NewTopic(topic, partitions, copies, config=config)
             if _settled(admin.create_topics([fresh], request_timeout=ASK_S), KafkaError.TOPIC_ALREADY_EXISTS):
@@ -356,12 +359,7 @@ class Tail:
         )
 
     async def _ask(self, doing: str, ask: Callable[[], _T]) -> _T:
-        try:
-            return await _in(self._thread, ask)
-        except KafkaException as error:
-            raise StoreUnavailable(f"{doing}: {_text(error)}") from error
-        except TimeoutError as error:
-            raise StoreUnavailable(f"{doing}: no answer") from error
+        return await _asked(doing, self._thread, ask)
 
     def _made_admin(self) -> Any:
         if self._admin is None:
@@ -395,6 +393,15 @@ def _settled(answers: Mapping[str, Any], done_before: int) -> bool:
 def _text(error: BaseException) -> str:
     cause = error.args[0] if error.args else error
     return cause.str() if isinstance(cause, KafkaError) else str(error)
+
+
+async def _asked(doing: str, thread: ThreadPoolExecutor, ask: Callable[[], _T]) -> _T:
+    try:
+        return await _in(thread, ask)
+    except KafkaException as error:
+        raise StoreUnavailable(f"{doing}: {_text(error)}") from error
+    except TimeoutError as error:
+        raise StoreUnavailable(f"{doing}: no answer") from error
 
 
 async def _in(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:

@@ -14,8 +14,9 @@ from hookpost.model import PayloadRef
 from hookpost.storage.contract import DataRejected, NewEvent, StoreUnavailable
 
 VERSION = 1
-# A broker takes a megabyte as a batch unless it was told otherwise; a batch holds one record at least, and its frame.
-RECORD_BYTES_MAX = 1_000_000
+# A payload of a megabyte and an owed list of 60,000 endpoints. The topic is told to take as much, and the frame.
+RECORD_BYTES_MAX = 2_000_000
+BATCH_BYTES_MAX = 2 * 1024 * 1024
 
 
 class UnreadableRecord(ValueError):
