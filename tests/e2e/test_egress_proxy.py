@@ -41,8 +41,9 @@ class World:
 
     async def endpoint(self, path: str) -> dict[str, Any]:
         made = await self.server.endpoint(
-            self.far.url(path), events=[path[1:]], timeouts={"connect_s": 0.3, "first_byte_s": 0.6, "total_s": 1.0}
-        )
+            self.far.url(path), events=[path[1:]], retry={"base_s": 0.2, "cap_s": 0.3},
+            timeouts={"connect_s": 0.3, "first_byte_s": 0.6, "total_s": 1.0},
+        )  # fmt: skip
         self.far.secrets[path] = made["secret"]
         return made
 
@@ -57,8 +58,8 @@ async def world() -> AsyncIterator[World]:
     async with listening(proxy) as listener, receiver() as far:
         proxy.listener = listener
         async with running(
-            workers="1", api_processes="1", egress_proxy=f"http://us:pw@127.0.0.1:{listener.port}", retry_base_s="0.2",
-            retry_cap_s="0.3", breaker_failures="3", alert_after_failures="3",
+            workers="1", api_processes="1", egress_proxy=f"http://us:pw@127.0.0.1:{listener.port}", breaker_failures="3",
+            alert_after_failures="3",
         ) as server:  # fmt: skip
             yield World(server, proxy, far)
 
