@@ -29,7 +29,6 @@ from hookpost.model import PayloadRef
 from hookpost.policy.event_schema import Fault, PayloadSchema, SchemaBounds, SchemaRefused
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
 from hookpost.policy.objects import object_key
-from hookpost.policy.routing import Matcher, is_pinned
 from hookpost.storage.contract import (
     Appended,
     DataRejected,
@@ -42,6 +41,7 @@ from hookpost.storage.contract import (
     TenantRoutes,
     Verdict,
 )
+from hookpost.storage.routes import Routes
 
 # Events in one append: beyond it the call's latency grows and its throughput does not.
 GROUP_EVENTS_MAX = 500
@@ -266,23 +266,14 @@ class _Queue:
         return None
 
 
-class _Routes:
-    """A tenant's routes, ready to match, and what it may post; ``allowance`` None: as much as it likes."""
+class _Routes(Routes):
+    """A tenant's routes and what it may post; ``allowance`` None: as much as it likes."""
 
-    __slots__ = ("allowance", "home", "matcher", "pinned", "routes")
+    __slots__ = ("allowance",)
 
     def __init__(self, routes: TenantRoutes, allowance: Allowance | None) -> None:
-        self.routes = routes
+        super().__init__(routes)
         self.allowance = allowance
-        self.matcher = Matcher((endpoint.endpoint_id, endpoint.events) for endpoint in routes.endpoints)
-        tenant_pinned = is_pinned(routes.max_in_flight, routes.home_shards)
-        self.pinned = {
-            e.endpoint_id: tenant_pinned or e.pinned or is_pinned(e.max_in_flight, routes.home_shards)
-            for e in routes.endpoints
-        }
-        # Where every event goes, if that does not depend on whom it is owed to.
-        some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))
-        self.home = routes.home_shards[:1] if all_of_them else None if some else routes.home_shards
 
     def match(self, submission: Submission) -> tuple[UUID, ...]:
         """Whom an event without targets of its own is owed to."""
@@ -290,13 +281,6 @@ class _Routes:
         if submission.without is None:
             return owed
         return tuple(endpoint_id for endpoint_id in owed if endpoint_id != submission.without)
-
-    def shards_for(self, owed: Sequence[UUID]) -> tuple[int, ...]:
-        """Where the event may go: to the first home shard if any endpoint that it is owed to is pinned, else to any."""
-        if self.home is not None:
-            return self.home
-        home_shards = self.routes.home_shards
-        return home_shards[:1] if any(map(self.pinned.__getitem__, owed)) else home_shards
 
 
 class _Compiled:
@@ -683,6 +667,8 @@ class Ingest:
             None if submission.key is None else request_hash(submission),
             submission.trace_id,
             submission.span,
+            submission.targets is not None,
+            submission.without,
         )
         self._wait(_Pending(ticket, index, submission, stale, routes, event))
 

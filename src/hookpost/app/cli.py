@@ -55,11 +55,13 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant, and the
 tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
 pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
+shards_app = typer.Typer(no_args_is_help=True, help="The shards of the journal: list them, add some. On the database.")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
 events_app = typer.Typer(cls=_EventsGroup, help="Events: list, get one, or ask why it is where it is.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(pools_app, name="pools")
+app.add_typer(shards_app, name="shards")
 app.add_typer(endpoints_app, name="endpoints")
 app.add_typer(audit_app, name="audit")
 app.add_typer(events_app, name="events")
@@ -250,6 +252,33 @@ def sending(
         print(f"{each.deliveries:>10}  {show_id('ep', each.endpoint_id)}  {each.url}  {span}")
     total = sum(each.deliveries for each in owed)
     print(f"{total:>10}  deliveries in all; the last thing on record is of {show_time(last) or 'never'}")
+
+
+@shards_app.command("list")
+def list_shards(
+    data_dir: DataDir = None,
+    pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
+) -> None:
+    """Each shard: tenants at home in it, entries not done and the age of the oldest, its fence and its owner."""
+    from hookpost.app import sharding
+
+    found = asyncio.run(sharding.listed(_database(load(data_dir=data_dir)), pool))
+    print("\n".join(sharding.table(found)))
+
+
+@shards_app.command("add")
+def add_shards(
+    count: Annotated[int, typer.Argument(min=1, help="How many more; shards are never taken away.")],
+    data_dir: DataDir = None,
+    pool: Annotated[str, typer.Option(help="The pool that gets them.")] = "default",
+) -> None:
+    """Add shards to a pool while everything runs. Nobody moves by it: spread tenants, or move them, afterwards."""
+    from hookpost.app import sharding
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("shards", settings.log_format, settings.log_level)
+    total = asyncio.run(sharding.add(settings, _database(settings), pool=pool, count=count))
+    print(f"the pool {pool} has {total} shards; `hookpost tenants move TENANT --spread N` puts a tenant on N of them")
 
 
 @app.command()
@@ -469,6 +498,31 @@ def create_tenant(
     if ingest_rate_limit is not None:
         body["ingest_rate_limit"] = ingest_rate_limit
     _show(Client().call("POST", "/v1/tenants", body))
+
+
+@tenants_app.command("move")
+def move_tenant(
+    tenant_id: str,
+    pool: Annotated[str | None, typer.Option(help="The pool that is to serve it.")] = None,
+    spread: Annotated[str | None, typer.Option(help="How many home shards; auto: as its load asks.")] = None,
+) -> None:
+    """Move a tenant to a pool, or spread it over more or fewer shards. `moving` is true until all is over."""
+    changes: dict[str, Any] = {}
+    if pool is not None:
+        changes["pool"] = pool
+    if spread is not None:
+        changes["spread"] = _home_count(spread)
+    if not changes:
+        raise ConfigError("give --pool, --spread, or both")
+    _show(Client().call("PATCH", f"/v1/tenants/{tenant_id}", changes))
+
+
+def _home_count(given: str) -> int | None:
+    if given == "auto":
+        return None
+    if given.isascii() and given.isdigit():
+        return int(given)
+    raise ConfigError(f"--spread is a number or auto, not {given}")
 
 
 @tenants_app.command("list")

@@ -162,6 +162,10 @@ class NewEvent(msgspec.Struct, gc=False):
     request_hash: bytes | None = None
     trace_id: UUID | None = None
     span: bytes | None = None
+    # For a journal in front of the store, which may have to match the event again: whom it is owed to is the producer's
+    # own choice; whom it is not owed to, whatever the filter says.
+    targeted: bool = False
+    without: UUID | None = None
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
@@ -269,6 +273,68 @@ class IngestStore(Protocol):
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers: something was appended to these shards, or (none given) to any. Best effort; they look
         by themselves a little later."""
+
+
+# ---- a journal in front of the store (docs/adr/0024) ----------------------------------------------------------------
+
+
+class OffsetMoved(Exception):
+    """A partition was taken over to another offset than was thought: look again."""
+
+
+class Reserved(msgspec.Struct, frozen=True, gc=False):
+    """What became of an idempotency key before its event is sent: NEW, DUPLICATE (a request with the key came before)
+    or CONFLICT; the event's id and to how many endpoints it is owed. ``send``: it is not in the store's journal yet."""
+
+    verdict: Verdict
+    event_id: UUID
+    delivery_count: int
+    send: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PumpBatch:
+    """Records of the partition of ``shard`` from offset ``start`` up to before ``end``, matched with ``versions`` of
+    their tenants' configuration. For each event its ``home`` shard and when it was accepted. ``reached_at``: the last
+    of these times."""
+
+    shard: int
+    fence: int
+    start: int
+    end: int
+    reached_at: float
+    events: Sequence[NewEvent]
+    homes: Sequence[int]
+    accepted_at: Sequence[float]
+    versions: Mapping[UUID, int]
+
+
+class PumpStore(Protocol):
+    """What the pump asks of the store."""
+
+    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+        """As in IngestStore."""
+
+    async def pump(self, batch: PumpBatch) -> Stale | int:
+        """Append these events, in their order, to their home shards, and move the partition's offset, in one
+        transaction behind the fence; returns how many rows were written: an event that is in the journal already is
+        left out. Raises FenceLost, OffsetMoved, DataRejected, StoreUnavailable (it may be stored all the same)."""
+
+    async def pumped_to(self, shards: Collection[int]) -> dict[int, tuple[int, float]]:
+        """For each shard whose partition was taken over so far: up to before which offset, and when the last record
+        was accepted."""
+
+    async def trim_offsets(self, shard: int) -> None:
+        """Forget offsets that later ones have taken the place of."""
+
+    async def shard_count(self) -> int:
+        """One more than the greatest number of a shard."""
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        """As in IngestStore."""
+
+    def ring_here(self, shards: Collection[int]) -> None:
+        """Wake the worker of this very process, for shards that it owns."""
 
 
 # ---- workers --------------------------------------------------------------------------------------------------------
@@ -719,13 +785,14 @@ class Standing:
 @dataclass(frozen=True, slots=True)
 class ShardFigures:
     """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
-    living worker owns it."""
+    living worker owns it. ``lag``: records in Kafka that are no entries yet; None: there is no Kafka, or no answer."""
 
     shard: int
     pool: str
     depth: int
     age_s: float
     owned: bool
+    lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -898,6 +965,9 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
 
     async def unowned_shards(self) -> int:
         """Shards that no living worker owns."""
+
+    async def journal_fault(self, timeout_s: float) -> str | None:
+        """Why events cannot be appended although the store can be reached; None: they can, or it is one with it."""
 
     async def list_pools(self) -> list[dict[str, Any]]:
         """The pools {name, shards, tenants, workers}, by name."""

@@ -727,21 +727,29 @@ async def healthz() -> Response:
     tags=["health"],
 )
 async def readyz(api: ApiOf) -> Response:
-    """The store is reachable, every shard has a living owner, and what is sealed opens here."""
+    """The store is reachable, events can be appended, every shard has a living owner, and what is sealed opens here."""
     try:
         async with asyncio.timeout(READY_S):
             await api.store.ping()
             unowned = await api.store.unowned_shards()
             missing = await api.store.missing_keys()
+            fault = await api.store.journal_fault(READY_S / 2)
     except (StoreUnavailable, TimeoutError):
-        away = {"status": "not_ready", "store": "unreachable", "unowned_shards": None, "missing_encryption_keys": None}
+        away = {
+            "status": "not_ready",
+            "store": "unreachable",
+            "unowned_shards": None,
+            "missing_encryption_keys": None,
+            "journal": None,
+        }
         return _json(away, 503)
-    ready = unowned == 0 and not missing
+    ready = unowned == 0 and not missing and fault is None
     answer = {
         "status": "ready" if ready else "not_ready",
         "store": "reachable",
         "unowned_shards": unowned,
         "missing_encryption_keys": len(missing),
+        "journal": "reachable" if fault is None else "unreachable",
     }
     return _json(answer, 200 if ready else 503)
 

@@ -776,6 +776,7 @@ class Readiness(_Answer):
     store: Literal["reachable", "unreachable"]
     unowned_shards: int | None
     missing_encryption_keys: int | None
+    journal: Literal["reachable", "unreachable"] | None
 
 
 class AuditEntry(_Answer):

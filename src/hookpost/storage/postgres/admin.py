@@ -66,6 +66,10 @@ class AdminQueries(AuditQueries):
             count: int = await connection.fetchval(SQL["unowned_shards"])
             return count
 
+    async def journal_fault(self, timeout_s: float) -> str | None:  # noqa: ARG002 - the contract's
+        """None: the journal is a table."""
+        return None
+
     # ---- tenants ------------------------------------------------------------------------------------------------
 
     async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,12 +295,7 @@ class AdminQueries(AuditQueries):
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         async with self._connections.use(f"get event {event_id}") as connection:
             row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
-            event = _found(row, "event")
-            states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
-            held = await held_until(connection, event["tenant_id"], states)
-        deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
-        event["status"] = event_status([delivery["status"] for delivery in deliveries])
-        return EventView(event, deliveries)
+            return await view_of(connection, _found(row, "event"))
 
     async def list_events(
         self,
@@ -425,6 +424,15 @@ async def _append_control(
 
 
 # ---- what the rows mean ----------------------------------------------------------------------------------------------
+
+
+async def view_of(connection: Any, event: dict[str, Any]) -> EventView:
+    """A row of an event with the states of its deliveries and its own."""
+    states = await connection.fetch(SQL["delivery_states"], event["event_id"], event["tenant_id"])
+    held = await held_until(connection, event["tenant_id"], states)
+    deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
+    event["status"] = event_status([delivery["status"] for delivery in deliveries])
+    return EventView(event, deliveries)
 
 
 def delivery_state(row: Mapping[str, Any], held_until: float | None = None) -> dict[str, Any]:

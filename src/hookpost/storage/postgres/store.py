@@ -20,6 +20,7 @@ from hookpost.storage.postgres.explain import ExplainQueries
 from hookpost.storage.postgres.figures import FiguresQueries
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
+from hookpost.storage.postgres.pumping import PumpQueries
 from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
@@ -42,6 +43,7 @@ class UnsafeDatabase(Exception):
 
 class PostgresStore(
     IngestQueries,
+    PumpQueries,
     WorkerQueries,
     MaintenanceQueries,
     RollupQueries,
