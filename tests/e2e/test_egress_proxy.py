@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.e2e.harness import Hookpost, Receiver, receiver, running
+from tests.e2e.harness import Arrival, Hookpost, Receiver, answer, receiver, running
 from tests.transport.proxies import Handler, tunnelling
 from tests.transport.receivers import Receiver as Listener
 from tests.transport.receivers import listening, resetting, speaking, stalling
@@ -20,6 +20,13 @@ pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 FAILURES = 4
 REFUSED = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+async def accept_and_close(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+    """No tunnel stays open: the next request has to ask the proxy."""
+    writer.write(answer(200, b"ok", "connection: close"))
+    await writer.drain()
+    writer.close()
 
 
 class Moods:
@@ -45,6 +52,7 @@ class World:
             timeouts={"connect_s": 0.3, "first_byte_s": 0.6, "total_s": 1.0},
         )  # fmt: skip
         self.far.secrets[path] = made["secret"]
+        self.far.handlers[path] = accept_and_close
         return made
 
     async def health(self, endpoint: dict[str, Any]) -> tuple[str, int]:
