@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -11,7 +13,7 @@ from hookpost import ingest as module
 from hookpost import telemetry
 from hookpost.ingest import Ingest, IngestLimits, Misfit, Submission
 from hookpost.policy.event_schema import PayloadSchema, SchemaBounds
-from hookpost.storage.contract import Appended, TypeLimits, Verdict
+from hookpost.storage.contract import Appended, NewEvent, Recalled, Stale, TypeLimits, Verdict
 from hookpost.storage.memory.store import MemoryStore
 from hookpost.storage.memory.tables import Database
 from hookpost.storage.payloads import ObjectStore
@@ -166,4 +168,38 @@ async def test_what_is_refused_is_counted(world: World) -> None:
     before = telemetry.counters["events_misfit"]
     await ingest.submit(tenant, [posted(b"1"), posted(b"null")])
     assert telemetry.counters["events_misfit"] == before + 1
+    await ingest.close()
+
+
+class Reserving(MemoryStore):
+    """As with a journal in Kafka: keys are reserved before their events are written. Counts appends."""
+
+    appends = 0
+
+    async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
+        recalled = await super().recall(tenant_id, key)
+        return None if recalled is None else replace(recalled, reserved=recalled.first is not None)
+
+    async def append(
+        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+    ) -> list[Appended] | Stale:
+        self.appends += 1
+        return await super().append(shard, events, versions)
+
+
+async def test_a_repeat_whose_first_event_may_be_lost_is_left_to_the_append(world: World) -> None:
+    """The key was reserved and the process died: to answer "duplicate" would acknowledge what nobody has."""
+    tenant = await world.tenant(TEXT)
+    store = Reserving(world.database)
+    ingest = Ingest(store, world.payloads, now=time.time, limits=IngestLimits(timeout_s=20.0))
+    [first] = await ingest.submit(tenant, [posted(b'"x"', "k")])
+    await world.set(tenant, NUMBER)
+    appends = store.appends
+    [again] = await ingest.submit(tenant, [posted(b'"x"', "k")])
+    assert isinstance(first, Appended) and isinstance(again, Appended)
+    assert (again.verdict, again.event_id) == (Verdict.DUPLICATE, first.event_id)
+    assert store.appends > appends, "the append has said it"
+    assert verdicts(await ingest.submit(tenant, [posted(b'"y"', "k"), posted(b'"y"', "k2")])) == [
+        Verdict.CONFLICT, Misfit,
+    ]  # fmt: skip
     await ingest.close()

@@ -520,8 +520,12 @@ class Ingest:
             if not faults:
                 return False
             recalled = await self._recall(ticket, tenant_id, submission.key)
+            same = recalled.first is not None and recalled.request_hash == request_hash(submission)
+            if same and recalled.reserved:
+                # It satisfied the schema when its key was reserved; whether it was stored the append finds out.
+                return False
             if recalled.config_version == routes.routes.config_version:
-                ticket.answer(index, _refused(submission, recalled, faults))
+                ticket.answer(index, _refused(recalled, faults, same=same))
                 return True
             known = self._routes.get(tenant_id)
             if known is None or known.routes.config_version != recalled.config_version:
@@ -892,13 +896,14 @@ def _not_accepted(future: asyncio.Future[list[Answer]], events: int) -> int:
     return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in future.result())
 
 
-def _refused(submission: Submission, recalled: Recalled, faults: list[Fault]) -> Answer:
-    """What an event is answered whose payload does not satisfy its schema: its key may have been answered before."""
+def _refused(recalled: Recalled, faults: list[Fault], *, same: bool) -> Answer:
+    """What an event is answered whose payload does not satisfy its schema: its key may have been answered before, for
+    the ``same`` event or another one."""
     first = recalled.first
     if first is None:
         telemetry.count("events_misfit")
         return Misfit(tuple(faults))
-    if recalled.request_hash == request_hash(submission):
+    if same:
         telemetry.count("events_duplicate")
         return first
     return Appended(Verdict.CONFLICT, first.event_id, first.delivery_count)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.e2e.harness import Hookpost, Receiver, receiver, running
+from tests.e2e.harness import Arrival, Hookpost, Receiver, answer, receiver, running
 from tests.transport.proxies import Handler, tunnelling
 from tests.transport.receivers import Receiver as Listener
 from tests.transport.receivers import listening, resetting, speaking, stalling
@@ -20,6 +20,13 @@ pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 FAILURES = 4
 REFUSED = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
 BAD_GATEWAY = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+async def accept_and_close(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
+    """No tunnel stays open: the next request has to ask the proxy."""
+    writer.write(answer(200, b"ok", "connection: close"))
+    await writer.drain()
+    writer.close()
 
 
 class Moods:
@@ -41,9 +48,11 @@ class World:
 
     async def endpoint(self, path: str) -> dict[str, Any]:
         made = await self.server.endpoint(
-            self.far.url(path), events=[path[1:]], timeouts={"connect_s": 0.3, "first_byte_s": 0.6, "total_s": 1.0}
-        )
+            self.far.url(path), events=[path[1:]], retry={"base_s": 0.2, "cap_s": 0.3},
+            timeouts={"connect_s": 0.3, "first_byte_s": 0.6, "total_s": 1.0},
+        )  # fmt: skip
         self.far.secrets[path] = made["secret"]
+        self.far.handlers[path] = accept_and_close
         return made
 
     async def health(self, endpoint: dict[str, Any]) -> tuple[str, int]:
@@ -57,8 +66,8 @@ async def world() -> AsyncIterator[World]:
     async with listening(proxy) as listener, receiver() as far:
         proxy.listener = listener
         async with running(
-            workers="1", api_processes="1", egress_proxy=f"http://us:pw@127.0.0.1:{listener.port}", retry_base_s="0.2",
-            retry_cap_s="0.3", breaker_failures="3", alert_after_failures="3",
+            workers="1", api_processes="1", egress_proxy=f"http://us:pw@127.0.0.1:{listener.port}", breaker_failures="3",
+            alert_after_failures="3",
         ) as server:  # fmt: skip
             yield World(server, proxy, far)
 

@@ -452,17 +452,20 @@ async def test_the_commands_work_on_a_running_server(place: Path) -> None:
         assert await done("replay", first, "--endpoint", made["endpoint_id"], **tenant) == {"delivery_count": 1}
         await ledger.until(lambda: ledger.counts["/hook", first] == 2)
         await server.attempts(first, 2)
-        shown, listed, endpoints, tenants, doctor = await asyncio.gather(
+        shown, listed, endpoints, tenants, headers, doctor = await asyncio.gather(
             done("events", first, **tenant),
             done("events", "--type", "other", **tenant),
             done("endpoints", "list", **tenant),
             done("tenants", "list", **admin),
+            done("endpoints", "headers", made["endpoint_id"], "--set", "x-team: payments", **tenant),
             command("doctor", data_dir=str(server.folder)),
         )
         assert [attempt["outcome"] for attempt in shown["attempts"]] == ["delivered", "delivered"]
         assert [event["event_id"] for event in listed] == [last]
         assert [endpoint["endpoint_id"] for endpoint in endpoints] == [made["endpoint_id"]]
         assert [found["name"] for found in tenants] == ["default"]
+        assert headers == {"x-team": "payments"}
+        assert await done("endpoints", "tls", made["endpoint_id"], **tenant) is None
         assert "reachable, durable" in doctor.out
         assert re.search(r"^ok +schema: revision \d+", doctor.out, re.MULTILINE), doctor.out
         assert doctor.code == (1 if "BAD" in doctor.out else 0)

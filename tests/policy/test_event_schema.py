@@ -99,8 +99,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "metadata": ({"$ref": "http://169.254.169.254/latest/meta-data/"}, "is ever fetched"),
     "a relative document": ({"$id": "https://example.com/a", "$ref": "b"}, "is ever fetched"),
     "a base of its own inside": ({"properties": {"a": {"$id": "http://127.0.0.1/", "$ref": "#/x"}}}, r"\$id"),
-    "a dialect from anywhere": ({"$schema": "http://127.0.0.1/meta"}, "dialects"),
-    "a dialect from a file": ({"$schema": "file:///etc/passwd"}, "dialects"),
+    "a dialect from anywhere": ({"$schema": "http://127.0.0.1/meta"}, "must be one of"),
+    "a dialect from a file": ({"$schema": "file:///etc/passwd"}, "must be one of"),
+    "draft 4, whose id moves references": ({"$schema": "http://json-schema.org/draft-04/schema#"}, "must be one of"),
+    "a dialect inside": ({"items": {"$schema": "http://json-schema.org/draft-07/schema#"}}, r"\$schema"),
+    "a part that takes the place of the whole": (
+        {"$ref": "#/$defs/a", "$defs": {"a": {}, "x": {"$id": "json-schema:///", "$defs": {"a": doubling(9)}}}},
+        r"\$id",
+    ),
+    "a part that does so where no schema stands": ({"x-note": [{"$id": "json-schema:///"}]}, r"\$id"),
     "a dynamic reference": ({"$dynamicRef": "#a"}, "dynamicRef"),
     "an anchor": ({"$anchor": "a", "properties": {"b": {"$ref": "#a"}}}, "anchor|fetched"),
     "nowhere": ({"$ref": "#/$defs/none"}, "leads nowhere"),
@@ -165,6 +172,15 @@ def test_the_slowest_pattern_there_may_be_takes_no_longer_than_the_bound_says() 
     assert schema.faults(payload)
     assert time.process_time() - began < 5.0, "some 0.5 s on a usual machine"
     assert "bytes" in schema.faults(payload[:-1] + b'xx"')[0].message
+
+
+def test_a_name_at_the_top_changes_nothing_and_words_of_schemas_may_be_names_of_properties() -> None:
+    """`$id` of a meta-schema, which the validator knows by that name: `#` is this schema all the same."""
+    named = {"$id": "http://json-schema.org/draft-07/schema", "$ref": "#/definitions/nonNegativeInteger",
+             "definitions": {"nonNegativeInteger": {"type": "string"}}}  # fmt: skip
+    assert not compiled(named).faults(b'"x"') and compiled(named).faults(b"1")
+    about_schemas = {"properties": {"$id": {"type": "string"}, "$schema": {"type": "string"}, "properties": True}}
+    assert pointers(about_schemas, b'{"$id": 1, "$schema": "x"}') == ["/$id"]
 
 
 def test_a_schema_that_refers_to_itself_once_a_level_is_of_use() -> None:

@@ -132,3 +132,13 @@ async def test_the_types_of_a_deleted_tenant_are_gone(driver: Driver) -> None:
     await store.create_event_type(tenant, "a.b", {"schema": SCHEMA}, limits=LIMITS)
     await store.delete_tenant(tenant)
     assert await names(store, None) == []
+
+
+@pytest.mark.postgres
+async def test_a_key_that_is_only_reserved_is_recalled_as_such(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    await store.append(0, [event(tenant, key="k")], await version(store, tenant))
+    await driver.run("update idempotency_keys set reserved = true")
+    recalled = await store.recall(tenant, "k")
+    assert recalled is not None and recalled.first is not None and recalled.reserved

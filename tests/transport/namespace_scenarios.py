@@ -23,10 +23,10 @@ from tests.transport.conftest import LOOPBACK, sent
 from tests.transport.receivers import answering, listening
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-A, AAAA = 1, 28
+A, CNAME, AAAA = 1, 5, 28
 NOERROR, SERVFAIL, NXDOMAIN = 0, 2, 3
 Answers = Callable[[str, int], tuple[int, list[str]] | None]
-"""Name and query type to (response code, addresses); None: no answer at all."""
+"""Name and query type to (response code, addresses, before them `=name` for each alias); None: no answer at all."""
 
 
 class Dns(asyncio.DatagramProtocol):
@@ -50,14 +50,22 @@ class Dns(asyncio.DatagramProtocol):
         self.asked[name, kind] += 1
         if (answer := self.answers(name, kind)) is None:
             return
-        code, addresses = answer
-        wanted = [ip_address(text) for text in addresses]
-        packed = [address.packed for address in wanted if address.version == (4 if kind == A else 6)]
-        start = b"\xc0\x0c" + kind.to_bytes(2, "big") + b"\0\1" + (60).to_bytes(4, "big")
-        records = b"".join(start + len(address).to_bytes(2, "big") + address for address in packed)
+        code, found = answer
+        records, owner = [], b"\xc0\x0c"
+        for text in found:
+            if text.startswith("="):
+                alias = b"".join(bytes([len(label)]) + label.encode() for label in text[1:].split(".")) + b"\0"
+                records.append(_record(owner, CNAME, alias))
+                owner = alias
+            elif (address := ip_address(text)).version == (4 if kind == A else 6):
+                records.append(_record(owner, kind, address.packed))
         flags = (0x8180 | code).to_bytes(2, "big")
-        counts = b"\0\1" + len(packed).to_bytes(2, "big") + b"\0\0\0\0"
-        self.transport.sendto(data[:2] + flags + counts + data[12 : at + 5] + records, addr)
+        counts = b"\0\1" + len(records).to_bytes(2, "big") + b"\0\0\0\0"
+        self.transport.sendto(data[:2] + flags + counts + data[12 : at + 5] + b"".join(records), addr)
+
+
+def _record(owner: bytes, kind: int, data: bytes) -> bytes:
+    return owner + kind.to_bytes(2, "big") + b"\0\1" + (60).to_bytes(4, "big") + len(data).to_bytes(2, "big") + data
 
 
 async def dns(answers: Answers) -> Dns:
@@ -169,7 +177,29 @@ async def failing() -> dict[str, object]:
     return {"codes": [str(outcome.error_code) for outcome in outcomes], "details": [o.detail for o in outcomes]}
 
 
+async def aliased() -> dict[str, object]:
+    """N15: aliases that lead inside, in circles, and on and on."""
+    table = {
+        "inside.test": ["=db.internal.test", "127.0.0.2"],
+        "metadata.test": ["=a.test", "=metadata.google.internal", "169.254.169.254"],
+        "circle.test": ["=circle.test"],
+        "circles.test": ["=b.test", "=circles.test", "=b.test"],
+        "long.test": [f"=hop{n}.test" for n in range(30)],
+        "good.test": ["=c.test", "127.0.0.1"],
+    }
+    touched: list[str] = []
+    await dns(lambda name, _kind: (NOERROR, table.get(name, [])))
+    transport = Transport(egress=EgressPolicy(allow_networks=(ip_network("127.0.0.1/32"),)), now=time.time)
+    timeouts = Timeouts(connect_s=3.0, first_byte_s=4.0, total_s=5.0)
+    async with listening(answering(OK, close=True)) as receiver:
+        canary = await asyncio.start_server(lambda _r, w: (touched.append("!"), w.close()), "127.0.0.2", receiver.port)
+        outcomes = {name: await sent(transport, receiver.url(host=name), timeouts=timeouts) for name in table}
+        canary.close()
+    await transport.close()
+    return {"touched": len(touched), "codes": {name: str(outcome.error_code) for name, outcome in outcomes.items()}}
+
+
 if __name__ == "__main__":
-    scenarios = (counted, aged, hanging, rebinding, mixed, failing)
+    scenarios = (counted, aged, hanging, rebinding, mixed, failing, aliased)
     chosen = next(scenario for scenario in scenarios if scenario.__name__ == sys.argv[1])
     print(json.dumps(asyncio.run(chosen())))

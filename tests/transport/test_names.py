@@ -61,3 +61,16 @@ def test_n16_every_way_of_having_no_address_is_a_dns_failure(namespace: str) -> 
     result = run(namespace, "failing")
     assert result["codes"] == ["dns_failure"] * 3 + ["None"]
     assert result["details"][0].startswith("nx.test: ")
+
+
+def test_n15_aliases_that_lead_inside_or_in_circles_reach_nothing_forbidden(namespace: str) -> None:
+    found = run(namespace, "aliased")
+    assert found["touched"] == 0
+    assert found["codes"] == {
+        "inside.test": "address_forbidden",
+        "metadata.test": "address_forbidden",
+        "circle.test": "dns_failure",
+        "circles.test": "dns_failure",
+        "long.test": "dns_failure",
+        "good.test": "None",
+    }

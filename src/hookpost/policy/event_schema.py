@@ -35,7 +35,15 @@ FAULTS_MAX = 20
 MESSAGE_CHARS_MAX = 300
 # Values do not stand in what is told of them: payloads are personal data, and answers end up in logs.
 _MASK = "the value"
-_DIALECTS = ("draft-04", "draft-06", "draft-07", "2019-09", "2020-12")
+# Not draft 4: its `id` is a word that many properties have, and moves references.
+_DIALECTS = frozenset(
+    {
+        "http://json-schema.org/draft-06/schema",
+        "http://json-schema.org/draft-07/schema",
+        "https://json-schema.org/draft/2019-09/schema",
+        "https://json-schema.org/draft/2020-12/schema",
+    }
+)
 _PATTERNS = {
     size: jsonschema_rs.RegexOptions(size_limit=size, dfa_size_limit=PATTERN_MEMORY_BYTES) for size in PATTERN_SIZES
 }
@@ -81,6 +89,9 @@ class PayloadSchema:
     def __init__(self, text: str, bounds: SchemaBounds) -> None:
         """Raises SchemaRefused."""
         schema = msgspec.json.decode(text)
+        dialect = schema.get("$schema")
+        if dialect is not None and str(dialect).removesuffix("#") not in _DIALECTS:
+            raise SchemaRefused("/$schema", f"must be one of {', '.join(sorted(_DIALECTS))}, or be left out")
         patterns = _Patterns()
         self.cost = cost_of(schema, bounds.cost_max, patterns.cost)
         # In memory, roughly.
@@ -88,7 +99,8 @@ class PayloadSchema:
         self._work_max = bounds.work_max
         try:
             self._validator = jsonschema_rs.validator_for(
-                schema,
+                # A name of its own could be that of a schema which the validator knows; # is this one in any case.
+                {name: value for name, value in schema.items() if name != "$id"},
                 offline=True,
                 validate_formats=True,
                 ignore_unknown_formats=True,
@@ -157,8 +169,6 @@ def _reason(error: jsonschema_rs.ValidationError) -> str:
             "this pattern is not supported: no look-around, no back references, and no more than "
             f"{PATTERN_SIZES[-1]} bytes when it is compiled (maxLength is better than .{{1,200}})"
         )
-    if "meta-schema" in error.message:
-        return f"$schema must be one of the dialects {', '.join(_DIALECTS)} of json-schema.org, or be left out"
     return error.message[:MESSAGE_CHARS_MAX]
 
 

@@ -31,8 +31,14 @@ VALUES_A_NODE = 8
 _LISTS = ("allOf", "anyOf", "oneOf")
 _SINGLES = ("not", "if", "then", "else")
 _MAPS = ("dependentSchemas", "dependencies")
-# What would make a reference mean something that the text alone does not tell.
-_FOREIGN = ("$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$anchor", "$vocabulary")
+# What would make a reference mean something that the text alone does not tell; draft 4 called the first one `id`.
+_FOREIGN = frozenset(
+    {"$id", "$schema", "$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$anchor", "$vocabulary"}
+)
+# Of these the top of a schema may say one: the second tells its dialect, the first is left out before it is compiled.
+_AT_THE_TOP = frozenset({"$id", "$schema"})
+# What holds schemas by names that are the tenant's own.
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 
 Node = Mapping[str, Any] | bool
 
@@ -63,6 +69,7 @@ class _Walk:
 
     def run(self) -> int:
         """Place after place, each kind of them once."""
+        _check_all(self._root, _AT_THE_TOP)
         first = self._place([(self._root, 1)], 0)
         seen, waiting, most = {first[0]}, [first], first[1]
         while waiting:
@@ -116,11 +123,7 @@ class _Walk:
 
     def _beside(self, node: Mapping[str, Any]) -> Iterator[Node]:
         """The nodes that look at the same place as this one."""
-        for name in _FOREIGN:
-            if name in node:
-                raise SchemaRefused("", f"{name} is not supported: refer by $ref to #/$defs/…")
-        if "$id" in node and node is not self._root:
-            raise SchemaRefused("", "$id may stand at the top only: refer by $ref to #/$defs/…")
+        _check(node, _AT_THE_TOP if node is self._root else frozenset())
         if "$ref" in node:
             yield self._target(node["$ref"])
         for name in _LISTS:
@@ -174,6 +177,25 @@ class _Walk:
                             toll += times * sum(map(self._pattern_cost, patterns))
                 if inner:
                     yield self._place(inner, toll)
+
+
+def _check_all(value: Any, allowed: frozenset[str], *, names: bool = False) -> None:
+    """Refuse what is foreign, wherever it stands: a part that nothing refers to can still take the place of another one
+    by its `$id`. ``names``: the keys are names, not keywords."""
+    if isinstance(value, Mapping):
+        if not names:
+            _check(value, allowed)
+        for key, inner in value.items():
+            _check_all(inner, frozenset(), names=not names and key in _NAMED)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_all(inner, frozenset())
+
+
+def _check(node: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    for name in sorted(_FOREIGN.intersection(node) - allowed):
+        where = "may stand at the top only" if name in _AT_THE_TOP else "is not supported"
+        raise SchemaRefused("", f"{name} {where}: refer by $ref to #/$defs/…")
 
 
 # Below an object and below an array: what names its places, what is for all others, what is for all, what has patterns.

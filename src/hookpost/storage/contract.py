@@ -211,11 +211,13 @@ class TenantRoutes:
 @dataclass(frozen=True, slots=True)
 class Recalled:
     """What to know before an event is refused: the tenant's config version now, and what was answered to the first
-    event of its idempotency key, with its request hash; None: there was none."""
+    event of its idempotency key, with its request hash; None: there was none. ``reserved``: it was about to be
+    appended, and whether it was is not known (with a journal in Kafka)."""
 
     config_version: int
     first: Appended | None = None
     request_hash: bytes | None = None
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,7 +114,7 @@ class IngestQueries(VaultQueries):
         if row is None or row["event_id"] is None:
             return None if row is None else Recalled(row["config_version"])
         first = Appended(Verdict.DUPLICATE, row["event_id"], row["delivery_count"])
-        return Recalled(row["config_version"], first, row["request_hash"])
+        return Recalled(row["config_version"], first, row["request_hash"], row["reserved"])
 
     async def share_demand(
         self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float

@@ -16,7 +16,7 @@ group by t.tenant_id
 
 -- name: recall
 -- Before an event is refused: is its tenant's configuration what it was checked against, and was its key answered before?
-select t.config_version, k.event_id, k.request_hash, k.delivery_count
+select t.config_version, k.event_id, k.request_hash, k.delivery_count, k.reserved
 from tenants t
 left join idempotency_keys k on k.tenant_id = t.tenant_id and k.key = $2 and k.expires_at > hookpost_now()
 where t.tenant_id = $1 and t.deleted_at is null
