@@ -125,12 +125,19 @@ def test_workers_reach_the_internet_and_nothing_inside_and_only_the_api_is_reach
     assert set(policies) == {"hookpost-api", "hookpost-worker", "hookpost-migrate"}
     for policy in policies.values():
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    out = [peer["ipBlock"] for rule in policies["hookpost-worker"]["spec"]["egress"] for peer in rule.get("to", []) if "ipBlock" in peer]
+    out = [
+        peer["ipBlock"]
+        for rule in policies["hookpost-worker"]["spec"]["egress"]
+        for peer in rule.get("to", [])
+        if "ipBlock" in peer
+    ]
     (internet,) = [block for block in out if block["cidr"] == "0.0.0.0/0"]
     assert {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"} <= set(internet["except"])
     for name in ("hookpost-api", "hookpost-migrate"):
         assert "0.0.0.0/0" not in str(policies[name])
-    open_to_all = [name for name, each in policies.items() if any("from" not in rule for rule in each["spec"]["ingress"])]
+    open_to_all = [
+        name for name, each in policies.items() if any("from" not in rule for rule in each["spec"]["ingress"])
+    ]
     assert open_to_all == ["hookpost-api"]
     (rule,) = [rule for rule in policies["hookpost-api"]["spec"]["ingress"] if "from" not in rule]
     assert rule["ports"] == [{"port": "http", "protocol": "TCP"}]
@@ -138,7 +145,9 @@ def test_workers_reach_the_internet_and_nothing_inside_and_only_the_api_is_reach
 
 def test_selectors_find_their_pods_and_no_others() -> None:
     for name in VALUES:
-        labels = {each: spec["spec"]["template"]["metadata"]["labels"] for each, spec in of_kind(name, "Deployment").items()}
+        labels = {
+            each: spec["spec"]["template"]["metadata"]["labels"] for each, spec in of_kind(name, "Deployment").items()
+        }
         for kind in ("Service", "PodDisruptionBudget", "Deployment"):
             for each in of_kind(name, kind).values():
                 selector = each["spec"]["selector"]
@@ -161,4 +170,6 @@ def test_alerts_are_those_of_prometheus_and_link_the_runbook_where_it_is() -> No
 def test_what_costs_nobody_asked_for_is_off_at_first() -> None:
     kinds = {each["kind"] for each in documents("default")}
     assert kinds == {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "Job", "NetworkPolicy"}
-    assert {"Ingress", "PodMonitor", "PrometheusRule", "ScaledObject"} <= {each["kind"] for each in documents("everything")}
+    assert {"Ingress", "PodMonitor", "PrometheusRule", "ScaledObject"} <= {
+        each["kind"] for each in documents("everything")
+    }

@@ -70,13 +70,18 @@ def test_every_command_in_the_guides_exists(guide: str) -> None:
 def test_an_unknown_command_is_found() -> None:
     assert unknown_command(["shards", "remove"]) == "command remove"
     assert unknown_command(["sending", "--stop"]) == "option --stop"
-    assert list(commands_in("`hookpost sending --go`, `hookpost_up`\n```sh\nhookpost doctor  # look\n```\n")) == [["doctor"], ["sending", "--go"]]
+    assert list(commands_in("`hookpost sending --go`, `hookpost_up`\n```sh\nhookpost doctor  # look\n```\n")) == [
+        ["doctor"],
+        ["sending", "--go"],
+    ]
 
 
 def test_every_alert_links_its_section_of_the_runbook() -> None:
     (group,) = yaml.safe_load(read("deploy/prometheus/alerts.yml"))["groups"]
     alerts = [rule["alert"] for rule in group["rules"]]
-    sections = dict(re.findall(r"^## (Hookpost\w+)\n(.*?)(?=^## |\Z)", read("docs/runbook.md"), re.MULTILINE | re.DOTALL))
+    sections = dict(
+        re.findall(r"^## (Hookpost\w+)\n(.*?)(?=^## |\Z)", read("docs/runbook.md"), re.MULTILINE | re.DOTALL)
+    )
     assert list(sections) == alerts
     for rule in group["rules"]:
         assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
@@ -113,8 +118,16 @@ def test_what_is_built_is_pinned_and_its_sources_exist_and_are_let_in() -> None:
     whole = instructions()
     stages = [rest for name, rest in whole if name == "FROM"]
     assert len(stages) == 2 and all("latest" not in stage and ":" in stage for stage in stages)
-    installs = [line for name, rest in whole if name == "RUN" for line in rest.split("&&") if "pip" in line and "install" in line]
-    assert installs and all("--require-hashes --only-binary :all:" in line or "--no-deps --no-index" in line for line in installs)
+    installs = [
+        line
+        for name, rest in whole
+        if name == "RUN"
+        for line in rest.split("&&")
+        if "pip" in line and "install" in line
+    ]
+    assert installs and all(
+        "--require-hashes --only-binary :all:" in line or "--no-deps --no-index" in line for line in installs
+    )
     let_in = [line.removeprefix("!") for line in read(".dockerignore").splitlines() if line.startswith("!")]
     sources = [word for name, rest in whole if name == "COPY" and "--from" not in rest for word in rest.split()[:-1]]
     for source in sources:
@@ -149,7 +162,9 @@ def test_our_services_are_read_only_and_without_rights_and_start_commands_that_e
     ours = {name: each for name, each in composed(files).items() if each["image"].startswith("hookpost")}
     assert ours
     for name, service in ours.items():
-        assert service["read_only"] is True and service["user"] == "10001:10001" and service["cap_drop"] == ["ALL"], name
+        assert service["read_only"] is True and service["user"] == "10001:10001" and service["cap_drop"] == ["ALL"], (
+            name
+        )
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert unknown_command(service["command"]) is None
         assert any(volume.endswith(":/var/lib/hookpost") for volume in service["volumes"])
@@ -214,7 +229,9 @@ def test_units_start_commands_that_exist_and_hold_secrets_in_no_line(path: Path)
     (start,) = lines["ExecStart"]
     program, *words = shlex.split(start)
     assert program == "/opt/hookpost/bin/hookpost" and unknown_command(words) is None
-    assert not re.search(r"^Environment=HOOKPOST_(DATABASE_URL|ADMIN_KEY|ENCRYPTION_KEYS|JOURNAL_URL)", path.read_text(), re.MULTILINE)
+    assert not re.search(
+        r"^Environment=HOOKPOST_(DATABASE_URL|ADMIN_KEY|ENCRYPTION_KEYS|JOURNAL_URL)", path.read_text(), re.MULTILINE
+    )
     assert lines["NoNewPrivileges"] == ["yes"] and lines["ProtectSystem"] == ["strict"]
     assert "DynamicUser" in lines or lines["User"] == ["hookpost"]
 
@@ -240,6 +257,8 @@ def test_systemd_itself_understands_the_units_and_finds_little_exposed(tmp_path:
     verified = subprocess.run(["systemd-analyze", "verify", *names], capture_output=True, text=True, check=False)
     assert (verified.returncode, verified.stderr) == (0, "")
     for name in names:
-        looked = subprocess.run(["systemd-analyze", "security", "--offline=yes", name], capture_output=True, text=True, check=True)
+        looked = subprocess.run(
+            ["systemd-analyze", "security", "--offline=yes", name], capture_output=True, text=True, check=True
+        )
         found = re.search(r"Overall exposure level for \S+: ([\d.]+)", looked.stdout)
         assert found is not None and float(found[1]) <= 3, looked.stdout
