@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check whole kafka nodes bench bench-kafka soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check whole kafka nodes bench bench-kafka soak sim day mutants torture fuzz build sbom chart screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -72,6 +72,9 @@ build: venv sbom ## the wheel and its bill of materials, in dist/
 
 sbom: venv ## the bill of materials of what a user installs, CycloneDX in dist/sbom.cdx.json
 	@$(BIN)/python scripts/sbom.py
+
+chart: venv-dev ## render the Helm chart for the tests (needs Helm 3)
+	@$(BIN)/python -m tests.deploy
 
 screenshots: venv-dev ## make docs/screenshots anew (needs Chromium)
 	@$(BIN)/python -m tests.browser.screenshots

@@ -233,18 +233,14 @@ def exposed() -> set[str]:
     return {name for name, _ in samples(page)}
 
 
-@pytest.mark.parametrize("file", ["prometheus/alerts.yml", "grafana/hookpost.json"])
-def test_alerts_and_dashboard_ask_for_names_that_there_are(file: str) -> None:
+@pytest.mark.parametrize(
+    "file",
+    ["prometheus/alerts.yml", "grafana/hookpost.json", "helm/hookpost/values.yaml", "../docs/runbook.md"],
+)
+def test_alerts_dashboard_chart_and_runbook_ask_for_names_that_there_are(file: str) -> None:
     named = set(re.findall(r"hookpost_[a-z_]+", (DEPLOY / file).read_text(encoding="utf-8")))
     assert named
     assert named <= exposed()
-
-
-def test_every_alert_has_its_line_in_the_runbook() -> None:
-    alerts = re.findall(r"- alert: (\w+)", (DEPLOY / "prometheus/alerts.yml").read_text(encoding="utf-8"))
-    runbook = (DEPLOY.parent / "docs/operations.md").read_text(encoding="utf-8")
-    assert len(alerts) == len(set(alerts)) > 5
-    assert [alert for alert in alerts if f"| `{alert}` |" not in runbook] == []
 
 
 def test_every_exposed_name_is_documented() -> None:

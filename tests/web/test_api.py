@@ -827,14 +827,18 @@ async def test_health_needs_no_key(admin: httpx.AsyncClient, sql: Any, store: Po
     assert (await admin.get("/healthz", headers=client_headers)).json() == {"status": "ok"}
     answer = await admin.get("/readyz", headers=client_headers)
     assert (answer.status_code, answer.json()["unowned_shards"]) == (503, 4)
+    accepting = await admin.get("/readyz", params={"shards": "false"}, headers=client_headers)
+    assert (accepting.status_code, accepting.json()["unowned_shards"]) == (200, 4)
+    assert_problem(await admin.get("/readyz", params={"shard": "0"}, headers=client_headers), 422)
     node = uuid4()
     await sql.execute("insert into nodes values ($1, 'default', 'n', now(), now() + interval '1 min')", node)
     await sql.execute("update shards set owner = $1", node)
     answer = await admin.get("/readyz", headers=client_headers)
     assert (answer.status_code, answer.json()["status"]) == (200, "ready")
     await store.close()
-    answer = await admin.get("/readyz", headers=client_headers)
-    assert (answer.status_code, answer.json()["store"]) == (503, "unreachable")
+    for params in ({}, {"shards": "false"}):
+        answer = await admin.get("/readyz", params=params, headers=client_headers)
+        assert (answer.status_code, answer.json()["store"]) == (503, "unreachable")
 
 
 async def test_a_store_that_is_away_is_503_with_retry_after(

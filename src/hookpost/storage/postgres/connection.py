@@ -135,10 +135,21 @@ class Connections:
                 yield connection
 
     async def connect_alone(self, doing: str, **settings: str) -> Any:
-        """A connection outside of the pool, for what needs a session of its own."""
+        """A connection outside of the pool, for what needs a session of its own, with these settings for it.
+
+        They are set by a statement: as parameters of the start a pooler refuses them, or is told to ignore them, and a
+        maintenance without its lock_timeout stands in everybody's way.
+        """
         with translated(doing):
-            return await asyncpg.connect(
+            connection = await asyncpg.connect(
                 self._dsn,
                 timeout=CONNECT_TIMEOUT_S,
-                server_settings={"application_name": f"{self._application} {doing}", "timezone": "UTC", **settings},
+                server_settings={"application_name": f"{self._application} {doing}", "timezone": "UTC"},
             )
+            try:
+                for name, value in settings.items():
+                    await connection.execute("select set_config($1, $2, false)", name, value)
+            except BaseException:
+                connection.terminate()
+                raise
+            return connection
