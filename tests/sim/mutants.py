@@ -15,6 +15,8 @@ import pytest
 
 from hookpost import ingest as ingest_module
 from hookpost import worker as worker_module
+from hookpost.app import compose
+from hookpost.engine import backlog as backlog_module
 from hookpost.engine import engine as engine_module
 from hookpost.engine import roster as roster_module
 from hookpost.engine.books import Books
@@ -25,9 +27,12 @@ from hookpost.engine.progress import ShardProgress
 from hookpost.ingest import Ingest
 from hookpost.policy import retry as retry_module
 from hookpost.policy.breaker import Breaker
+from hookpost.policy.budget import RetryBudget
 from hookpost.policy.rate import TokenBucket
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
+from hookpost.storage.memory import alerts as memory_alerts
 from hookpost.storage.memory.admin import AdminTables
+from hookpost.storage.memory.alerts import AlertTables
 from hookpost.storage.memory.ingest import IngestTables
 from hookpost.storage.memory.settle import SettleTables
 from hookpost.storage.memory.tables import Database
@@ -228,12 +233,27 @@ def a_cap_is_doubled(patch: Patch) -> None:
 
 @mutant("breakers")
 def a_breaker_never_opens(patch: Patch) -> None:
-    patch.setattr(Breaker, "_open", lambda self, now, openings: False)
+    patch.setattr(Breaker, "_open", lambda self, now, openings, rng: False)
 
 
 @mutant("breakers")
 def a_half_open_breaker_lets_everything_through(patch: Patch) -> None:
     wrap(patch, Breaker, "start", lambda f, b: (f(b), setattr(b, "probing", False))[0])
+
+
+@mutant("budget")
+def every_retry_is_within_the_budget(patch: Patch) -> None:
+    patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: True)
+
+
+@mutant("budget")
+def one_tenant_may_take_all_of_the_budget(patch: Patch) -> None:
+    patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: self.free(now=now) > 0)
+
+
+@mutant("rests", "drained")
+def a_retry_that_succeeds_gives_nothing_back(patch: Patch) -> None:
+    wrap(patch, RetryBudget, "end", lambda f, b, tenant_id, *, failed, now: f(b, tenant_id, failed=True, now=now))
 
 
 @mutant("retry_after")
@@ -263,12 +283,45 @@ def what_waits_has_an_earlier_deadline(patch: Patch) -> None:
     wrap(patch, Books, "store", store)
 
 
+# ---- what is told -----------------------------------------------------------------------------------------------------
+
+
+@mutant("alerts")
+def an_alert_has_another_key_each_time_it_is_told(patch: Patch) -> None:
+    patch.setattr(compose, "alert_key", lambda due: f"hookpost-alert-{due.alert_id.hex}-{due.tries}")
+
+
+@mutant("alerts")
+def what_was_told_of_an_endpoint_is_forgotten(patch: Patch) -> None:
+    gather = memory_alerts.gather
+
+    def forget(notices: Any, before: Any, *, now: float) -> Any:
+        return gather(notices, before, now=now)[0], before
+
+    patch.setattr(memory_alerts, "gather", forget)
+
+
+@mutant("alerts")
+def what_is_not_taken_at_once_leaves_the_outbox(patch: Patch) -> None:
+    async def gather(original: Any, self: AlertTables, channels: Any, *, limit: int) -> int:
+        del self._db.outbox[1:]
+        return int(await original(self, channels, limit=limit))
+
+    wrap(patch, AlertTables, "gather_alerts", gather)
+
+
 # ---- what must come to an end ---------------------------------------------------------------------------------------
 
 
 @mutant("drained")
 def one_shard_of_each_worker_is_not_read(patch: Patch) -> None:
     wrap(patch, Worker, "_shards_to_read", lambda f, worker: f(worker)[1:])
+
+
+@mutant("rests")
+def what_is_due_is_looked_at_half_a_minute_late(patch: Patch) -> None:
+    on_grid = backlog_module._on_grid
+    patch.setattr(backlog_module, "_on_grid", lambda due: on_grid(due) + 30.0)
 
 
 # ---- the trial ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, BacklogChange, DeadLetter, ShardSettle
 from hookpost.model import OperationalType
+from hookpost.policy.alerts import Notice
 from hookpost.storage.contract import DataRejected, FenceLost
 from hookpost.storage.memory.ingest import refuse_text
 from hookpost.storage.memory.tables import Database, Letter, ProgressRow, at, day_of
@@ -81,7 +82,7 @@ class SettleTables:
                 db.backlog.get((part.shard, endpoint_id), {}).pop(position, None)
             for change in part.upserts.values():
                 db.backlog.setdefault((part.shard, change.endpoint_id), {})[change.position] = _rounded(change)
-            db.outbox += [(notice.type, notice.endpoint_id) for notice in part.notices]
+            db.outbox += part.notices
 
     def _bury(self, parts: Sequence[ShardSettle]) -> None:
         """Of several deaths of one delivery the latest generation's."""
@@ -95,7 +96,12 @@ class SettleTables:
             letter = replace(letter, type=type_, died_at=at(letter.died_at))
             self._db.dead[key] = Letter(shard, letter)
             if type_ not in frozenset(OperationalType):
-                self._db.outbox.append((OperationalType.DELIVERY_DEAD, letter.endpoint_id))
+                self._db.outbox.append(
+                    Notice(
+                        OperationalType.DELIVERY_DEAD, letter.tenant_id, letter.endpoint_id, self._db.now(), deaths=1,
+                        event_ids=(letter.event_id,),
+                    )
+                )  # fmt: skip
 
     def _type(self, event_id: UUID) -> str:
         original = self._db.original(event_id)
