@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check whole bench soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
+.PHONY: help demo test check whole kafka nodes bench bench-kafka soak sim day mutants torture fuzz build sbom screenshots lint format types layers lock venv venv-dev clean
 
 ARGS ?=
 SEEDS ?= 20
@@ -35,6 +35,13 @@ check: lint types layers test ## all that has to pass before a change is merged
 whole: venv-dev ## the long forms of tests that are run short, and an fsync that fails (some ten minutes)
 	@WHOLE_TESTS=1 $(BIN)/pytest tests/engine/test_outage.py tests/engine/test_isolation.py tests/torture/test_fsync.py -n 2 --durations=0 $(ARGS)
 
+kafka: venv-dev ## all of tests/kafka, then the torture rig, with the journal in three brokers (ARGS="--minutes 2 --kills 20")
+	@$(BIN)/pytest tests/kafka $(PYTEST_SPREAD)
+	@$(BIN)/python -m tests.torture --kafka $(ARGS)
+
+bench-kafka: venv-dev ## the journal in Kafka beside a table, on three brokers of this machine (ARGS="--seconds 20")
+	@$(BIN)/python -m tests.kafka $(BIN)/hookpost bench kafka $(ARGS)
+
 bench: venv ## benchmarks (ARGS="bare e2e --seconds 15")
 	@$(BIN)/hookpost bench $(ARGS)
 
@@ -52,6 +59,9 @@ mutants: venv-dev ## faults put into the code, each of which the simulator must 
 
 torture: venv-dev ## ten minutes and 100 kills on real processes (ARGS="--minutes 2 --kills 20 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+nodes: venv-dev ## several nodes on hosts of their own (root, namespaces) that come, go, die and are cut off (ARGS="--minutes 2 --seed 7")
+	@$(BIN)/python -m tests.nodes $(ARGS)
 
 fuzz: venv-dev ## requests made from the OpenAPI document, and every parser, five minutes each (FUZZ_SECONDS=n, ARGS="--seed 1")
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
@@ -88,6 +98,7 @@ lock: venv-dev ## renew the lock files (ARGS="--upgrade" for newer versions)
 	@$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	@$(COMPILE) pyproject.toml --output-file requirements.lock >/dev/null
 	@$(COMPILE) pyproject.toml --extra otel --constraint requirements.lock --output-file requirements-otel.lock >/dev/null
+	@$(COMPILE) pyproject.toml --extra kafka --constraint requirements.lock --output-file requirements-kafka.lock >/dev/null
 	@$(COMPILE) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock >/dev/null
 	@printf 'editables>=0.5\nhatchling>=1.27\n' | $(COMPILE) - --output-file requirements-build.lock >/dev/null
 

@@ -18,7 +18,7 @@ from hookpost import telemetry
 from hookpost import worker as module
 from hookpost.engine.limits import Limits
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
-from hookpost.model import Endpoint, EndpointStatus, Tenant
+from hookpost.model import Endpoint, EndpointStatus, Outcome, Request, Tenant
 from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import RECONFIGURED, Claimed, StoreUnavailable, Survey
 from hookpost.storage.payloads import ObjectStore
@@ -194,20 +194,41 @@ class Nowhere:
         raise AssertionError(request)
 
 
-def new_worker(store: Leases, node_id: UUID, limits: Limits) -> Worker:
+class Hanging:
+    """Requests under way until a test ends them, by their bodies."""
+
+    def __init__(self, store: Leases) -> None:
+        self._store = store
+        self._done: dict[bytes, Callable[[Outcome], None]] = {}
+
+    @property
+    def under_way(self) -> set[bytes]:
+        return set(self._done)
+
+    def send(self, request: Request, done: Callable[[Outcome], None]) -> None:
+        self._done[request.body] = done
+        asyncio.get_running_loop().create_task(self._store.tell())
+
+    def end(self, body: bytes) -> None:
+        self._done.pop(body)(Outcome(None, 200))
+
+
+def new_worker(store: Leases, node_id: UUID, limits: Limits, sender: Any) -> Worker:
     return Worker(
-        store=store, payloads=ObjectStore("memory:///"), sender=Nowhere(), clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
+        store=store, payloads=ObjectStore("memory:///"), sender=sender, clock=store.clock, node_id=node_id, name="w",  # type: ignore[arg-type]
         settings=WorkerSettings(lease_s=LEASE_S, renew_s=0.005, limits=limits), rng=Random(1),
     )  # fmt: skip
 
 
 @contextlib.asynccontextmanager
-async def working(store: Leases, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> AsyncIterator[UUID]:
+async def working(
+    store: Leases, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None, sender: Any = None
+) -> AsyncIterator[UUID]:
     for pace in ("SURVEY_S", "SURVEY_EAGER_S", "IDLE_S_MAX", "STORE_RETRY_S", "CONFIG_S"):
         monkeypatch.setattr(module, pace, 0.005)
     node_id = uuid7()
     stop = asyncio.Event()
-    worker = new_worker(store, node_id, limits or Limits())
+    worker = new_worker(store, node_id, limits or Limits(), sender or Nowhere())
     running = asyncio.create_task(worker.run(stop))
     try:
         await store.until(lambda: store.reading == SHARDS)
@@ -286,6 +307,47 @@ async def test_a_worker_whose_lease_was_removed_comes_back_for_its_shards(monkey
         store.reading = set()
         await store.until(lambda: store.reading == SHARDS)
         assert set(store.owners.values()) == {node_id}
+
+
+def of(store: Leases, owner: UUID | None) -> set[int]:
+    return {shard for shard, found in store.owners.items() if found == owner}
+
+
+async def test_a_shard_is_handed_over_when_its_own_requests_have_ended_and_others_are_taken_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    sender = Hanging(store)
+    async with working(store, monkeypatch, sender=sender) as node_id:
+        store.rows = {shard: [replace(row(shard, 1), payload=str(shard).encode())] for shard in (2, 3)}
+        await store.until(lambda: sender.under_way == {b"2", b"3"})
+        joined, third = uuid7(), uuid7()
+        store.expires[joined] = store.expires[third] = store.clock.time + 9 * LEASE_S
+        sender.end(b"3")
+        await store.until(lambda: of(store, None) == {3})
+        store.owners[3] = joined
+        # The second one is still under way, and the others are gone: theirs are taken at once.
+        del store.expires[joined], store.expires[third]
+        await store.until(lambda: of(store, node_id) == SHARDS)
+        assert sender.under_way == {b"2"}
+        sender.end(b"2")
+        await store.until(lambda: store.fences[2] == 2 and of(store, node_id) == SHARDS)
+
+
+async def test_a_worker_that_is_told_to_stop_while_it_hands_over_stops_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    sender = Hanging(store)
+    async with working(store, monkeypatch, sender=sender):
+        store.rows = {3: [replace(row(3, 1), payload=b"3")]}
+        await store.until(lambda: sender.under_way == {b"3"})
+        store.expires[uuid7()] = store.clock.time + LEASE_S
+        await store.until(lambda: of(store, None) == {2})
+        asyncio.get_running_loop().call_soon(sender.end, b"3")
+    assert of(store, None) == SHARDS
 
 
 async def test_a_clock_that_is_off_is_told_once_and_again_when_it_was_right_meanwhile(
@@ -387,7 +449,7 @@ def test_the_more_shards_a_settle_touched_the_longer_the_next_one_gathers(
 
 
 def test_the_operator_hears_of_an_outage_of_ours_and_of_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    worker = new_worker(Leases(Clock()), uuid7(), Limits())
+    worker = new_worker(Leases(Clock()), uuid7(), Limits(), Nowhere())
     outages = telemetry.counters["egress_outages"]
     with caplog.at_level(logging.INFO, "hookpost"):
         worker._tell_egress(1000.0, 1000.0)

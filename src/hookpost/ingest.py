@@ -15,7 +15,7 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import cast
@@ -26,20 +26,22 @@ from uuid_utils import uuid7
 
 from hookpost import telemetry
 from hookpost.model import PayloadRef
+from hookpost.policy.event_schema import Fault, PayloadSchema, SchemaBounds, SchemaRefused
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
 from hookpost.policy.objects import object_key
-from hookpost.policy.routing import Matcher, is_pinned
 from hookpost.storage.contract import (
     Appended,
     DataRejected,
     IngestStore,
     NewEvent,
     PayloadStore,
+    Recalled,
     Stale,
     StoreUnavailable,
     TenantRoutes,
     Verdict,
 )
+from hookpost.storage.routes import Routes
 
 # Events in one append: beyond it the call's latency grows and its throughput does not.
 GROUP_EVENTS_MAX = 500
@@ -75,6 +77,10 @@ LOOK_EVERY_S = 0.75
 LOOK_LEASE_S = 3.0
 # Changes of tenants are looked for this much further back than the last look: their transactions may be slow to commit.
 LOOK_OVERLAP_S = 10.0
+# Compiled schemas that are kept, in bytes: thousands of usual ones, a dozen of those that are made to be large.
+SCHEMAS_BYTES_MAX = 64 * 1024 * 1024
+# Checked at once before others have their turn, as cost times bytes: a few hundredths of a second.
+SCHEMA_WORK_A_TURN = 1024 * 1024
 # How often requests that waited too long are looked for.
 SWEEP_EVERY_S = 0.05
 
@@ -107,6 +113,13 @@ class Refused(Exception):
     """The store refuses this event's data."""
 
 
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """The payload does not satisfy the schema of its type."""
+
+    faults: tuple[Fault, ...]
+
+
 class Submission(msgspec.Struct, gc=False):
     """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters; to the endpoint
     ``without`` it is not owed, whatever its filter says. ``stored``: the event's id and where its payload lies, once it
@@ -125,15 +138,16 @@ class Submission(msgspec.Struct, gc=False):
 @dataclass(frozen=True, slots=True)
 class IngestLimits:
     """Bounds of the queue in front of the store, and how long a request waits for its answer. ``inline_max``: payloads
-    of more bytes go to the payload store."""
+    of more bytes go to the payload store. ``schemas``: what may be spent on checking a payload."""
 
     queue_events: int = 20_000
     queue_bytes: int = 64 * 1024 * 1024
     timeout_s: float = 0.9
     inline_max: int = 16 * 1024
+    schemas: SchemaBounds = field(default_factory=SchemaBounds)
 
 
-Answer = Appended | UnknownEndpoint | Refused
+Answer = Appended | UnknownEndpoint | Refused | Misfit
 
 
 Tell = Callable[[list[Answer] | Exception], None]
@@ -252,23 +266,14 @@ class _Queue:
         return None
 
 
-class _Routes:
-    """A tenant's routes, ready to match, and what it may post; ``allowance`` None: as much as it likes."""
+class _Routes(Routes):
+    """A tenant's routes and what it may post; ``allowance`` None: as much as it likes."""
 
-    __slots__ = ("allowance", "home", "matcher", "pinned", "routes")
+    __slots__ = ("allowance",)
 
     def __init__(self, routes: TenantRoutes, allowance: Allowance | None) -> None:
-        self.routes = routes
+        super().__init__(routes)
         self.allowance = allowance
-        self.matcher = Matcher((endpoint.endpoint_id, endpoint.events) for endpoint in routes.endpoints)
-        tenant_pinned = is_pinned(routes.max_in_flight, routes.home_shards)
-        self.pinned = {
-            e.endpoint_id: tenant_pinned or e.pinned or is_pinned(e.max_in_flight, routes.home_shards)
-            for e in routes.endpoints
-        }
-        # Where every event goes, if that does not depend on whom it is owed to.
-        some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))
-        self.home = routes.home_shards[:1] if all_of_them else None if some else routes.home_shards
 
     def match(self, submission: Submission) -> tuple[UUID, ...]:
         """Whom an event without targets of its own is owed to."""
@@ -277,12 +282,25 @@ class _Routes:
             return owed
         return tuple(endpoint_id for endpoint_id in owed if endpoint_id != submission.without)
 
-    def shards_for(self, owed: Sequence[UUID]) -> tuple[int, ...]:
-        """Where the event may go: to the first home shard if any endpoint that it is owed to is pinned, else to any."""
-        if self.home is not None:
-            return self.home
-        home_shards = self.routes.home_shards
-        return home_shards[:1] if any(map(self.pinned.__getitem__, owed)) else home_shards
+
+class _Compiled:
+    """Schemas ready to check with, those that were used last."""
+
+    def __init__(self, bounds: SchemaBounds) -> None:
+        self._bounds = bounds
+        self._schemas: OrderedDict[str, PayloadSchema] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, text: str) -> PayloadSchema:
+        """Raises SchemaRefused."""
+        schema = self._schemas.get(text)
+        if schema is None:
+            schema = self._schemas[text] = PayloadSchema(text, self._bounds)
+            self._bytes += schema.bytes
+            while self._bytes > SCHEMAS_BYTES_MAX and len(self._schemas) > 1:
+                self._bytes -= self._schemas.popitem(last=False)[1].bytes
+        self._schemas.move_to_end(text)
+        return schema
 
 
 class Ingest:
@@ -327,6 +345,8 @@ class Ingest:
         self._node_id = cast(UUID, uuid7())
         self._gate = IngestGate(expected=processes, settled_at=asyncio.get_running_loop().time() + LOOK_LEASE_S)
         self._looked_at: float | None = None
+        # By their text: what else changes of a tenant's configuration leaves them as they are.
+        self._compiled = _Compiled(limits.schemas)
 
     @property
     def queued(self) -> tuple[int, int]:
@@ -365,8 +385,11 @@ class Ingest:
             routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
             if routes.allowance is not None:
                 charged = self._charge(routes.allowance, len(submissions))
-            await self._put_large(ticket, submissions)
-            for index, submission in enumerate(submissions):
+            fit = list(enumerate(submissions))
+            if routes.routes.schemas:
+                fit = await self._fit(ticket, fit, routes)
+            await self._put_large(ticket, [submission for _, submission in fit])
+            for index, submission in fit:
                 if submission.targets is None:
                     self._enqueue(ticket, index, submission, routes, routes.match(submission))
                 elif not await self._aim(ticket, index, submission, routes, submission.targets):
@@ -387,14 +410,15 @@ class Ingest:
     def post(self, tenant_id: UUID, submissions: Sequence[Submission], tell: Tell) -> bool:
         """Like ``submit``, without a task that waits: ``tell`` hears what ``submit`` would return or raise.
 
-        False, and nothing was done, unless the tenant's routes are known, it has no limit, and no event names its
-        targets or is too large for the database. ``tell`` must not raise. Raises Overloaded.
+        False, and nothing was done, unless the tenant's routes are known, it has no limit and no schemas, and no event
+        names its targets or is too large for the database. ``tell`` must not raise. Raises Overloaded.
         """
         routes = self._routes.get(tenant_id)
         inline_max = self._inline_max
         if (
             routes is None
             or routes.allowance is not None
+            or routes.routes.schemas
             or not all(each.targets is None and len(each.payload) <= inline_max for each in submissions)
         ):
             return False
@@ -463,6 +487,73 @@ class Ingest:
             joined = tenant_id in self._loading
             routes = await self._within(ticket, self._load(tenant_id))
         return routes
+
+    # ---- schemas --------------------------------------------------------------------------------------------------
+
+    async def _fit(
+        self, ticket: _Ticket, submissions: Iterable[tuple[int, Submission]], routes: _Routes
+    ) -> list[tuple[int, Submission]]:
+        """Those whose payloads satisfy the schemas of their types; the others are answered."""
+        fit = []
+        work = 0
+        for index, submission in submissions:
+            if not await self._is_misfit(ticket, index, submission, routes):
+                fit.append((index, submission))
+            work += self._schema_work(submission, routes)
+            if work > SCHEMA_WORK_A_TURN:
+                work = 0
+                await asyncio.sleep(0)
+                if ticket.ended and ticket.open:
+                    raise _too_late()
+        return fit
+
+    async def _is_misfit(self, ticket: _Ticket, index: int, submission: Submission, routes: _Routes) -> bool:
+        """Does the payload not satisfy its type's schema? Then that is answered.
+
+        Whoever is refused never comes to the append, which would tell of a newer configuration: so it is asked for
+        here, with what was answered to the event's idempotency key before. A repeat gets that answer, whatever became
+        of the schema since: nothing of it is stored anew.
+        """
+        tenant_id = routes.routes.tenant_id
+        for _ in range(STALE_MAX):
+            faults = self._faults(submission, routes)
+            if not faults:
+                return False
+            recalled = await self._recall(ticket, tenant_id, submission.key)
+            if recalled.config_version == routes.routes.config_version:
+                ticket.answer(index, _refused(submission, recalled, faults))
+                return True
+            known = self._routes.get(tenant_id)
+            if known is None or known.routes.config_version != recalled.config_version:
+                known = await self._within(ticket, self._load(tenant_id))
+            routes = known
+        raise Overloaded("the tenant's configuration changes too often")
+
+    def _faults(self, submission: Submission, routes: _Routes) -> list[Fault]:
+        schema = routes.routes.schemas.get(submission.type)
+        if schema is None:
+            return []
+        try:
+            return self._compiled.get(schema).faults(submission.payload)
+        except SchemaRefused as error:  # of another release, or the bounds are narrower since
+            return [Fault("", f"the schema of this type is not accepted any more, so nothing satisfies it: {error}")]
+
+    def _schema_work(self, submission: Submission, routes: _Routes) -> int:
+        schema = routes.routes.schemas.get(submission.type)
+        try:
+            return 0 if schema is None else self._compiled.get(schema).cost * len(submission.payload)
+        except SchemaRefused:
+            return SCHEMA_WORK_A_TURN
+
+    async def _recall(self, ticket: _Ticket, tenant_id: UUID, key: str | None) -> Recalled:
+        try:
+            async with asyncio.timeout_at(ticket.deadline):
+                recalled = await self._store.recall(tenant_id, key)
+        except TimeoutError:
+            raise _too_late() from None
+        if recalled is None:
+            raise UnknownTenant("the tenant does not exist")
+        return recalled
 
     # ---- payloads -------------------------------------------------------------------------------------------------
 
@@ -576,6 +667,8 @@ class Ingest:
             None if submission.key is None else request_hash(submission),
             submission.trace_id,
             submission.span,
+            submission.targets is not None,
+            submission.without,
         )
         self._wait(_Pending(ticket, index, submission, stale, routes, event))
 
@@ -726,6 +819,8 @@ class Ingest:
             tenant_id = pending.event.tenant_id
             try:
                 routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
+                if routes.routes.schemas and await self._is_misfit(ticket, pending.index, submission, routes):
+                    continue
                 if submission.targets is None:
                     self._enqueue(ticket, pending.index, submission, routes, routes.match(submission), stale)
                 elif not await self._aim(ticket, pending.index, submission, routes, submission.targets, stale):
@@ -795,6 +890,18 @@ def _not_accepted(future: asyncio.Future[list[Answer]], events: int) -> int:
     if not future.done() or future.cancelled() or future.exception() is not None:
         return events
     return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in future.result())
+
+
+def _refused(submission: Submission, recalled: Recalled, faults: list[Fault]) -> Answer:
+    """What an event is answered whose payload does not satisfy its schema: its key may have been answered before."""
+    first = recalled.first
+    if first is None:
+        telemetry.count("events_misfit")
+        return Misfit(tuple(faults))
+    if recalled.request_hash == request_hash(submission):
+        telemetry.count("events_duplicate")
+        return first
+    return Appended(Verdict.CONFLICT, first.event_id, first.delivery_count)
 
 
 def _unknown(routes: _Routes, targets: tuple[UUID, ...]) -> UUID | None:

@@ -1,5 +1,6 @@
 """Maintenance: partitions ahead of time, expired idempotency keys, old progress, what is older than it is kept,
-payloads that no event refers to, tenants spread as their load asks; bulk replays and rollups, step by step.
+payloads that no event refers to, certificates that end, tenants spread as their load asks; bulk replays and rollups,
+step by step.
 
 Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
@@ -40,6 +41,8 @@ EVERY_S = 600.0
 AGAIN_S = 30.0
 # Keys deleted in one statement: short transactions, and the rest right after.
 KEYS_AT_ONCE = 5_000
+# Endpoints whose certificates are read in one transaction: some 0.1 ms each.
+CERTIFICATES_AT_ONCE = 100
 # A new bulk replay starts within so long; an idle look is one small statement.
 REPLAYS_EVERY_S = 1.0
 REPLAYS_AGAIN_S = 5.0
@@ -106,6 +109,7 @@ class Maintenance:
             await self._attempt("expire idempotency keys", self._expire_keys),
             await self._attempt("prune progress", self._prune_progress),
             await self._attempt("seal plain secrets", self._seal_secrets),
+            await self._attempt("look at certificates", self._look_at_certificates),
         ]
         if not await self._is_paused():
             results += [
@@ -144,6 +148,10 @@ class Maintenance:
 
     async def _prune_progress(self) -> None:
         await self._store.prune_progress()
+
+    async def _look_at_certificates(self) -> None:
+        while await self._store.look_at_certificates(limit=CERTIFICATES_AT_ONCE) == CERTIFICATES_AT_ONCE:
+            pass
 
     async def _retire_audit(self) -> None:
         if self._audit_days is None:
@@ -293,7 +301,7 @@ class Spreading:
         async def step() -> float:
             try:
                 await self.look()
-            except (StoreUnavailable, DataRejected) as error:
+            except (StoreUnavailable, DataRejected, SecretLocked) as error:
                 telemetry.count("maintenance_failures")
                 telemetry.log("maintenance_failed", task="spread tenants", reason=error)
             return SPREAD_EVERY_S

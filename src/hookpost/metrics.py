@@ -272,6 +272,7 @@ def _histogram(name: str, meaning: str, bounds: tuple[float, ...], found: tuple[
 SILENT = "How long ago the process wrote its figures down; it is frozen when this grows."
 STORE_UP = "1: the store answered for this page; 0: it did not, and what the store knows is left out."
 DEPTH = "Entries of the shard's journal that are not done."
+LAG = "Records of the shard's partition in Kafka that were not taken over into its journal yet."
 AGE = "Age of the oldest entry of the shard's journal that is not done; 0 when there is none."
 UNOWNED = "Shards that no living worker owns."
 BACKLOG = "Deliveries that wait in the backlog, by the reason that was written down."
@@ -291,6 +292,12 @@ def _of_platform(platform: PlatformFigures | None) -> Iterator[Metric]:
         age.add_metric((str(shard.shard), shard.pool), shard.age_s)
     yield depth
     yield age
+    if any(shard.lag is not None for shard in platform.shards):
+        lag = GaugeMetricFamily(_PREFIX + "kafka_lag_records", LAG, labels=("shard", "pool"))
+        for shard in platform.shards:
+            if shard.lag is not None:
+                lag.add_metric((str(shard.shard), shard.pool), shard.lag)
+        yield lag
     yield _gauge("shards_unowned", UNOWNED, sum(not shard.owned for shard in platform.shards))
     backlog = GaugeMetricFamily(_PREFIX + "backlog_deliveries", BACKLOG, labels=("reason",))
     for reason, deliveries in sorted(platform.backlog.items()):

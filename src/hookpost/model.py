@@ -141,6 +141,7 @@ class OperationalType(StrEnum):
     ENDPOINT_RECOVERED = "hookpost.endpoint.recovered"
     ENDPOINT_DISABLED = "hookpost.endpoint.disabled"
     DELIVERY_DEAD = "hookpost.delivery.dead"
+    CERTIFICATE_ENDING = "hookpost.endpoint.certificate_ending"
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,6 +344,43 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "somebody at {address} tried to sign in to the dashboard with a key that is not valid",
             "A typing mistake, or guessing: an address waits for a minute after ten of them.",
         ),
+        # Kafka as the journal.
+        "kafka_lost": Event(
+            logging.ERROR,
+            "the brokers of Kafka do not acknowledge: {reason}",
+            "Producers get 503 until they do; what was accepted before is safe. Once, not for each request.",
+        ),
+        "kafka_back": Event(logging.INFO, "the brokers of Kafka acknowledge again", "Events are accepted."),
+        "kafka_topic_created": Event(
+            logging.INFO,
+            "topic {topic} created: {partitions} partitions, replication {replication}, {in_sync} in sync",
+            "Three brokers give replication 3 and 2 in sync: any one may be lost. With fewer, a loss is a loss.",
+        ),
+        "kafka_topic_grown": Event(
+            logging.INFO, "topic {topic} has {partitions} partitions now", "There are new shards; each has one."
+        ),
+        "kafka_unprepared": Event(
+            logging.WARNING,
+            "the topic could not be looked after at start: {reason}",
+            "Workers make it as soon as the brokers answer; producers get 503 until then.",
+        ),
+        "pump_waits": Event(
+            logging.WARNING,
+            "records of Kafka are not taken over: {reason}",
+            "Events are accepted and wait in Kafka until the database or the brokers are back. Lag is a metric.",
+        ),
+        "pump_goes_on": Event(logging.INFO, "records of Kafka are taken over again", "Nothing was lost or repeated."),
+        "partition_unreadable": Event(
+            logging.ERROR,
+            "the partition of shard {shard} cannot be read: {reason}",
+            "When records are gone that were not taken over (retention, a topic made anew), the shard stands still: see"
+            " docs/kafka.md before anything is skipped.",
+        ),
+        "record_refused": Event(
+            logging.ERROR,
+            "record {offset} of the partition of shard {shard} ({event_id}) was left out: {reason}",
+            "It is no event, or the database refuses it. It stays in Kafka for as long as the topic keeps records.",
+        ),
         # What was asked of deliveries by hand.
         "replay_created": Event(
             logging.INFO,
@@ -400,9 +437,12 @@ COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
         "events_duplicate": "Events answered from their idempotency key.",
         "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",
+        "events_misfit": "Events refused because the payload does not satisfy the schema of its type.",
         "settles": "Settle transactions committed.",
         "settle_failures": "Settle transactions that failed.",
         "settle_rows_isolated": "Results set aside because they could not be stored.",
+        "events_taken_over": "Events taken over from Kafka into the journal.",
+        "records_refused": "Records of Kafka that were no events, or that the database refused.",
         "egress_outages": "Times that a worker found its own way out down.",
         "leases_lost": "Times a worker lost its shards.",
         "child_exits": "Processes that ended although nobody stopped them.",

@@ -28,6 +28,7 @@ from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, PayloadRef, Request, show_id
+from hookpost.policy.balance import fair_part
 from hookpost.policy.request import build_request
 from hookpost.policy.trace import ID_BYTES
 from hookpost.reporting import Reports
@@ -73,7 +74,7 @@ SURVEY_S = 1.0
 SURVEY_EAGER_S = 0.25
 # Shards taken over in one go: few round trips for many of them, and the first ones need not wait for all.
 TAKEOVERS_AT_ONCE = 100
-# How often to look whether the last request of a shard that is handed over has ended.
+# How often to look whether the last requests of shards that are handed over have ended.
 HAND_OVER_S = 0.05
 # How often configuration changes are looked for.
 CONFIG_S = 0.5
@@ -122,12 +123,13 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """How one worker leases and stops."""
+    """How one worker leases and stops. ``longest_s``: no request takes longer."""
 
     pool: str = "default"
     lease_s: float = 15.0
     renew_s: float = 4.0
     stop_s: float = 20.0
+    longest_s: float = 30.0
     limits: Limits = field(default_factory=Limits)
     policies: Policies = field(default_factory=Policies)
 
@@ -168,6 +170,9 @@ class Worker:
         self._trace = trace
         self._reports = Reports(now=clock.monotonic())
         self._fences: dict[int, int] = {}
+        # Of these, the ones that are being handed over; and who sees to it.
+        self._leaving: set[int] = set()
+        self._handing_over: set[asyncio.Task[None]] = set()
         self._lease_until = 0.0
         self._skewed = False
         self._store_failing = False
@@ -209,6 +214,11 @@ class Worker:
             "unsettled_attempts": engine.pending_attempts,
         }
 
+    @property
+    def fences(self) -> Mapping[int, int]:
+        """The shards that it owns now, each with its fence."""
+        return self._fences
+
     # ---- life -----------------------------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -228,8 +238,8 @@ class Worker:
             settles = tasks.create_task(self._settle_loop(), name="settle")
             await stop.wait()
             self._stopping = True
-            loops[1].cancel()
-            loops[2].cancel()
+            for task in (loops[1], loops[2], *self._handing_over):
+                task.cancel()
             for shard in self._engine.shards:
                 self._engine.drain_shard(shard)
             await self._drain(self._settings.stop_s * 0.75)
@@ -360,12 +370,16 @@ class Worker:
     def _lose(self, shards: Collection[int], reason: str) -> None:
         """Stop for these shards at once and write nothing more."""
         for shard in shards:
-            self._fences.pop(shard, None)
-            self._gaps.discard(shard)
-            self._engine.close_shard(shard)
+            self._forget(shard)
         telemetry.count("leases_lost")
         telemetry.count_by("lease_changes", {("lost",): len(shards)})
         telemetry.log("lease_lost", reason=reason, shards=sorted(shards))
+
+    def _forget(self, shard: int) -> None:
+        self._fences.pop(shard, None)
+        self._leaving.discard(shard)
+        self._gaps.discard(shard)
+        self._engine.close_shard(shard)
 
     # ---- balance --------------------------------------------------------------------------------------------------
 
@@ -394,15 +408,16 @@ class Worker:
             await self._store.disown(self._node_id, orphans)
             telemetry.log("shards_disowned", shards=orphans)
             return False
-        nodes = max(1, len(survey.nodes))
-        part = -(-len(survey.owners) // nodes)
-        surplus = len(self._fences) - part
-        if surplus > 0:
-            await self._give_back(sorted(self._fences)[-surplus:])
+        if self._node_id not in survey.nodes:
+            return True  # the next renewal enters it anew
+        part = fair_part(len(survey.owners), survey.nodes, self._node_id)
+        staying = sorted(self._fences.keys() - self._leaving)
+        if staying[part:]:
+            self._give_back(staying[part:])
         free = sum(owner is None for owner in survey.owners.values())
-        if free and surplus < 0 and not self._stopping:
-            await self._take(min(free, -surplus))
-        return len(self._fences) >= len(survey.owners) // nodes
+        if free and len(staying) < part and not self._stopping:
+            await self._take(min(free, part - len(staying)))
+        return len(self._fences.keys() - self._leaving) >= part
 
     async def _take(self, count: int) -> None:
         settings = self._settings
@@ -424,27 +439,43 @@ class Worker:
             telemetry.count_by("lease_changes", {("acquired",): len(claimed)})
             telemetry.log("shards_acquired", shards=[c.shard for c in claimed])
 
-    async def _give_back(self, shards: Iterable[int]) -> None:
-        """Hand shards over in order: what is in flight ends first, for at most the longest request."""
-        for shard in shards:
-            fence = self._fences.get(shard)
-            if fence is None:
-                continue  # lost while another one was handed over
+    def _give_back(self, shards: Iterable[int]) -> None:
+        """Begin to hand shards over. The looks at who owns what go on: somebody may die meanwhile."""
+        assert self._tasks is not None
+        handed = {shard: self._fences[shard] for shard in shards}
+        self._leaving |= handed.keys()
+        task = self._tasks.create_task(self._hand_over(handed))
+        self._handing_over.add(task)
+        task.add_done_callback(self._handing_over.discard)
+
+    async def _hand_over(self, handed: Mapping[int, int]) -> None:
+        """Each shard in order, and as soon as what is in flight in it has ended: not one after the other, for then the
+        last one would wait for the longest request of each."""
+        for shard in handed:
             self._engine.drain_shard(shard)
-            until = self._clock.monotonic() + self._settings.stop_s
-            # The engine has no event for it, and handing over is rare: looking now and then is simplest.
-            while self._engine.in_flight_of(shard) and self._clock.monotonic() < until:  # noqa: ASYNC110 - see above
+        until = self._clock.monotonic() + self._settings.longest_s
+        left = dict(handed)
+        while left := {shard: fence for shard, fence in left.items() if self._fences.get(shard) == fence}:
+            late = self._clock.monotonic() >= until
+            quiet = [shard for shard in left if late or not self._engine.in_flight_of(shard)]
+            if quiet:
+                await self._release({shard: left[shard] for shard in quiet})
+            else:
+                # The engine has no event for it, and handing over is rare: looking now and then is simplest.
                 await asyncio.sleep(HAND_OVER_S)
-            if self._fences.get(shard) != fence:
-                continue
+
+    async def _release(self, shards: Mapping[int, int]) -> None:
+        """Their successors take them as the last settle left them."""
+        for shard in shards:
             self._engine.drain_shard(shard)
-            await self._settled()
-            if self._fences.pop(shard, None) is not None:
-                self._gaps.discard(shard)
-                self._engine.close_shard(shard)
-                await self._persist(partial(self._store.release, self._node_id, {shard: fence}))
-                telemetry.count_by("lease_changes", {("released",): 1})
-                telemetry.log("shards_released", shards=[shard])
+        await self._settled()
+        ours = {shard: fence for shard, fence in shards.items() if self._fences.get(shard) == fence}
+        for shard in ours:
+            self._forget(shard)
+        if ours:
+            await self._persist(partial(self._store.release, self._node_id, ours))
+            telemetry.count_by("lease_changes", {("released",): len(ours)})
+            telemetry.log("shards_released", shards=sorted(ours))
 
     async def _settled(self) -> None:
         """Wait until all that happened so far is committed."""
@@ -703,7 +734,9 @@ class Worker:
                 await self._tell()
                 self._kick()
             for waiter in waiters:
-                waiter.set_result(None)
+                # A stop ends whoever hands over, and the waiter with it.
+                if not waiter.done():
+                    waiter.set_result(None)
             spent = self._clock.monotonic() - started
             pace_s = settle_pace_s(0 if settle is None else len(settle.shards))
             if spent < pace_s and self._engine.pending_attempts < SETTLE_ROWS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import json
 import os
@@ -12,7 +13,7 @@ import signal
 import sys
 import tempfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from standardwebhooks import Webhook
 WAIT_S = 120.0
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 ENCRYPTION_KEYS = "k1:" + b64encode(b"1" * 32).decode()
+
+PROGRAM = (sys.executable, "-m", "hookpost.app.cli")
 
 Handler = Callable[["Arrival", asyncio.StreamWriter], Awaitable[None]]
 
@@ -164,11 +167,19 @@ class Hookpost:
     """One `hookpost` server process and its children."""
 
     def __init__(
-        self, folder: Path, *arguments: str, command: str = "serve", source: Path | None = None, **settings: str
+        self,
+        folder: Path,
+        *arguments: str,
+        command: str = "serve",
+        source: Path | None = None,
+        program: Sequence[str] = PROGRAM,
+        **settings: str,
     ) -> None:
-        """``source``: the folder that holds another release of the package; this one when not given."""
+        """``source``: the folder that holds another release of the package; this one when not given. ``program``: what
+        is started, if it is to run elsewhere."""
         self.folder = folder
         self._source = source
+        self._program = program
         self._arguments = [command, *arguments]
         self._settings = settings
         self.process: asyncio.subprocess.Process | None = None
@@ -195,7 +206,7 @@ class Hookpost:
             environment["PYTHONPATH"] = str(self._source)
         self.lines.clear()
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "hookpost.app.cli", *self._arguments,
+            *self._program, *self._arguments,
             env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
@@ -457,11 +468,46 @@ def fresh_folder() -> Path:
     return folder
 
 
+FIRST_START = frozenset({"database_url", "encryption_keys", "encryption_key_file", "shards"})
+"""Settings that decide what a first start makes; a server that has one of them makes its own."""
+
+_started_before: tuple[Path, str] | None = None
+
+
+async def after_a_first_start() -> tuple[Path, str]:
+    """A data directory to copy, and the key that was shown when it was made.
+
+    It is made once for each process of the tests: initdb and the migrations cost more than most tests do after them.
+    """
+    global _started_before
+    if _started_before is None:
+        place = fresh_folder()
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        server = await Hookpost(place / "data").start()
+        assert await server.stop() == 0
+        _started_before = place / "data", server.key
+    return _started_before
+
+
+async def copy(source: Path, target: Path) -> None:
+    """Copy a folder with its owners and modes, which a database insists on."""
+    process = await asyncio.create_subprocess_exec("cp", "-a", "--reflink=auto", str(source), str(target))
+    assert await process.wait() == 0
+
+
 @contextlib.asynccontextmanager
-async def running(*arguments: str, folder: Path | None = None, **settings: str) -> AsyncIterator[Hookpost]:
-    """A server on a fresh folder, stopped in order at the end."""
+async def running(
+    *arguments: str, folder: Path | None = None, first_start: bool = False, **settings: str
+) -> AsyncIterator[Hookpost]:
+    """A server on a folder of its own, stopped in order at the end.
+
+    Without ``folder`` and without ``first_start`` it finds what a first start made, so it starts in a moment.
+    """
     place = folder or fresh_folder()
     server = Hookpost(place / "data", *arguments, **settings)
+    if folder is None and not first_start and not FIRST_START & settings.keys():
+        prepared, server.key = await after_a_first_start()
+        await copy(prepared, place / "data")
     try:
         yield await server.start()
     finally:

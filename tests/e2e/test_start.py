@@ -88,7 +88,7 @@ async def until_dead(pids: set[int], timeout_s: float = WAIT_S) -> None:
 
 
 async def test_f13_a_second_server_on_one_directory_is_refused_and_the_first_goes_on() -> None:
-    async with running() as first, receiver() as ledger:
+    async with running(first_start=True) as first, receiver() as ledger:
         assert first.process is not None
         second = await command("serve", data_dir=str(first.folder), port="0")
         assert_refused(second, f"pid {first.process.pid}", str(first.folder), "--data-dir")
@@ -130,6 +130,8 @@ async def test_a_database_that_may_lose_commits_is_refused_unless_a_setting_says
         assert_refused(ended, "synchronous_commit=off", "HOOKPOST_DATABASE_UNSAFE_OK=true")
     async with running(database_url=empty, database_unsafe_ok="true") as server, receiver() as ledger:
         assert any("synchronous_commit=off" in line for line in server.lines)
+        # Others may have servers on this database: whose process it is must be told.
+        assert server.children.keys() == {f"{socket.gethostname()}-{name}" for name in ("api-1", "worker-1")}
         await server.endpoint(ledger.url())
         await ledger.until_all({await server.post()})
 
@@ -469,6 +471,13 @@ async def test_the_commands_work_on_a_running_server(place: Path) -> None:
         key = await done("keys", "create", acme["tenant_id"], "ci", "--scope", "read", **admin)
         theirs = {"url": server.url, "api_key": key["key"]}
         assert await done("events", **theirs) == []
+        added = await command("shards", "add", "2", data_dir=str(server.folder))
+        assert "the pool default has 10 shards" in added.out
+        spread, listing = await asyncio.gather(
+            done("tenants", "move", tenants[0]["tenant_id"], "--spread", "10", **admin),
+            command("shards", "list", data_dir=str(server.folder)),
+        )
+        assert (spread["spread"], len(listing.out.splitlines())) == (10, 11)
         refused, foreign, nobody = await asyncio.gather(
             command("send", "invoice.paid", **theirs),
             command("events", first, **theirs),

@@ -89,6 +89,21 @@ def test_breakers_that_the_outage_had_opened_before_it_was_seen_are_closed_again
     assert len(opened) == 4, "the fifth one was never opened"
 
 
+def test_requests_that_were_under_way_when_it_was_cut_and_time_out_are_charged_to_nobody() -> None:
+    """They are on connections that stood; those behind them fail at connect, and tell that it was us."""
+    bench, _shelf = bench_of()
+    for endpoint_id in ENDPOINTS[:5]:
+        bench.post(endpoint_id, count=5)
+        *under_way, last = bench.sends()
+        for work in under_way:
+            bench.end(work, TIMED_OUT)
+        bench.end(last, CUT_OFF)
+    assert bench.engine.egress_down_since == bench.now
+    assert set(bench.engine.take_health().values()) == {Health()}
+    breakers = bench.engine._roster.tenants[TENANT].breakers.values()
+    assert {(breaker.state, breaker.failures) for breaker in breakers} == {(BreakerState.CLOSED, 0)}
+
+
 def test_what_a_receiver_had_failed_before_the_outage_still_counts() -> None:
     bench, shelf = bench_of()
     bench.post(ENDPOINTS[0], count=4)

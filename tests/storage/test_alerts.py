@@ -9,6 +9,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+import trustme
 from uuid_utils.compat import uuid7
 
 from hookpost.model import HEALTHY, EndpointStatus, Health, OperationalType
@@ -128,7 +129,7 @@ async def test_the_death_of_an_operational_event_is_not_told_not_even_when_it_ex
     letters = [dead(endpoint, alert.event_id, tenant_id=tenant, type="")]
     letters += [dead(endpoint, uuid7(), tenant_id=tenant, type=type) for type in OperationalType]
     await store.settle([settle(dead=letters)])
-    assert len(await driver.rows("dead_letters")) == 5
+    assert len(await driver.rows("dead_letters")) == 1 + len(OperationalType)
     assert await told(store) == []
     await store.settle([settle(settle_no=2, dead=[dead(endpoint, uuid7(), tenant_id=tenant, type="hookpost.test")])])
     assert await told(store) == [("delivery.dead", endpoint)]
@@ -263,3 +264,33 @@ async def test_workers_that_write_the_same_endpoints_at_once_do_not_block_each_o
         *(stores[0].update_endpoint(tenant, e, {"description": "x"}) for e in endpoints),
     )
     assert {(await health(stores[0], e)).failing_since for e in endpoints} == {1.8e9}
+
+
+async def test_certificates_that_end_are_told_of_once_at_each_distance(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint, other = await new_endpoint(store, tenant), await new_endpoint(store, tenant)
+    end = START + timedelta(days=30)
+    leaf = trustme.CA().issue_cert("client.example", not_before=START - timedelta(days=30), not_after=end)
+    pem = leaf.cert_chain_pems[0].bytes().decode()
+    await store.update_endpoint(tenant, endpoint, {"tls": {"ca": pem}})
+
+    async def look(days: float) -> list[tuple[str, str]]:
+        await driver.set_clock(after(int(days * 86_400)))
+        while await store.look_at_certificates(limit=1):
+            pass
+        found = await gathered(store)
+        for due in found:
+            await store.finish_alert(due)
+        return [(said(due)["certificate"][:23], said(due)["expires_at"][:10]) for due in found]
+
+    on = end.date().isoformat()
+    assert await look(0) == [] == await look(15)
+    assert await look(16.1) == [("the trusted certificate", on)] and await look(16.2) == []
+    assert await look(29.1) == [("the trusted certificate", on)] and await look(31) == []
+    await store.update_endpoint(tenant, endpoint, {"description": "x"})
+    assert await look(32) == []
+    await store.update_endpoint(tenant, other, {"tls": {"ca": pem}})
+    assert await look(33) == [("the trusted certificate", on)], "another endpoint hears of its own"
+    await store.update_endpoint(tenant, endpoint, {"tls": None})
+    assert await look(34) == []

@@ -12,8 +12,10 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from hookpost.policy.audit import Anchor
+from hookpost.policy.sealing import Keyring
 from hookpost.storage.acting import Actor, act_as
-from hookpost.storage.contract import Conflict, HeaderValue, NotFound
+from hookpost.storage.contract import Conflict, HeaderValue, NotFound, SecretLocked
+from hookpost.storage.postgres import sending
 from hookpost.storage.postgres.audit import record, verify
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.store import PostgresStore
@@ -254,3 +256,38 @@ async def test_a_page_is_read_by_the_index_in_its_order(
     await sql.execute("set plan_cache_mode = force_generic_plan")
     plan = "\n".join(row[0] for row in await sql.fetch(f"explain execute page ({arguments.format(tenant=tenant_id)})"))
     assert "Index" in plan and "Sort" not in plan and "Seq Scan on audit_log" not in plan, plan
+
+
+async def test_what_hookpost_spreads_by_itself_stands_in_the_log(store: PostgresStore, database: str) -> None:
+    tenant_id = UUID(int=uuid7().int)
+    await store.create_tenant(tenant_id, {"name": "acme", "home_shards": [0]})
+    assert await store.set_spread(tenant_id, known=1, wanted=2)
+    [row] = (await store.list_audit(tenant_id, action=None, since=None, until=None, after=None, limit=9)).rows
+    assert (row["actor"], row["action"]) == ("hookpost", "tenant.spread")
+    before, after = (msgspec.json.decode(row[name])["home_shards"] for name in ("before", "after"))
+    assert (before, len(after)) == ([0], 2)
+    assert await found(database) == {}
+
+
+async def test_sending_paused_and_resumed_stands_in_the_log(store: PostgresStore, database: str) -> None:
+    act_as(Actor("cli"))
+    await sending.pause(database, Vault(KEYS))
+    assert await store.is_paused()
+    await sending.go_on(database, Vault(KEYS))
+    assert not await store.is_paused()
+    rows = (await store.list_audit(None, action=None, since=None, until=None, after=None, limit=9)).rows
+    assert [(row["chain"], row["actor"], row["action"]) for row in rows] == [
+        (PLATFORM, "cli", "sending.go_on"), (PLATFORM, "cli", "sending.pause"),
+    ]  # fmt: skip
+    assert await found(database) == {}
+
+
+async def test_sending_is_paused_even_where_the_log_cannot_be_written(store: PostgresStore, database: str) -> None:
+    await store.note(None, "x", "y", None)
+    others = Vault(Keyring({"other": b"o" * 32}))
+    await sending.pause(database, others)
+    assert await store.is_paused()
+    with pytest.raises(SecretLocked):
+        await sending.go_on(database, others)
+    assert await store.is_paused()
+    assert await found(database) == {}

@@ -16,7 +16,8 @@ from enum import StrEnum
 
 # The one address of the database and of the receiver, whatever wire leads there.
 DATABASE_HOST, RECEIVER_HOST = "10.71.0.1", "10.70.0.1"
-_NOBODY = "02:00:00:00:00:99"
+# A hardware address that nobody has.
+NOBODY = "02:00:00:00:00:99"
 
 
 class Wire(StrEnum):
@@ -40,7 +41,7 @@ def why_not() -> str:
     missing = [program for program in ("ip", "unshare", "nsenter") if shutil.which(program) is None]
     if missing:
         return f"{' and '.join(missing)} is missing (iproute2, util-linux)"
-    script = "ip link set lo up && ip link add t0 type veth peer name t1 && ip neigh replace 10.0.0.2 lladdr " + _NOBODY
+    script = "ip link set lo up && ip link add t0 type veth peer name t1 && ip neigh replace 10.0.0.2 lladdr " + NOBODY
     tried = subprocess.run(
         ["unshare", "--net", "--mount", "sh", "-c", f"{script} dev t0 nud permanent"],
         capture_output=True, text=True, check=False,
@@ -95,9 +96,9 @@ class Island:
 
     def cut(self, wire: Wire, way: Way) -> None:
         """Until it is mended."""
-        _ip(f"neigh replace {self._address(wire, 2)} lladdr {_NOBODY} dev {self._name(wire)} nud permanent")
+        _ip(f"neigh replace {self._address(wire, 2)} lladdr {NOBODY} dev {self._name(wire)} nud permanent")
         if way is Way.BOTH:
-            self._run(f"neigh replace {self._address(wire, 1)} lladdr {_NOBODY} dev {wire} nud permanent")
+            self._run(f"neigh replace {self._address(wire, 1)} lladdr {NOBODY} dev {wire} nud permanent")
 
     def mend(self, wire: Wire) -> None:
         """The neighbours ask for each other's address again."""

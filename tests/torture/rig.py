@@ -11,12 +11,13 @@ import socket
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.harness import Receiver, fresh_folder, receiver
 from tests.e2e.processes import memory_mb, stopped
+from tests.kafka.cluster import Cluster
 from tests.torture import network
 from tests.torture.books import ALL, Books, Fault, Window
 from tests.torture.judge import Timing, Verdict, judge
@@ -59,6 +60,7 @@ class Options:
     seconds: float
     kills: int
     rate: float
+    kafka: bool = False
 
 
 @dataclass(slots=True)
@@ -90,7 +92,20 @@ async def run(options: Options, *, isolated: bool) -> Report:
     """Torture; ``isolated``: this process is in network and mount namespaces of its own."""
     able, unable = abilities(isolated=isolated)
     async with _place(isolated) as folder:
-        return await _Rig(options, folder, able, unable, isolated).run()
+        with _brokers(folder) if options.kafka else contextlib.nullcontext({}) as journal:
+            return await _Rig(options, folder, able, unable, isolated, journal).run()
+
+
+@contextlib.contextmanager
+def _brokers(folder: Path) -> Iterator[dict[str, str]]:
+    """Three brokers of Kafka, and the setting that makes them the journal."""
+    (folder / "kafka").mkdir()
+    cluster = Cluster(folder / "kafka")
+    cluster.start()
+    try:
+        yield {"journal_url": f"kafka://{cluster.servers}/torture"}
+    finally:
+        cluster.kill()
 
 
 @contextlib.asynccontextmanager
@@ -117,9 +132,16 @@ def log(text: str) -> None:
 
 class _Rig:
     def __init__(
-        self, options: Options, folder: Path, able: Collection[Fault], unable: dict[str, str], isolated: bool
+        self,
+        options: Options,
+        folder: Path,
+        able: Collection[Fault],
+        unable: dict[str, str],
+        isolated: bool,
+        journal: Mapping[str, str],
     ) -> None:
         self._options, self._folder, self._isolated = options, folder, isolated
+        self._settings = {**SETTINGS, **journal}
         self._able, self._unable = frozenset(able), unable
         self._books = Books(PATHS, ordered=frozenset({"/ordered"}))
         self._memory: dict[str, float] = {}
@@ -137,7 +159,7 @@ class _Rig:
             api=API_PROCESSES,
             workers=WORKERS,
             port=port,
-            settings=SETTINGS,
+            settings=self._settings,
         )
         host = network.RECEIVER_HOST if self._isolated else "127.0.0.1"
         await system.start()

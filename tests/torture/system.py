@@ -25,7 +25,7 @@ RESTART_S = 0.5
 POLL_S = 0.05
 BACK_S_MAX = 90.0
 
-_OWED = """
+OWED = """
 select (select coalesce(sum(cardinality(owed)), 0) from events where kind = 0)
      - (select count(*) from (select distinct event_id, endpoint_id from attempts where outcome = 'delivered') a)
      - (select count(*) from dead_letters)
@@ -212,25 +212,30 @@ class System:
 
     async def owed(self) -> int:
         """Deliveries that are neither delivered nor dead, by the database."""
-        return int(await self.ask(_OWED))
+        return int(await self.ask(OWED))
 
     async def books(self, paths: Mapping[str, str]) -> tuple[set[str], list[Recorded], list[tuple[str, str]]]:
         """Stored events, attempts and dead letters; ``paths`` are those of endpoint ids."""
         connection = await asyncpg.connect(find_running(self.server.folder))
         try:
-            stored = await connection.fetch(_STORED)
-            rows = await connection.fetch(_RECORDED)
-            dead = await connection.fetch("select replace(event_id::text, '-', ''), endpoint_id from dead_letters")
+            return await written(connection, paths)
         finally:
             await connection.close()
-        recorded = [
-            Recorded(
-                row["event_id"], paths[row["endpoint_id"].hex], row["attempt_id"].hex[16:], row["outcome"],
-                row["error_code"], row["possible_duplicate"], row["started"], row["finished"], row["worker"],
-            )
-            for row in rows
-        ]  # fmt: skip
-        return {f"evt_{row[0]}" for row in stored}, recorded, [(f"evt_{row[0]}", paths[row[1].hex]) for row in dead]
+
+
+async def written(connection: Any, paths: Mapping[str, str]) -> tuple[set[str], list[Recorded], list[tuple[str, str]]]:
+    """What a database says: stored events, attempts and dead letters; ``paths`` are those of endpoint ids."""
+    stored = await connection.fetch(_STORED)
+    rows = await connection.fetch(_RECORDED)
+    dead = await connection.fetch("select replace(event_id::text, '-', ''), endpoint_id from dead_letters")
+    recorded = [
+        Recorded(
+            row["event_id"], paths[row["endpoint_id"].hex], row["attempt_id"].hex[16:], row["outcome"],
+            row["error_code"], row["possible_duplicate"], row["started"], row["finished"], row["worker"],
+        )
+        for row in rows
+    ]  # fmt: skip
+    return {f"evt_{row[0]}" for row in stored}, recorded, [(f"evt_{row[0]}", paths[row[1].hex]) for row in dead]
 
 
 def _is_hookpost(pid: int) -> bool:

@@ -103,6 +103,22 @@ async def test_n22_a_redirect_is_a_failure_and_never_followed(transport: Transpo
     assert location.encode() in outcome.response_head
 
 
+async def test_n23_what_a_2xx_points_to_is_left_alone(transport: Transport) -> None:
+    """Refresh, preloads, other services for the same origin, in headers and in HTML: a browser would go there."""
+    async with listening(answering(OK)) as canary:
+        there = canary.url()
+        page = f'<meta http-equiv="refresh" content="0; url={there}">'.encode()
+        pointing = answer(
+            "200 OK", f"Refresh: 0; url={there}", f"Link: <{there}>; rel=preload", f'Alt-Svc: h2=":{canary.port}"',
+            f"Content-Location: {there}", f"Location: {there}", "Content-Type: text/html", body=page,
+        )  # fmt: skip
+        async with listening(answering(pointing)) as receiver:
+            for _ in range(2):
+                assert (await sent(transport, receiver.url())).error_code is None
+            assert len(receiver.requests) == 2
+        assert canary.connections == 0
+
+
 @pytest.mark.parametrize(
     ("headers", "value"),
     [

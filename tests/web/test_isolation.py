@@ -35,6 +35,8 @@ PREFIXES = {
     "tenant_id": "ten", "endpoint_id": "ep", "event_id": "evt", "replay_id": "rpl", "api_key_id": "key",
     "target_endpoints": "ep", "attempt_id": "att", "x-tenant-id": "ten",
 }  # fmt: skip
+# What tenants call things: a place in a path that is not an id, and names one of these things all the same.
+NAMES = {"/v1/event_types/{name}": "name"}
 # Ids in requests that name nothing of a tenant's.
 NOT_OF_A_TENANT: frozenset[str] = frozenset()
 
@@ -87,7 +89,7 @@ def _of_operation(document: dict[str, Any], method: str, path: str, operation: d
     schema = _body_schema(document, operation)
     body = None if schema is None else _example(document, schema)
     for parameter in parameters:
-        if _is_id(parameter["name"]):
+        if _is_id(parameter["name"]) or NAMES.get(path) == parameter["name"]:
             yield Case(method, path, parameter["in"], parameter["name"], body, query)
     for name in _fields(document, schema):
         if _is_id(name):
@@ -182,6 +184,7 @@ async def _one_of_everything(admin: httpx.AsyncClient, sql: Any, tenant: TenantC
     await add_dead(sql, tenant.uuid, uuid7(), endpoint_id)
     keys = (await admin.get(f"/v1/tenants/{tenant.tenant_id}/api_keys")).json()["data"]
     replay = await tenant.post("/v1/replays", {"status": "any"})
+    await tenant.post("/v1/event_types", {"name": f"type.of.{tenant.tenant_id}", "schema": {"type": "null"}})
     return {
         "tenant_id": tenant.tenant_id,
         "X-Tenant-Id": tenant.tenant_id,
@@ -190,6 +193,7 @@ async def _one_of_everything(admin: httpx.AsyncClient, sql: Any, tenant: TenantC
         "event_id": f"evt_{event_id.hex}",
         "api_key_id": keys[0]["api_key_id"],
         "replay_id": replay.json()["replay_id"],
+        "name": f"type.of.{tenant.tenant_id}",
     }
 
 
@@ -201,6 +205,8 @@ async def world(app: httpx.AsyncClient, sql: Any) -> World:
 
 
 def _unknown(name: str) -> str:
+    if name in NAMES.values():
+        return f"type.of.{uuid7().hex}"
     prefix = PREFIXES[name.lower()]
     return f"{prefix}_{uuid7().hex[-16:]}" if prefix == "key" else f"{prefix}_{uuid7().hex}"
 
@@ -219,7 +225,9 @@ async def test_another_tenants_id_is_answered_like_one_that_never_was(
     before = await _state(sql, world.victim.uuid)
     tried: dict[str, int] = {}
     for case in cases(document):
-        assert case.name.lower() in PREFIXES, f"{case}: say what this id names, here and in one_of_everything"
+        assert case.name.lower() in {*PREFIXES, *NAMES.values()}, (
+            f"{case}: say what this id names, here and in one_of_everything"
+        )
         there = await _try(world.other, case, own, foreign[case.name])
         unknown = _unknown(case.name)
         nowhere = await _try(world.other, case, own, unknown)
@@ -243,7 +251,7 @@ async def test_the_admin_that_acts_for_a_tenant_finds_nothing_of_another(
     app.headers["X-Tenant-Id"] = world.other.tenant_id
     acting = TenantClient(app, world.other.tenant_id, ADMIN_KEY)
     for case in cases(document):
-        if PREFIXES[case.name.lower()] == "ten":
+        if PREFIXES.get(case.name.lower()) == "ten":
             continue
         there = await _try(acting, case, own, foreign[case.name])
         unknown = _unknown(case.name)
@@ -255,7 +263,8 @@ async def test_the_admin_that_acts_for_a_tenant_finds_nothing_of_another(
 
 async def _state(sql: Any, tenant: UUID) -> list[Any]:
     """All that is stored of a tenant."""
-    tables = ("tenants", "api_keys", "endpoints", "events", "attempts", "backlog", "dead_letters", "replays")
+    tables = ("tenants", "api_keys", "endpoints", "events", "attempts", "backlog", "dead_letters", "replays",
+              "event_types")  # fmt: skip
     return [
         sorted(map(str, await sql.fetch(f"select * from {table} where tenant_id = $1", tenant))) for table in tables
     ]
@@ -281,7 +290,8 @@ async def test_no_cursor_is_good_for_another_tenant_or_list_or_filter(app: httpx
         await world.other.endpoint()
     for client in (world.victim, world.other):
         await client.post("/v1/replays", {"status": "any"})
-    lists = [ENDPOINTS, "/v1/replays", "/v1/audit_log"]
+        await client.post("/v1/event_types", {"name": "another"})
+    lists = [ENDPOINTS, "/v1/replays", "/v1/audit_log", "/v1/event_types"]
     cursors = {}
     for path in lists:
         cursors[path] = (await world.victim.get(path, params={"limit": 1})).json()["next_cursor"]
@@ -322,11 +332,12 @@ OF_A_TENANT = [
     "replays",
     "breakers",
     "audit_log",
+    "event_types",
 ]
 # Statements of the API that touch a tenant's rows and name no tenant, and why that is right.
 WITHOUT_A_TENANT = {
     "the admin reads across tenants": {
-        "list_endpoints_of_all", "list_dead_of_all", "list_replays_of_all", "waiting_of_all", "dead_of_all", "list_of_all",
+        "list_endpoints_of_all", "list_dead_of_all", "list_replays_of_all", "list_types_of_all", "waiting_of_all", "dead_of_all", "list_of_all",
     },
     "the endpoint was asked for with its tenant before": {"waiting_of_endpoint", "dead_of_endpoint", "add_secret"},
     "the events and endpoints are those of one tenant, asked for with it before": {"pins", "blocking", "removed"},
@@ -343,7 +354,7 @@ WITHOUT_A_TENANT = {
 def test_every_statement_of_the_api_names_the_tenant_or_has_a_reason() -> None:
     excused = {name for names in WITHOUT_A_TENANT.values() for name in names}
     without = set()
-    for file in ("admin", "replays", "stats", "ingest", "sealing", "audit", "explain", "figures"):
+    for file in ("admin", "replays", "stats", "ingest", "sealing", "audit", "explain", "figures", "event_types"):
         for name, text in load(file).items():
             body = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
             touches = re.search(rf"\b(?:from|join|update|into)\s+(?:{'|'.join(OF_A_TENANT)})\b", body)

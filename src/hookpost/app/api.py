@@ -21,6 +21,7 @@ from hookpost.app.compose import (
     make_store,
     prices,
     retry_policy,
+    schema_bounds,
     timeouts,
     tune_gc,
 )
@@ -30,7 +31,7 @@ from hookpost.ingest import Submission
 from hookpost.metrics import Board, Metrics, Platform, Reporter, alone
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.keys import hash_secret
-from hookpost.storage.contract import Appended, StoreUnavailable
+from hookpost.storage.contract import Appended, StoreUnavailable, TypeLimits
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.web.app import BODY_BYTES_MAX, WebSettings, make_app
 from hookpost.web.auth import Authenticator
@@ -122,6 +123,8 @@ async def run_api(
             deadline_s_max=settings.deadline_s_max,
             endpoints_max=settings.endpoints_max,
             filters_max=settings.filters_max,
+            schemas=schema_bounds(settings),
+            types=TypeLimits(settings.event_types_max, settings.schemas_max_bytes),
             replay_rate_limit=settings.replay_rate_limit,
             secret_grace_s=settings.secret_grace_s,
             headers_allow=settings.headers_allow,

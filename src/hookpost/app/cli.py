@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID
 
 import typer
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry
+from hookpost.app import endpoint_options
 from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
 from hookpost.model import show_id
@@ -53,11 +55,13 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant, and the
 tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
 pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
+shards_app = typer.Typer(no_args_is_help=True, help="The shards of the journal: list them, add some. On the database.")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
 events_app = typer.Typer(cls=_EventsGroup, help="Events: list, get one, or ask why it is where it is.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(tenants_app, name="tenants")
 app.add_typer(pools_app, name="pools")
+app.add_typer(shards_app, name="shards")
 app.add_typer(endpoints_app, name="endpoints")
 app.add_typer(audit_app, name="audit")
 app.add_typer(events_app, name="events")
@@ -228,14 +232,18 @@ def sending(
     go: Annotated[bool, typer.Option("--go", help="Send again.")] = False,
 ) -> None:
     """What would be sent now, for each endpoint; stop sending, or go on. Works on the database."""
+    from hookpost.app.keyring import make_vault
+    from hookpost.storage.acting import Actor, act_as
     from hookpost.storage.postgres import sending as store
     from hookpost.web.shown import show_time
 
     if pause and go:
         raise ConfigError("give either --pause or --go")
-    dsn = _database(load(data_dir=data_dir))
+    settings = load(data_dir=data_dir)
+    dsn = _database(settings)
     if pause or go:
-        asyncio.run(store.pause(dsn) if pause else store.go_on(dsn))
+        act_as(Actor("cli"))
+        asyncio.run((store.pause if pause else store.go_on)(dsn, make_vault(settings)))
         print("paused: nothing is sent" if pause else "sending goes on")
         return
     owed, last = asyncio.run(store.owed(dsn))
@@ -244,6 +252,33 @@ def sending(
         print(f"{each.deliveries:>10}  {show_id('ep', each.endpoint_id)}  {each.url}  {span}")
     total = sum(each.deliveries for each in owed)
     print(f"{total:>10}  deliveries in all; the last thing on record is of {show_time(last) or 'never'}")
+
+
+@shards_app.command("list")
+def list_shards(
+    data_dir: DataDir = None,
+    pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
+) -> None:
+    """Each shard: tenants at home in it, entries not done and the age of the oldest, its fence and its owner."""
+    from hookpost.app import sharding
+
+    found = asyncio.run(sharding.listed(_database(load(data_dir=data_dir)), pool))
+    print("\n".join(sharding.table(found)))
+
+
+@shards_app.command("add")
+def add_shards(
+    count: Annotated[int, typer.Argument(min=1, help="How many more; shards are never taken away.")],
+    data_dir: DataDir = None,
+    pool: Annotated[str, typer.Option(help="The pool that gets them.")] = "default",
+) -> None:
+    """Add shards to a pool while everything runs. Nobody moves by it: spread tenants, or move them, afterwards."""
+    from hookpost.app import sharding
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("shards", settings.log_format, settings.log_level)
+    total = asyncio.run(sharding.add(settings, _database(settings), pool=pool, count=count))
+    print(f"the pool {pool} has {total} shards; `hookpost tenants move TENANT --spread N` puts a tenant on N of them")
 
 
 @app.command()
@@ -465,6 +500,31 @@ def create_tenant(
     _show(Client().call("POST", "/v1/tenants", body))
 
 
+@tenants_app.command("move")
+def move_tenant(
+    tenant_id: str,
+    pool: Annotated[str | None, typer.Option(help="The pool that is to serve it.")] = None,
+    spread: Annotated[str | None, typer.Option(help="How many home shards; auto: as its load asks.")] = None,
+) -> None:
+    """Move a tenant to a pool, or spread it over more or fewer shards. `moving` is true until all is over."""
+    changes: dict[str, Any] = {}
+    if pool is not None:
+        changes["pool"] = pool
+    if spread is not None:
+        changes["spread"] = _home_count(spread)
+    if not changes:
+        raise ConfigError("give --pool, --spread, or both")
+    _show(Client().call("PATCH", f"/v1/tenants/{tenant_id}", changes))
+
+
+def _home_count(given: str) -> int | None:
+    if given == "auto":
+        return None
+    if given.isascii() and given.isdigit():
+        return int(given)
+    raise ConfigError(f"--spread is a number or auto, not {given}")
+
+
 @tenants_app.command("list")
 def list_tenants() -> None:
     """The newest tenants."""
@@ -574,6 +634,40 @@ def create_endpoint(
 def list_endpoints() -> None:
     """The newest endpoints."""
     _show(Client().call("GET", "/v1/webhook_endpoints", limit=100)["data"])
+
+
+@endpoints_app.command("headers")
+def endpoint_headers(
+    endpoint_id: str,
+    header: Annotated[list[str] | None, typer.Option("--set", "-H", help="'name: value', sent with each.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="'name: @FILE' or 'name: -'; never shown again.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="Name of a header to take away.")] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all of them away.")] = False,
+) -> None:
+    """An endpoint's own headers: show, set, take away. Those that are not named stay as they are."""
+    change = endpoint_options.headers(header or (), secret or (), remove or (), clear=clear)
+    _show(_changed_endpoint(endpoint_id, "headers", change))
+
+
+@endpoints_app.command("tls")
+def endpoint_tls(
+    endpoint_id: str,
+    ca: Annotated[Path | None, typer.Option(help="PEM file of certificates to trust, instead of public ones.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="PEM file of the client certificate, its chain behind it.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of its private key; never shown again.")] = None,
+    remove_ca: Annotated[bool, typer.Option("--remove-ca", help="Trust public authorities again.")] = False,
+    remove_cert: Annotated[bool, typer.Option("--remove-cert", help="Show no client certificate any more.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Take all of it away.")] = False,
+) -> None:
+    """TLS of an endpoint's own: show, set, take away. What is not named stays as it is."""
+    change = endpoint_options.tls(ca, cert, key, remove_ca=remove_ca, remove_cert=remove_cert, clear=clear)
+    _show(_changed_endpoint(endpoint_id, "tls", change))
+
+
+def _changed_endpoint(endpoint_id: str, field: str, change: Mapping[str, Any]) -> Any:
+    """That field of the endpoint, after the change if there is one."""
+    path = f"/v1/webhook_endpoints/{quote(endpoint_id, safe='')}"
+    return (Client().call("PATCH", path, change) if change else Client().call("GET", path))[field]
 
 
 @endpoints_app.command("delete")

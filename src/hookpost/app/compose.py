@@ -11,7 +11,9 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from functools import partial
+from importlib import import_module
 from random import Random
+from types import ModuleType
 from uuid import UUID
 
 import certifi
@@ -35,9 +37,12 @@ from hookpost.policy.budget import BudgetPolicy
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, EgressProxy, parse_proxy
 from hookpost.policy.egress_health import OutagePolicy
+from hookpost.policy.event_schema import SchemaBounds
 from hookpost.policy.health import HealthPolicy
+from hookpost.policy.journal import KafkaAddress, parse_address
 from hookpost.policy.signing import parse_secret
 from hookpost.policy.spread import Bounds
+from hookpost.pump import Pump
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
@@ -50,6 +55,8 @@ from hookpost.worker import Worker, WorkerSettings
 GC_THRESHOLDS = (50_000, 25, 100)
 # The fact that this installation has made a payload store its own: an empty one is a wrong one from then on.
 PAYLOAD_STORE = "payload_store"
+# Where the journal is, once it was not in the database.
+JOURNAL = "journal"
 
 
 def egress_policy(settings: Settings) -> EgressPolicy:
@@ -109,7 +116,9 @@ def policies(settings: Settings) -> Policies:
 def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresStore:
     """The store of one process."""
     quieten_libraries()
-    return PostgresStore(
+    journal = kafka_address(settings)
+    make = PostgresStore if journal is None else partial(_kafka().KafkaStore, address=journal)
+    return make(
         dsn,
         application=application,
         size_min=settings.database_pool_min,
@@ -121,6 +130,66 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
         longest_s=settings.total_timeout_max_s,
         deadline_s_max=settings.deadline_s_max,
         vault=make_vault(settings),
+    )
+
+
+def kafka_address(settings: Settings) -> KafkaAddress | None:
+    """Where the journal is, unless it is a table."""
+    return None if settings.journal_url is None else parse_address(settings.journal_url.get_secret_value())
+
+
+def _kafka() -> ModuleType:
+    """What speaks to Kafka; nobody else needs its packages. Raises ConfigError when they are missing."""
+    try:
+        return import_module("hookpost.storage.kafka.store")
+    except ImportError as error:
+        raise ConfigError(f"HOOKPOST_JOURNAL_URL: {error}; it needs `pip install 'hookpost[kafka]'`") from error
+
+
+async def check_journal(settings: Settings, dsn: str) -> None:
+    """Raises ConfigError when the database's journal is in another place than the settings say: events that lie there
+    would never be delivered."""
+    address = kafka_address(settings)
+    known = await platform_value(dsn, JOURNAL)
+    wanted = None if address is None else f"kafka topic {address.topic}"
+    if known is None and wanted is not None:
+        known = await platform_value(dsn, JOURNAL, default=wanted)
+    if known != wanted:
+        raise ConfigError(
+            f"the journal of this database is {known}, and HOOKPOST_JOURNAL_URL says {wanted or 'nothing'}: "
+            "set it to that topic, or see docs/kafka.md for how to leave it for good"
+        )
+
+
+async def prepare_journal(settings: Settings, dsn: str) -> None:
+    """Make the topic, if there is none, with a partition for each shard. Brokers that are away hold nothing up: workers
+    look after it, too."""
+    await check_journal(settings, dsn)
+    if settings.journal_url is None:
+        return
+    store = make_store(settings, dsn, application="hookpost journal")
+    await store.open()
+    try:
+        await store.prepare_topic()  # type: ignore[attr-defined] # a KafkaStore, whose module is not known here
+    except StoreUnavailable as error:
+        telemetry.log("kafka_unprepared", reason=error)
+    finally:
+        await store.close()
+
+
+def make_pump(settings: Settings, store: PostgresStore, worker: Worker, clock: DatabaseClock) -> Pump | None:
+    """What takes records over for the shards of this worker; None without Kafka."""
+    address = kafka_address(settings)
+    if address is None:
+        return None
+    kafka = _kafka()
+    return Pump(
+        store,
+        kafka.Reader(address),
+        owned=lambda: worker.fences,
+        decode=kafka.decode,
+        ensure=store.tail.ensure_topic,  # type: ignore[attr-defined] # a KafkaStore, whose module is not known here
+        monotonic=clock.monotonic,
     )
 
 
@@ -178,6 +247,13 @@ def tune_gc() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+def schema_bounds(settings: Settings) -> SchemaBounds:
+    """Of the schemas of event types."""
+    return SchemaBounds(
+        settings.schema_max_bytes, settings.schema_depth_max, settings.schema_cost_max, settings.schema_work_max
+    )
+
+
 def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore, clock: DatabaseClock) -> Ingest:
     """The ingest path of one process."""
     limits = IngestLimits(
@@ -185,6 +261,7 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
         settings.ingest_queue_bytes,
         settings.ingest_timeout_s,
         settings.payload_inline_max,
+        schema_bounds(settings),
     )
     return Ingest(store, payloads, now=clock.now, limits=limits)
 
@@ -224,6 +301,7 @@ async def run_worker(
             lease_s=settings.lease_s,
             renew_s=settings.renew_s,
             stop_s=settings.stop_s,
+            longest_s=settings.total_timeout_max_s,
             limits=Limits(
                 in_flight=settings.worker_in_flight,
                 in_flight_bytes=settings.worker_in_flight_bytes,
@@ -274,6 +352,9 @@ async def run_worker(
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
         ]
+        pump = make_pump(settings, store, worker, clock)
+        if pump is not None:
+            tending.append(tasks.create_task(pump.run(stop)))
         if settings.cold_after_s:
             tending.append(tasks.create_task(cold.run(stop)))
         ready.set()

@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from hookpost.policy.alerts import check_mail_address
 from hookpost.policy.egress import parse_proxy, split_url
 from hookpost.policy.headers import parse_patterns
+from hookpost.policy.journal import parse_address
 from hookpost.policy.routing import FILTERS_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
 from hookpost.policy.sealing import parse_keyring
 from hookpost.policy.signing import parse_secret
@@ -48,7 +49,8 @@ NONE: Final = "none"
 CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY"})
 """Variables of the client commands (`hookpost send` and others): known, but no settings of a server."""
 
-MIB: Final = 1024 * 1024
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
 GIB: Final = 1024 * MIB
 HOUR_S: Final = 3600.0
 DAY_S: Final = 24 * HOUR_S
@@ -68,6 +70,9 @@ LEAVING_DAYS: Final = 2
 
 PAYLOAD_STORE_SCHEMES: Final = ("file", "s3", "gs", "az")
 """What HOOKPOST_PAYLOAD_STORE_URL may be."""
+
+KAFKA_INLINE_BYTES_MAX: Final = 512 * 1024
+"""A broker takes records of a megabyte, and an event's owed list needs room beside its payload."""
 
 TOTAL_TIMEOUT_S_MAX: Final = 30.0
 """A slow receiver holds a slot that long, and an ordered lane waits that long after a change of owner (quiet_until)."""
@@ -95,6 +100,7 @@ SECRET_FIELDS: Final = frozenset(
         "alert_secret",
         "alert_url",
         "database_url",
+        "journal_url",
         "egress_proxy",
         "encryption_keys",
         "payload_store_url",
@@ -267,6 +273,12 @@ def _otel_endpoint(value: str | None) -> str | None:
     return value
 
 
+def _journal_url(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parse_address(value.get_secret_value())
+    return value
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -297,6 +309,11 @@ class Settings(BaseSettings):
         None,
         repr=False,
         description="PostgreSQL 15 or newer to work on; without it Hookpost brings its own in DATA_DIR",
+    )
+    journal_url: Annotated[SecretStr | None, AfterValidator(_journal_url)] = Field(
+        None,
+        description="Kafka as the journal in front of the database: kafka://[user:password@]host:9092,host:9092/topic"
+        "[?security=ssl|sasl_ssl|sasl_plaintext&mechanism=...&ca_file=...]; needs hookpost[kafka] (docs/kafka.md)",
     )
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path("hookpost-data"), description="folder of the embedded PostgreSQL and of generated keys; made when missing"
@@ -515,6 +532,43 @@ class Settings(BaseSettings):
         ge=1,
         le=FILTERS_MAX,
         description="filters of one endpoint at most (422): each is looked at for each new type",
+    )
+    event_types_max: int = Field(
+        1_000,
+        ge=1,
+        le=100_000,
+        description="event types that one tenant may describe (409): processes keep their schemas in memory",
+    )
+    schema_max_bytes: int = Field(
+        32 * KIB,
+        ge=256,
+        le=MIB,
+        description="largest JSON Schema of an event type (422): it is compiled in each process",
+    )
+    schemas_max_bytes: int = Field(
+        MIB,
+        ge=256,
+        le=64 * MIB,
+        description="schemas of one tenant's event types together (409): they are kept in memory",
+    )
+    schema_depth_max: int = Field(
+        32,
+        ge=4,
+        le=128,
+        description="objects and arrays inside one another in a schema (422): nobody reads what is deeper",
+    )
+    schema_cost_max: int = Field(
+        2048,
+        ge=16,
+        le=16_384,
+        description="parts of a schema that may look at one and the same value, patterns counted for their size (422):"
+        " references can multiply them without end",
+    )
+    schema_work_max: int = Field(
+        16 * MIB,
+        ge=64 * KIB,
+        le=1024 * MIB,
+        description="a payload's bytes times the cost of its type's schema (422): others wait so long, some 0.3 s",
     )
     replay_rate_limit: float = Field(
         500, ge=1, le=100_000, description="deliveries a second of a bulk replay that names no limit of its own"
@@ -762,6 +816,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"HOOKPOST_ROLLUP_MINUTES_DAYS ({s.rollup_minutes_days:g}) must not exceed "
             f"HOOKPOST_ROLLUP_HOURS_DAYS ({s.rollup_hours_days:g})"
+        )
+    if s.journal_url is not None and s.payload_inline_max > KAFKA_INLINE_BYTES_MAX:
+        yield (
+            f"HOOKPOST_PAYLOAD_INLINE_MAX ({s.payload_inline_max}) must not exceed {KAFKA_INLINE_BYTES_MAX} with "
+            "HOOKPOST_JOURNAL_URL: a record of Kafka holds the payload, and larger ones go to the payload store"
         )
     if s.workers > s.shards:
         yield (

@@ -11,6 +11,7 @@ import asyncpg
 import pycurl
 
 from hookpost.app.children import raise_file_limit
+from hookpost.app.compose import check_journal, make_store
 from hookpost.app.config import ConfigError, Settings, unknown_variables
 from hookpost.app.keyring import load_keyring
 from hookpost.storage.contract import KeysMissing, StoreUnavailable
@@ -106,8 +107,26 @@ async def _database(settings: Settings, dsn: str) -> AsyncIterator[Finding]:
             ahead = await connection.fetchval(_PARTITIONS_AHEAD)
             yield Finding(ahead > 0, "partitions", f"{ahead} days ahead (a worker makes them)")
             yield await _keys(settings, dsn)
+            if settings.journal_url is not None:
+                yield await _journal(settings, dsn)
     finally:
         await connection.close()
+
+
+async def _journal(settings: Settings, dsn: str) -> Finding:
+    try:
+        await check_journal(settings, dsn)
+        store = make_store(settings, dsn, application="hookpost doctor")
+        await store.open()
+        try:
+            lag, weakness = await store.journal_state()  # type: ignore[attr-defined] # a KafkaStore
+        finally:
+            await store.close()
+    except (ConfigError, StoreUnavailable) as error:
+        return Finding(False, "Kafka", str(error))
+    waiting = ", ".join(f"shard {shard}: {records}" for shard, records in sorted(lag.items()) if records) or "none"
+    detail = f"records not taken over: {waiting}; {weakness or 'any one broker may fail'}"
+    return Finding(weakness is None, "Kafka", detail)
 
 
 async def _keys(settings: Settings, dsn: str) -> Finding:

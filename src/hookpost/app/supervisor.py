@@ -25,9 +25,9 @@ from uuid_utils.compat import uuid7
 
 from hookpost import __version__, telemetry, tracing
 from hookpost.app.children import READY
-from hookpost.app.compose import check_payloads, make_store
+from hookpost.app.compose import check_journal, check_payloads, make_store, prepare_journal
 from hookpost.app.config import Settings, as_environment, unknown_variables
-from hookpost.app.keyring import load_keyring, prepare_keys
+from hookpost.app.keyring import load_keyring, make_vault, prepare_keys
 from hookpost.app.metrics_page import listening
 from hookpost.metrics import Board, Metrics, Platform, Reporter
 from hookpost.model import show_id
@@ -69,6 +69,7 @@ async def prepare_database(settings: Settings, dsn: str) -> FirstKeys | None:
     tenant_id = await bootstrap(dsn, shards=settings.shards, tenant_id=uuid7(), pool="default")
     await prepare_keys(settings, dsn)
     await check_payloads(settings, dsn)
+    await prepare_journal(settings, dsn)
     if tenant_id is None:
         return None
     telemetry.log("default_tenant_created", tenant_id=show_id("ten", tenant_id))
@@ -112,8 +113,15 @@ class _Child:
     """One process: its life, and how it is replaced."""
 
     def __init__(
-        self, name: str, arguments: Callable[[UUID], list[str]], *, figures: Path, inherit: tuple[int, ...] = ()
+        self,
+        kind: str,
+        name: str,
+        arguments: Callable[[UUID], list[str]],
+        *,
+        figures: Path,
+        inherit: tuple[int, ...] = (),
     ) -> None:
+        self.kind = kind
         self.name = name
         self._figures = figures
         self.node_id = uuid7()
@@ -207,7 +215,7 @@ class Supervisor:
                 self._dsn = settings.database_url
             keys = await prepare_database(settings, self._dsn)
             if self._paused:
-                await pause(self._dsn)
+                await pause(self._dsn, make_vault(settings))
             if keys is not None:
                 on_keys(keys)
             listener = stack.enter_context(bind(settings))
@@ -241,19 +249,21 @@ class Supervisor:
             limit_s = self._settings.stop_s + STOP_MARGIN_S
             # First those who take events in, then those who send them out.
             for kind in ("api", "worker"):
-                await asyncio.gather(*(child.stop(limit_s) for child in children if child.name.startswith(kind)))
+                await asyncio.gather(*(child.stop(limit_s) for child in children if child.kind == kind))
             for minder in minders:
                 minder.cancel()
 
     def _children(self, listener: socket.socket, figures: Path) -> list[_Child]:
         settings = self._settings
         fd = listener.fileno()
+        # A database of the operator's own may have several servers: attempts and logs tell whose process it was.
+        host = "" if self._embedded is not None else f"{socket.gethostname()}-"
         children = [
-            _Child(f"api-{number}", lambda _: ["api", "--fd", str(fd)], figures=figures, inherit=(fd,))
+            _Child("api", f"{host}api-{number}", lambda _: ["api", "--fd", str(fd)], figures=figures, inherit=(fd,))
             for number in range(1, settings.api_processes + 1)
         ]
         for number in range(1, settings.workers + 1):
-            children.append(_Child(f"worker-{number}", _worker_arguments, figures=figures))
+            children.append(_Child("worker", f"{host}worker-{number}", _worker_arguments, figures=figures))
         return children
 
     async def _announce(self, children: list[_Child], listener: socket.socket) -> None:
@@ -350,3 +360,4 @@ async def require_prepared(settings: Settings, dsn: str) -> None:
     await check_database(dsn, unsafe_ok=settings.database_unsafe_ok)
     await require_migrated(dsn)
     await check_keys(dsn, load_keyring(settings))
+    await check_journal(settings, dsn)

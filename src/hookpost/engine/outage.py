@@ -14,7 +14,7 @@ from hookpost.engine.lanes import NEVER, EndpointState
 from hookpost.engine.work import Work
 from hookpost.model import Health, Outcome
 from hookpost.policy.breaker import BreakerState
-from hookpost.policy.egress_health import AT_CONNECT, EgressHealth, OutagePolicy, unanswered
+from hookpost.policy.egress_health import EgressHealth, OutagePolicy, unanswered
 
 # Endpoints whose charges can be taken back, and endpoints that wait to be asked: five are enough to see it.
 KEPT_MAX = 10_000
@@ -79,8 +79,9 @@ class Outage:
         return self._egress.down_since is not None and unanswered(outcome)
 
     def charge(self, endpoint: EndpointState, origin: str, outcome: Outcome) -> None:
-        """The endpoint is about to be charged with a failure, which may turn out to be ours."""
-        if outcome.error_code not in AT_CONNECT or endpoint in self._charged or len(self._charged) >= KEPT_MAX:
+        """The endpoint is about to be charged with a failure, which may turn out to be ours: the first of them are the
+        timeouts of requests on connections that stood when our way out was cut."""
+        if not unanswered(outcome) or endpoint in self._charged or len(self._charged) >= KEPT_MAX:
             return
         breaker = endpoint.tenant.breakers.get(origin)
         self._charged[endpoint] = (

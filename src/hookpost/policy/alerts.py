@@ -33,7 +33,8 @@ TRIES_MAX = 12
 class Notice:
     """What one worker saw of an endpoint at a time (Unix seconds).
 
-    ``failures`` in a row since ``since``; ``reason`` it was disabled for; ``deaths`` of deliveries, and whose.
+    ``failures`` in a row since ``since``; ``reason`` it was disabled for; ``deaths`` of deliveries, and whose. Of a
+    certificate that ends: which (``reason``) and when (``since``).
     """
 
     type: OperationalType
@@ -115,6 +116,9 @@ def _take(notice: Notice, standing: Standing) -> tuple[dict[str, Any] | None, St
             return (run if standing.failing_told else None), replace(standing, failing_told=False)
         case OperationalType.ENDPOINT_DISABLED:
             return {"reason": notice.reason}, replace(standing, failing_told=False, failing_told_at=None)
+        case OperationalType.CERTIFICATE_ENDING:
+            # Each is noted once (policy/expiry).
+            return {"certificate": notice.reason, "expires_at": _shown(notice.since)}, standing
         case OperationalType.DELIVERY_DEAD:
             since = notice.at if standing.deaths_since is None else standing.deaths_since
             named = (*standing.event_ids, *notice.event_ids)[:EVENTS_NAMED_MAX]
@@ -171,11 +175,13 @@ _SUBJECTS = {
     OperationalType.ENDPOINT_RECOVERED: "Webhook endpoint has recovered",
     OperationalType.ENDPOINT_DISABLED: "Webhook endpoint was disabled",
     OperationalType.DELIVERY_DEAD: "Webhook deliveries were given up",
+    OperationalType.CERTIFICATE_ENDING: "A certificate of a webhook endpoint ends",
 }
 _ADVICE = {
     OperationalType.ENDPOINT_FAILING: "Deliveries to it are tried again until their deadline.",
     OperationalType.ENDPOINT_RECOVERED: "What waits for it is being delivered.",
     OperationalType.ENDPOINT_DISABLED: "What is owed to it waits until its deadline. Enable it to have it delivered.",
+    OperationalType.CERTIFICATE_ENDING: "Give the endpoint a new one (`tls`), or its deliveries fail from then on.",
     OperationalType.DELIVERY_DEAD: "They are in the list of dead letters, from where they can be replayed.",
 }
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 # Operational events of the platform itself; a filter must name them, `*` leaves them out.
 RESERVED_PREFIX = "hookpost."
+EVENT_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 POOL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 POOL_NAME_RULE = "a name of at most 63 letters a-z, digits, - and _ is expected, beginning with a letter or digit"
 # Each shard costs a fence row checked in every settle and a progress row written in it.
@@ -22,6 +23,15 @@ HOMES_MAX = 64
 FILTERS_MAX = 500
 # Distinct event types whose answer one matcher remembers; beyond it the memory starts anew.
 MATCHES_REMEMBERED = 10_000
+
+
+def type_fault(event_type: str) -> str | None:
+    """Why a tenant cannot post an event of this type, or None."""
+    if EVENT_TYPE.fullmatch(event_type) is None:
+        return "1 to 128 characters out of A-Z a-z 0-9 _ . -"
+    if event_type.startswith(RESERVED_PREFIX):
+        return f"types that begin with {RESERVED_PREFIX} are reserved for the platform"
+    return None
 
 
 class Matcher:

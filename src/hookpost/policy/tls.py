@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -34,6 +35,8 @@ __all__ = [
 PEM_CHARS_MAX = 48 * 1024
 """Some twenty certificates, or a chain with its key; two of these fit into one request."""
 
+# Endpoints are shown over and over; a PEM takes some 5 KiB, and a certificate 0.1 ms to read.
+CERTIFICATES_REMEMBERED = 500
 CHAIN_MAX = 20
 RSA_BITS_MIN = 2048  # NIST SP 800-57: anything less has been out since 2014
 
@@ -82,6 +85,7 @@ def check_identity(cert_pem: str, key_pem: str, *, now: float) -> tuple[str, str
     return _written(certificates), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
+@lru_cache(maxsize=CERTIFICATES_REMEMBERED)
 def describe(pem: str) -> tuple[CertificateInfo, ...]:
     """Certificates that were checked once."""
     return tuple(

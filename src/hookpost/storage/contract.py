@@ -162,6 +162,10 @@ class NewEvent(msgspec.Struct, gc=False):
     request_hash: bytes | None = None
     trace_id: UUID | None = None
     span: bytes | None = None
+    # For a journal in front of the store, which may have to match the event again: whom it is owed to is the producer's
+    # own choice; whom it is not owed to, whatever the filter says.
+    targeted: bool = False
+    without: UUID | None = None
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
@@ -192,7 +196,8 @@ class EndpointFilter:
 
 @dataclass(frozen=True, slots=True)
 class TenantRoutes:
-    """A tenant as ingest needs it, at one config version. ``ingest_rate_limit``: events a second."""
+    """A tenant as ingest needs it, at one config version. ``ingest_rate_limit``: events a second; ``schemas``: JSON
+    Schemas as text, by event type."""
 
     tenant_id: UUID
     config_version: int
@@ -200,6 +205,17 @@ class TenantRoutes:
     max_in_flight: int
     endpoints: tuple[EndpointFilter, ...]
     ingest_rate_limit: float | None = None
+    schemas: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What to know before an event is refused: the tenant's config version now, and what was answered to the first
+    event of its idempotency key, with its request hash; None: there was none."""
+
+    config_version: int
+    first: Appended | None = None
+    request_hash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +252,9 @@ class IngestStore(Protocol):
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
         """The tenant's routes as committed now; None when there is no such tenant."""
 
+    async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
+        """Asked before an event is refused for its payload; None when there is no such tenant."""
+
     async def share_demand(
         self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
     ) -> SharedDemand:
@@ -254,6 +273,68 @@ class IngestStore(Protocol):
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers: something was appended to these shards, or (none given) to any. Best effort; they look
         by themselves a little later."""
+
+
+# ---- a journal in front of the store (docs/adr/0024) ----------------------------------------------------------------
+
+
+class OffsetMoved(Exception):
+    """A partition was taken over to another offset than was thought: look again."""
+
+
+class Reserved(msgspec.Struct, frozen=True, gc=False):
+    """What became of an idempotency key before its event is sent: NEW, DUPLICATE (a request with the key came before)
+    or CONFLICT; the event's id and to how many endpoints it is owed. ``send``: it is not in the store's journal yet."""
+
+    verdict: Verdict
+    event_id: UUID
+    delivery_count: int
+    send: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PumpBatch:
+    """Records of the partition of ``shard`` from offset ``start`` up to before ``end``, matched with ``versions`` of
+    their tenants' configuration. For each event its ``home`` shard and when it was accepted. ``reached_at``: the last
+    of these times."""
+
+    shard: int
+    fence: int
+    start: int
+    end: int
+    reached_at: float
+    events: Sequence[NewEvent]
+    homes: Sequence[int]
+    accepted_at: Sequence[float]
+    versions: Mapping[UUID, int]
+
+
+class PumpStore(Protocol):
+    """What the pump asks of the store."""
+
+    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+        """As in IngestStore."""
+
+    async def pump(self, batch: PumpBatch) -> Stale | int:
+        """Append these events, in their order, to their home shards, and move the partition's offset, in one
+        transaction behind the fence; returns how many rows were written: an event that is in the journal already is
+        left out. Raises FenceLost, OffsetMoved, DataRejected, StoreUnavailable (it may be stored all the same)."""
+
+    async def pumped_to(self, shards: Collection[int]) -> dict[int, tuple[int, float]]:
+        """For each shard whose partition was taken over so far: up to before which offset, and when the last record
+        was accepted."""
+
+    async def trim_offsets(self, shard: int) -> None:
+        """Forget offsets that later ones have taken the place of."""
+
+    async def shard_count(self) -> int:
+        """One more than the greatest number of a shard."""
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        """As in IngestStore."""
+
+    def ring_here(self, shards: Collection[int]) -> None:
+        """Wake the worker of this very process, for shards that it owns."""
 
 
 # ---- workers --------------------------------------------------------------------------------------------------------
@@ -502,6 +583,10 @@ class MaintenanceStore(Protocol):
         """Seal some of the secrets that a release before has written in the clear, once none of its processes lives;
         returns how many. Raises SecretLocked."""
 
+    async def look_at_certificates(self, *, limit: int) -> int:
+        """Note for the alerts which certificates of endpoints end soon (policy/expiry), each distance once; returns at
+        how many endpoints it looked."""
+
     async def expire_idempotency_keys(self, *, limit: int) -> int:
         """Delete up to ``limit`` keys whose time is over; returns how many."""
 
@@ -700,13 +785,14 @@ class Standing:
 @dataclass(frozen=True, slots=True)
 class ShardFigures:
     """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
-    living worker owns it."""
+    living worker owns it. ``lag``: records in Kafka that are no entries yet; None: there is no Kafka, or no answer."""
 
     shard: int
     pool: str
     depth: int
     age_s: float
     owned: bool
+    lag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -825,7 +911,53 @@ class SearchStore(Protocol):
         """The newest dead letters, counted by endpoint and reason; the largest groups first."""
 
 
-class AdminStore(SearchStore, FiguresStore, Protocol):
+@dataclass(frozen=True, slots=True)
+class TypeLimits:
+    """How many event types a tenant may have, and the bytes of all their schemas together: each API process that takes
+    its events holds them in memory."""
+
+    types_max: int = 1_000
+    schemas_bytes_max: int = 1024 * 1024
+
+
+def types_full(limits: TypeLimits) -> Conflict:
+    """One more would be too many."""
+    return Conflict(f"the tenant has {limits.types_max} event types, which is the limit: delete some first")
+
+
+def schemas_full(limits: TypeLimits) -> Conflict:
+    """With this one the schemas would be too large."""
+    return Conflict(
+        f"the schemas of a tenant's event types may have {limits.schemas_bytes_max} bytes together: shorten some first"
+    )
+
+
+class EventTypeStore(Protocol):
+    """What tenants say of the types of their events. ``schema`` is JSON Schema as text, checked before; a change of one
+    is in force for every event posted after it was acknowledged."""
+
+    async def create_event_type(
+        self, tenant_id: UUID, name: str, values: Mapping[str, Any], *, limits: TypeLimits
+    ) -> dict[str, Any]:
+        """A new type with ``description`` and ``schema``. Raises NotFound for no such tenant, and Conflict when there
+        is one of that name, or too much already."""
+
+    async def get_event_type(self, tenant_id: UUID, name: str) -> dict[str, Any]:
+        """Raises NotFound."""
+
+    async def list_event_types(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
+        """Newest first."""
+
+    async def update_event_type(
+        self, tenant_id: UUID, name: str, changes: Mapping[str, Any], *, limits: TypeLimits
+    ) -> dict[str, Any]:
+        """Raises NotFound, and Conflict when the schemas become too large together."""
+
+    async def delete_event_type(self, tenant_id: UUID, name: str) -> None:
+        """Its events are taken as they come again. Raises NotFound."""
+
+
+class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
     """What the API and the dashboard ask of the store. ``tenant_id`` None reads across tenants (admin)."""
 
     async def ping(self) -> float:
@@ -833,6 +965,9 @@ class AdminStore(SearchStore, FiguresStore, Protocol):
 
     async def unowned_shards(self) -> int:
         """Shards that no living worker owns."""
+
+    async def journal_fault(self, timeout_s: float) -> str | None:
+        """Why events cannot be appended although the store can be reached; None: they can, or it is one with it."""
 
     async def list_pools(self) -> list[dict[str, Any]]:
         """The pools {name, shards, tenants, workers}, by name."""
@@ -879,6 +1014,10 @@ class AdminStore(SearchStore, FiguresStore, Protocol):
     ) -> Page:
         """The audit log of a tenant, or (None) of all and the platform, newest first. Who acts is told by
         ``storage.acting``; every change writes its row in its own transaction."""
+
+    async def note(self, tenant_id: UUID | None, action: str, target: str, told: Mapping[str, Any] | None) -> None:
+        """Enter what is no change of anything stored into the audit log, of a tenant or (None) of the platform. Raises
+        SecretLocked."""
 
     async def missing_keys(self) -> list[str]:
         """The ids of encryption keys that sealed secrets need and this process does not hold."""

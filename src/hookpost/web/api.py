@@ -25,7 +25,8 @@ from hookpost import telemetry
 from hookpost.metrics import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
-from hookpost.policy.egress import EgressPolicy, UrlError, check_url
+from hookpost.policy.egress import EgressPolicy, UrlError, check_url, origin_of, split_url
+from hookpost.policy.event_schema import SchemaBounds
 from hookpost.policy.headers import MASK, HeaderRefused, check_header, holds_a_secret
 from hookpost.policy.keys import KEY_ID_BYTES, SECRET_BYTES, hash_secret, make_key, parse_key
 from hookpost.policy.routing import SHARDS_MAX
@@ -44,6 +45,7 @@ from hookpost.storage.contract import (
     ReplayState,
     StoreUnavailable,
     TlsChange,
+    TypeLimits,
 )
 from hookpost.web import schemas, shown
 from hookpost.web.auth import Principal
@@ -88,6 +90,8 @@ class WebSettings:
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
     filters_max: int = 100
+    schemas: SchemaBounds = field(default_factory=SchemaBounds)
+    types: TypeLimits = field(default_factory=TypeLimits)
     replay_rate_limit: float = 500.0
     secret_grace_s: float = 86_400.0
     prices: Prices = field(default_factory=Prices)
@@ -114,7 +118,9 @@ class Api:
     def show_endpoint(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """An endpoint with the values in force."""
         s = self.settings
-        return shown.endpoint(row, retry=s.retry, timeouts=s.timeouts, max_in_flight=s.endpoint_max_in_flight)
+        return shown.endpoint(
+            row, retry=s.retry, timeouts=s.timeouts, max_in_flight=s.endpoint_max_in_flight, now=s.now()
+        )
 
 
 async def _api(request: Request) -> Api:
@@ -721,21 +727,29 @@ async def healthz() -> Response:
     tags=["health"],
 )
 async def readyz(api: ApiOf) -> Response:
-    """The store is reachable, every shard has a living owner, and what is sealed opens here."""
+    """The store is reachable, events can be appended, every shard has a living owner, and what is sealed opens here."""
     try:
         async with asyncio.timeout(READY_S):
             await api.store.ping()
             unowned = await api.store.unowned_shards()
             missing = await api.store.missing_keys()
+            fault = await api.store.journal_fault(READY_S / 2)
     except (StoreUnavailable, TimeoutError):
-        away = {"status": "not_ready", "store": "unreachable", "unowned_shards": None, "missing_encryption_keys": None}
+        away = {
+            "status": "not_ready",
+            "store": "unreachable",
+            "unowned_shards": None,
+            "missing_encryption_keys": None,
+            "journal": None,
+        }
         return _json(away, 503)
-    ready = unowned == 0 and not missing
+    ready = unowned == 0 and not missing and fault is None
     answer = {
         "status": "ready" if ready else "not_ready",
         "store": "reachable",
         "unowned_shards": unowned,
         "missing_encryption_keys": len(missing),
+        "journal": "reachable" if fault is None else "unreachable",
     }
     return _json(answer, 200 if ready else 503)
 
@@ -882,9 +896,12 @@ def _check_tls_url(row: Mapping[str, Any]) -> None:
 
 def _checked_url(settings: WebSettings, url: str) -> str:
     try:
-        return check_url(url, settings.egress)
+        checked = check_url(url, settings.egress)
     except UrlError as error:
         raise invalid("url", str(error)) from error
+    if settings.public_url is not None and origin_of(checked) == origin_of(split_url(settings.public_url).url):
+        raise invalid("url", "this is Hookpost's own address: what it delivers would come back to it")
+    return checked
 
 
 def _status_change(enabled: bool, current: Mapping[str, Any]) -> dict[str, Any]:

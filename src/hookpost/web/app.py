@@ -17,7 +17,7 @@ from hookpost.metrics import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import audit, explain, metrics, problems, schemas, search, stats
+from hookpost.web import audit, event_types, explain, metrics, problems, schemas, search, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -72,6 +72,7 @@ def make_app(
     app.include_router(stats.router)
     app.include_router(audit.router)
     app.include_router(search.router)
+    app.include_router(event_types.router)
     app.add_middleware(_CatchAll)
     problems.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's own way to extend the document

@@ -17,10 +17,20 @@ from uuid import UUID
 import msgspec
 
 from hookpost import telemetry
-from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Refused, Submission, UnknownEndpoint, UnknownTenant
+from hookpost.ingest import (
+    Answer,
+    Ingest,
+    Misfit,
+    Overloaded,
+    RateLimited,
+    Refused,
+    Submission,
+    UnknownEndpoint,
+    UnknownTenant,
+)
 from hookpost.model import IdError, parse_id
 from hookpost.policy.json_bounds import JsonBounds
-from hookpost.policy.routing import RESERVED_PREFIX
+from hookpost.policy.routing import type_fault
 from hookpost.policy.trace import Trace, parse_traceparent
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
@@ -34,7 +44,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Render = Callable[[list[Answer]], bytes]
 Read = Callable[[Fields, bytes], tuple[list[Submission], Render]]
 
-_TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 KEY_CHARS_MAX = 255
 # Types that are known to be valid; a tenant has dozens, and an event's is looked at before anything is known of it.
 TYPES_REMEMBERED = 1024
@@ -342,10 +351,9 @@ def _where(text: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=TYPES_REMEMBERED)
 def _check_type(event_type: str) -> None:
-    if _TYPE.fullmatch(event_type) is None:
-        raise _bad("type", "1 to 128 characters out of A-Z a-z 0-9 _ . -")
-    if event_type.startswith(RESERVED_PREFIX):
-        raise _bad("type", f"types that begin with {RESERVED_PREFIX} are reserved for the platform")
+    fault = type_fault(event_type)
+    if fault is not None:
+        raise _bad("type", fault)
 
 
 def _targets(texts: list[str]) -> tuple[UUID, ...]:
@@ -433,9 +441,18 @@ def _error(problem: Problem) -> bytes:
 def _problem(answer: Answer) -> Problem:
     if isinstance(answer, UnknownEndpoint):
         return _bad("target_endpoints", f"ep_{answer.endpoint_id.hex} is not an endpoint of this tenant")
+    if isinstance(answer, Misfit):
+        return _misfit(answer)
     if isinstance(answer, Refused):
         return Problem(422, "Unprocessable event", "The event holds a value that cannot be stored.")
     return _bad("idempotency_key", "this key was used for a different event: use a new key, or send the same event")
+
+
+def _misfit(answer: Misfit) -> Problem:
+    """Each fault with its place in the event as it was posted (RFC 6901)."""
+    errors = [{"field": "/payload" + fault.pointer, "message": fault.message} for fault in answer.faults]
+    detail = f"the payload does not satisfy the schema of its type: {errors[0]['field']}: {errors[0]['message']}"
+    return Problem(422, "Invalid event", detail, errors=errors)
 
 
 def _bad(field: str, message: str) -> Problem:

@@ -15,8 +15,9 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
+from hookpost.policy.expiry import CertificateState
 from hookpost.policy.headers import HEADERS_MAX
-from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX
+from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX, type_fault
 from hookpost.policy.tls import PEM_CHARS_MAX
 from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
@@ -88,6 +89,13 @@ def _header_value(given: Any) -> HeaderValue | None:
         case {"value": str(value), **rest} if isinstance(rest.pop("secret", False), bool) and not rest:
             return HeaderValue(check_text(value), given.get("secret", False))
     raise ValueError('must be a text, {"value": "…", "secret": true}, or null')
+
+
+def _check_event_type(text: str) -> str:
+    fault = type_fault(text)
+    if fault is not None:
+        raise ValueError(fault)
+    return text
 
 
 def _check_pool(text: str) -> str:
@@ -184,6 +192,15 @@ HeaderInput = Annotated[
     ),
 ]
 Pem = Annotated[Text, Field(min_length=1, max_length=PEM_CHARS_MAX)]
+
+
+# `schema` is a method of pydantic's models.
+SCHEMA_FIELD = Field(
+    alias="schema",
+    description="JSON Schema (2020-12 unless `$schema` says otherwise) that the payloads of its events must satisfy;"
+    " null: any will do. References go to # and #/… only",
+    examples=[{"type": "object", "required": ["amount"], "properties": {"amount": {"type": "integer"}}}],
+)
 
 
 class _Form(BaseModel):
@@ -347,6 +364,21 @@ class ReplayCreate(_Form):
     dry_run: Annotated[bool, Field(description="only count what matches")] = False
 
 
+class EventTypeCreate(_Form):
+    """A type of events, described."""
+
+    name: Annotated[str, AfterValidator(_check_event_type), Field(examples=["invoice.paid"])]
+    description: Annotated[Text, Field(max_length=DESCRIPTION_CHARS_MAX)] | None = None
+    json_schema: Annotated[dict[str, JsonValue] | None, SCHEMA_FIELD] = None
+
+
+class EventTypePatch(_Form):
+    """Changes of an event type: absent leaves, null takes away."""
+
+    description: Annotated[Text, Field(max_length=DESCRIPTION_CHARS_MAX)] | None = None
+    json_schema: Annotated[dict[str, JsonValue] | None, SCHEMA_FIELD] = None
+
+
 class EventForm(BaseModel):
     """An event. The payload is delivered byte for byte as it was posted."""
 
@@ -396,6 +428,24 @@ class PoolList(_Answer):
     """All pools."""
 
     data: list[PoolAnswer]
+
+
+class EventTypeAnswer(_Answer):
+    """A type of events; `schema`: what its payloads must satisfy, null: any will do."""
+
+    name: str
+    tenant_id: str
+    description: str | None
+    json_schema: Annotated[dict[str, JsonValue] | None, Field(alias="schema")]
+    created_at: str
+    updated_at: str
+
+
+class EventTypeList(_Answer):
+    """One page."""
+
+    data: list[EventTypeAnswer]
+    next_cursor: str | None
 
 
 class TenantAnswer(_Answer):
@@ -458,6 +508,10 @@ class EndpointHealth(_Answer):
     reopen_at: str | None
     consecutive_failures: int
     failing_since: str | None
+    certificates: Annotated[
+        CertificateState | None, Field(description="of the one of its `tls` that ends first; null: it has none")
+    ]
+    certificates_end_at: str | None
 
 
 class CertificateAnswer(_Answer):
@@ -722,6 +776,7 @@ class Readiness(_Answer):
     store: Literal["reachable", "unreachable"]
     unowned_shards: int | None
     missing_encryption_keys: int | None
+    journal: Literal["reachable", "unreachable"] | None
 
 
 class AuditEntry(_Answer):

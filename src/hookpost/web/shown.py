@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from hookpost.model import OnDead, RetryPolicy, Timeouts, show_id
+from hookpost.policy.expiry import standing
 from hookpost.policy.headers import MASK
 from hookpost.policy.signing import show_secret
 from hookpost.policy.tls import describe
@@ -28,6 +29,19 @@ def show_time(seconds: float | None) -> str | None:
         return None
     whole, milliseconds = divmod(round(seconds * 1e6) // 1000, 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
+
+
+def event_type(row: Row) -> dict[str, Any]:
+    """An event type, its schema as it was given."""
+    schema = row["schema"]
+    return {
+        "name": row["name"],
+        "tenant_id": show_id("ten", row["tenant_id"]),
+        "description": row["description"],
+        "schema": None if schema is None else msgspec.Raw(schema.encode()),
+        "created_at": show_time(row["created_at"]),
+        "updated_at": show_time(row["updated_at"]),
+    }
 
 
 def tenant(row: Row) -> dict[str, Any]:
@@ -102,8 +116,9 @@ def effective_timeouts(row: Row, default: Timeouts) -> Timeouts:
     )
 
 
-def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight: int) -> dict[str, Any]:
-    """An endpoint without its secret; the keyword arguments are the installation's defaults."""
+def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight: int, now: float) -> dict[str, Any]:
+    """An endpoint without its secret; the keyword arguments are the installation's defaults, and the time."""
+    certificates, ends_at = standing(row["tls_ca"], row["tls_cert"], now=now) or (None, None)
     own_retry, own_timeouts = effective_retry(row, retry), effective_timeouts(row, timeouts)
     return {
         "endpoint_id": show_id("ep", row["endpoint_id"]),
@@ -119,6 +134,8 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
             "reopen_at": show_time(row["breaker_reopen_at"]),
             "consecutive_failures": row["consecutive_failures"],
             "failing_since": show_time(row["failing_since"]),
+            "certificates": certificates,
+            "certificates_end_at": show_time(ends_at),
         },
         "rate_limit": row["rate_limit"],
         "ordered": row["ordered"],

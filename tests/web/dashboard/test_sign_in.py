@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 
+from hookpost.storage.postgres.store import PostgresStore
+from hookpost.web.dashboard.entered import REFUSED_MAX, SignIns
 from hookpost.web.dashboard.guard import is_own_host, is_own_origin, safe_target
 from hookpost.web.dashboard.session import SESSION_S_MAX, Sessions, is_own_form
 from hookpost.web.dashboard.throttle import ADDRESSES_MAX, FAILURES_MAX, WINDOW_S, Throttle
@@ -209,3 +213,46 @@ async def test_a_form_that_is_too_large_or_of_another_type_is_refused(browser: B
         headers={"content-type": "application/x-www-form-urlencoded"},
     )
     assert answer.status_code == 413
+
+
+# ---- the audit log ----------------------------------------------------------------------------------------------------
+
+
+async def entered(admin: httpx.AsyncClient, action: str = "") -> list[tuple[str, str, str]]:
+    """Sign-ins in the log, the newest first: what, who, from where."""
+    rows = (await admin.get("/v1/audit_log", params={"limit": 500})).json()["data"]
+    return [(row["action"].removeprefix("dashboard."), row["actor"], row["address"])
+            for row in rows if row["action"].startswith(f"dashboard.{action}")]  # fmt: skip
+
+
+async def test_who_signs_in_and_out_stands_in_the_audit_log(
+    admin: httpx.AsyncClient, tenant: TenantClient, stranger: Browser
+) -> None:
+    assert (await stranger.sign_in("no key")).status_code == 401
+    await stranger.sign_in(tenant.key)
+    await stranger.post("/dashboard/sign-out")
+    key = (await admin.get(f"/v1/tenants/{tenant.tenant_id}/api_keys")).json()["data"][0]["api_key_id"]
+    assert await entered(admin) == [
+        ("sign_out", key, "192.0.2.7"), ("sign_in", key, "192.0.2.7"), ("sign_in_refused", "unknown", "192.0.2.7"),
+    ]  # fmt: skip
+    own = (await tenant.get("/v1/audit_log")).json()["data"]
+    assert [row["action"] for row in own[:2]] == ["dashboard.sign_out", "dashboard.sign_in"]
+    assert not any("refused" in row["action"] for row in own), "nobody knows whose key it was meant to be"
+
+
+async def test_refused_sign_ins_cannot_fill_the_audit_log(store: PostgresStore) -> None:
+    sign_ins = SignIns(store)
+    for _ in range(REFUSED_MAX + 7):
+        await sign_ins.refused("192.0.2.9", now=1000.0)
+    await sign_ins.refused("192.0.2.9", now=1061.0)
+    rows = (await store.list_audit(None, action=None, since=None, until=None, after=None, limit=500)).rows
+    assert len(rows) == REFUSED_MAX + 1
+    assert rows[0]["after"] == '{"left_out_before":7}'
+    assert all(row["after"] is None for row in rows[1:])
+
+
+async def test_no_key_that_was_tried_stands_in_the_audit_log(
+    admin: httpx.AsyncClient, stranger: Browser, sql: Any
+) -> None:
+    await stranger.sign_in("canary-of-a-key")
+    assert "canary" not in str(await sql.fetch("select * from audit_log"))

@@ -39,7 +39,19 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from hookpost.app.bench import cold, growth, isolation, limits, overload, report, rollups, scenarios, soak, waiting
+from hookpost.app.bench import (
+    cold,
+    growth,
+    isolation,
+    kafka,
+    limits,
+    overload,
+    report,
+    rollups,
+    scenarios,
+    soak,
+    waiting,
+)
 from hookpost.app.bench.ledger import VoidRun
 from hookpost.app.bench.machine import describe_machine
 from hookpost.app.bench.run import Figures, Run
@@ -63,6 +75,7 @@ SCENARIOS: dict[str, Scenario] = {
     **rollups.SCENARIOS,
     **cold.SCENARIOS,
     **soak.SCENARIOS,
+    **kafka.SCENARIOS,
 }
 """All there are; those that are not usual take minutes, and fill up to tens of millions of rows first."""
 

@@ -94,6 +94,8 @@ class AdminTables:
         with self._changing(tenant_id) as tenant:
             for row in self._db.endpoints_of(tenant_id):
                 self._delete(row)
+            for key in [key for key in self._db.event_types if key[0] == tenant_id]:
+                del self._db.event_types[key]
             tenant["deleted_at"] = self._db.now()
 
     async def list_pools(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from hookpost.storage.contract import (
     DataRejected,
     EndpointFilter,
     NewEvent,
+    Recalled,
     SharedDemand,
     Stale,
     TenantRoutes,
@@ -85,7 +86,23 @@ class IngestTables:
                 for e in self._db.endpoints_of(tenant_id)
             ),
             ingest_rate_limit=row["ingest_rate_limit"],
+            schemas={
+                name: kind["schema"]
+                for (of, name), kind in self._db.event_types.items()
+                if of == tenant_id and kind["schema"] is not None
+            },
         )
+
+    async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
+        await self._pause()
+        version = self._version(tenant_id)
+        if version is None:
+            return None
+        known = None if key is None else self._db.keys.get((tenant_id, key))
+        if known is None or known.expires_at <= self._db.now():
+            return Recalled(version)
+        first = Appended(Verdict.DUPLICATE, known.event_id, known.delivery_count)
+        return Recalled(version, first, known.request_hash)
 
     async def share_demand(
         self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float

@@ -185,6 +185,7 @@ class Database:
         self.barriers: dict[tuple[UUID, int], int] = {}
         self.departures: dict[tuple[UUID, int], int] = {}
         self.replays: dict[UUID, dict[str, Any]] = {}
+        self.event_types: dict[tuple[UUID, str], dict[str, Any]] = {}
         self.listeners: list[Callable[[Collection[int]], None]] = []
 
     def blocks(self, letter: Letter) -> bool:

@@ -66,6 +66,10 @@ class AdminQueries(AuditQueries):
             count: int = await connection.fetchval(SQL["unowned_shards"])
             return count
 
+    async def journal_fault(self, timeout_s: float) -> str | None:  # noqa: ARG002 - the contract's
+        """None: the journal is a table."""
+        return None
+
     # ---- tenants ------------------------------------------------------------------------------------------------
 
     async def create_tenant(self, tenant_id: UUID, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +119,9 @@ class AdminQueries(AuditQueries):
             if current["spread"] is not None or len(current["home_shards"]) != known:
                 return False
             await moves.spread_tenant(connection, current, wanted, self._endpoint_cap)
+            row = dict(await connection.fetchrow(SQL["get_tenant"], tenant_id))
+            before, after = changed(_audited(current, _AUDITED_TENANT), _audited(row, _AUDITED_TENANT))
+            await self._record(connection, tenant_id, "tenant.spread", show_id("ten", tenant_id), before, after)
             return True
 
     async def list_pools(self) -> list[dict[str, Any]]:
@@ -133,6 +140,7 @@ class AdminQueries(AuditQueries):
             await connection.execute(SQL["forget_barriers_of"], tenant_id)
             await connection.execute(SQL["revoke_keys_of"], tenant_id)
             await connection.execute(SQL["delete_endpoints_of"], tenant_id)
+            await connection.execute(SQL["delete_types_of"], tenant_id)
             await vault.forget(connection, tenant_id, None)
             await connection.execute(SQL["delete_tenant"], tenant_id)
             await self._record(connection, None, "tenant.delete", show_id("ten", tenant_id))
@@ -287,12 +295,7 @@ class AdminQueries(AuditQueries):
     async def get_event(self, tenant_id: UUID | None, event_id: UUID) -> EventView:
         async with self._connections.use(f"get event {event_id}") as connection:
             row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
-            event = _found(row, "event")
-            states = await connection.fetch(SQL["delivery_states"], event_id, event["tenant_id"])
-            held = await held_until(connection, event["tenant_id"], states)
-        deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
-        event["status"] = event_status([delivery["status"] for delivery in deliveries])
-        return EventView(event, deliveries)
+            return await view_of(connection, _found(row, "event"))
 
     async def list_events(
         self,
@@ -421,6 +424,15 @@ async def _append_control(
 
 
 # ---- what the rows mean ----------------------------------------------------------------------------------------------
+
+
+async def view_of(connection: Any, event: dict[str, Any]) -> EventView:
+    """A row of an event with the states of its deliveries and its own."""
+    states = await connection.fetch(SQL["delivery_states"], event["event_id"], event["tenant_id"])
+    held = await held_until(connection, event["tenant_id"], states)
+    deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
+    event["status"] = event_status([delivery["status"] for delivery in deliveries])
+    return EventView(event, deliveries)
 
 
 def delivery_state(row: Mapping[str, Any], held_until: float | None = None) -> dict[str, Any]:

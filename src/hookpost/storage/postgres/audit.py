@@ -119,6 +119,10 @@ class AuditQueries(VaultQueries):
         """In the chain of a tenant, or (None) of the platform."""
         await record(connection, self._sealing, chain or PLATFORM, action, target, before, after)
 
+    async def note(self, tenant_id: UUID | None, action: str, target: str, told: Mapping[str, Any] | None) -> None:
+        async with self._connections.use(f"enter {action}") as connection, connection.transaction():
+            await self._record(connection, tenant_id, action, target, None, told)
+
     async def list_audit(
         self,
         tenant_id: UUID | None,

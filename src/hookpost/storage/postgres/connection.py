@@ -106,6 +106,11 @@ class Connections:
             "timezone": "UTC",
             # A process that is frozen inside a settle keeps the locks of its shards for so long: less than a lease.
             "idle_in_transaction_session_timeout": "10s",
+            # So does one whose machine is gone in the middle of a COPY, which is not idle: the server finds out by TCP.
+            "tcp_keepalives_idle": "5",
+            "tcp_keepalives_interval": "2",
+            "tcp_keepalives_count": "3",
+            "tcp_user_timeout": "10s",
             # Generic plans prune partitions when they run; planning anew for each call would cost more than the call.
             "plan_cache_mode": "force_generic_plan",
             "jit": "off",

@@ -14,6 +14,7 @@ from hookpost.storage.contract import (
     Appended,
     EndpointFilter,
     NewEvent,
+    Recalled,
     SharedDemand,
     Stale,
     StoreUnavailable,
@@ -104,7 +105,16 @@ class IngestQueries(VaultQueries):
                 for endpoint_id, (events, cap, pinned) in zip(row["ids"], filters, strict=True)
             ),
             ingest_rate_limit=row["ingest_rate_limit"],
+            schemas={} if row["schemas"] is None else msgspec.json.decode(row["schemas"], type=dict[str, str]),
         )
+
+    async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
+        async with self._connections.use(f"recall a key of tenant {tenant_id}") as connection:
+            row = await connection.fetchrow(SQL["recall"], tenant_id, key)
+        if row is None or row["event_id"] is None:
+            return None if row is None else Recalled(row["config_version"])
+        first = Appended(Verdict.DUPLICATE, row["event_id"], row["delivery_count"])
+        return Recalled(row["config_version"], first, row["request_hash"])
 
     async def share_demand(
         self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float

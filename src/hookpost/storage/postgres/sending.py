@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from hookpost.storage.contract import SecretLocked
+from hookpost.storage.postgres.audit import record
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, prepare, translated
 from hookpost.storage.postgres.queries import load
+from hookpost.storage.postgres.vault import PLATFORM, Vault
 
 SQL = load("sending")
 
@@ -27,16 +30,21 @@ class Owed:
     newest: float
 
 
-async def pause(dsn: str) -> None:
-    """Have all workers stop sending, those that start later too."""
-    async with _connected(dsn) as connection:
+async def pause(dsn: str, vault: Vault) -> None:
+    """Have all workers stop sending, those that start later too. It stands in the audit log; where that cannot be
+    written for want of a key, nothing is sent all the same: whoever pulls the brake must not have to look for a key."""
+    async with _connected(dsn) as connection, connection.transaction():
         await connection.execute(SQL["pause"])
+        with suppress(SecretLocked):
+            async with connection.transaction():
+                await record(connection, vault, PLATFORM, "sending.pause", "platform")
 
 
-async def go_on(dsn: str) -> None:
-    """Have all workers send again."""
-    async with _connected(dsn) as connection:
+async def go_on(dsn: str, vault: Vault) -> None:
+    """Have all workers send again. Raises SecretLocked when the audit log cannot be written."""
+    async with _connected(dsn) as connection, connection.transaction():
         await connection.execute(SQL["go_on"])
+        await record(connection, vault, PLATFORM, "sending.go_on", "platform")
 
 
 async def owed(dsn: str) -> tuple[list[Owed], float | None]:

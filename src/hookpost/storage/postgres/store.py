@@ -11,14 +11,16 @@ from hookpost.policy.routing import HOMES_MAX
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
-from hookpost.storage.postgres.admin import AdminQueries
 from hookpost.storage.postgres.alerts import AlertQueries
+from hookpost.storage.postgres.certificates import CertificateQueries
 from hookpost.storage.postgres.cold import ColdQueries
 from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, Connections
+from hookpost.storage.postgres.event_types import EventTypeQueries
 from hookpost.storage.postgres.explain import ExplainQueries
 from hookpost.storage.postgres.figures import FiguresQueries
 from hookpost.storage.postgres.ingest import IngestQueries
 from hookpost.storage.postgres.maintenance import MaintenanceQueries
+from hookpost.storage.postgres.pumping import PumpQueries
 from hookpost.storage.postgres.removals import RemovalQueries
 from hookpost.storage.postgres.replays import ReplayQueries
 from hookpost.storage.postgres.retention import RetentionQueries
@@ -41,6 +43,7 @@ class UnsafeDatabase(Exception):
 
 class PostgresStore(
     IngestQueries,
+    PumpQueries,
     WorkerQueries,
     MaintenanceQueries,
     RollupQueries,
@@ -48,7 +51,8 @@ class PostgresStore(
     ColdQueries,
     RemovalQueries,
     AlertQueries,
-    AdminQueries,
+    CertificateQueries,
+    EventTypeQueries,
     ReplayQueries,
     StatsQueries,
     SearchQueries,

@@ -296,6 +296,9 @@ class WorkerQueries(AuditQueries):
             timeout_s = min(timeout_s, DEAF_S)
         return await self._rings.wait(timeout_s)
 
+    def ring_here(self, shards: Collection[int]) -> None:
+        self._rings.hear(shards)
+
     def _hear(self, _connection: Any, _pid: int, _channel: str, shards: str) -> None:
         """A ring names shards, or none; one that cannot be read is for all."""
         try:

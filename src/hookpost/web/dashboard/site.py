@@ -20,6 +20,7 @@ from hookpost.web.api import Api
 from hookpost.web.auth import Authenticator
 from hookpost.web.dashboard import guard
 from hookpost.web.dashboard.ask import AsgiApp, Asker, Refusal
+from hookpost.web.dashboard.entered import SignIns
 from hookpost.web.dashboard.forms import Form, read_form
 from hookpost.web.dashboard.pages import ROUTES, sign_in
 from hookpost.web.dashboard.render import STATIC_TYPES, Renderer, static_file
@@ -40,7 +41,9 @@ class Dashboard:
     def __init__(
         self, app: AsgiApp, api: Api, authenticator: Authenticator, *, secret: bytes, public_url: str | None
     ) -> None:
-        self._desk = Desk(api, Asker(app), authenticator, Sessions(secret), Throttle(), Renderer(), public_url)
+        self._desk = Desk(
+            api, Asker(app), authenticator, Sessions(secret), Throttle(), Renderer(), SignIns(api.store), public_url
+        )
         routes = [Route(PREFIX + path, self._endpoint(page), methods=[method]) for path, method, page in ROUTES]
         self._router = Router(
             [

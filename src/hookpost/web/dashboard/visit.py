@@ -13,6 +13,7 @@ from hookpost.model import IdError, parse_id
 from hookpost.web.api import Api
 from hookpost.web.auth import Authenticator, Principal
 from hookpost.web.dashboard.ask import Asker
+from hookpost.web.dashboard.entered import SignIns
 from hookpost.web.dashboard.forms import Form
 from hookpost.web.dashboard.render import Renderer
 from hookpost.web.dashboard.session import Session, Sessions
@@ -48,6 +49,7 @@ class Desk:
     sessions: Sessions
     throttle: Throttle
     renderer: Renderer
+    sign_ins: SignIns
     public_url: str | None
 
     def now(self) -> float:

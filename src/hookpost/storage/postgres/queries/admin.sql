@@ -50,6 +50,9 @@ update tenants set deleted_at = clock_timestamp(), updated_at = clock_timestamp(
 update endpoints set deleted_at = clock_timestamp(), updated_at = clock_timestamp()
 where tenant_id = $1 and deleted_at is null
 
+-- name: delete_types_of
+delete from event_types where tenant_id = $1
+
 -- name: forget_barriers
 -- What is cancelled need not be waited for.
 delete from barriers where endpoint_id = $1

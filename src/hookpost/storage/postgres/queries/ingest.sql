@@ -7,10 +7,19 @@ select * from hookpost_append($1, make_interval(secs => $2), $3, $4, $5, $6, $7,
 select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight, t.ingest_rate_limit,
        coalesce(array_agg(e.endpoint_id order by e.created_at, e.endpoint_id) filter (where e.endpoint_id is not null), '{}') as ids,
        coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight, e.pinned) order by e.created_at, e.endpoint_id)
-                filter (where e.endpoint_id is not null), '[]')::text as filters
+                filter (where e.endpoint_id is not null), '[]')::text as filters,
+       (select jsonb_object_agg(y.name, y.schema) from event_types y
+        where y.tenant_id = t.tenant_id and y.schema is not null)::text as schemas
 from tenants t left join endpoints e on e.tenant_id = t.tenant_id and e.deleted_at is null
 where t.tenant_id = $1 and t.deleted_at is null
 group by t.tenant_id
+
+-- name: recall
+-- Before an event is refused: is its tenant's configuration what it was checked against, and was its key answered before?
+select t.config_version, k.event_id, k.request_hash, k.delivery_count
+from tenants t
+left join idempotency_keys k on k.tenant_id = t.tenant_id and k.key = $2 and k.expires_at > hookpost_now()
+where t.tenant_id = $1 and t.deleted_at is null
 
 -- name: share_demand
 -- Once a second from each API process: its own row, and what the living others say in all. It need not wait for the disk.

@@ -70,7 +70,8 @@ where tenant_id = $1 and (endpoint_id = $2 or $2::uuid is null)
 update endpoints set headers = $3, sealed_headers = $4 where endpoint_id = $1 and tenant_id = $2 returning *
 
 -- name: set_tls
-update endpoints set tls_ca = $3, tls_cert = $4, sealed_tls_key = $5 where endpoint_id = $1 and tenant_id = $2 returning *
+-- What is new is looked at anew (policy/expiry).
+update endpoints set tls_ca = $3, tls_cert = $4, sealed_tls_key = $5, tls_look_at = null where endpoint_id = $1 and tenant_id = $2 returning *
 
 -- name: older_processes
 -- Living processes of a release that cannot read sealed secrets.

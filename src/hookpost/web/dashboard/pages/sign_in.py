@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hookpost import telemetry
-from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.contract import SecretLocked, StoreUnavailable
 from hookpost.web.dashboard import guard
 from hookpost.web.dashboard.forms import Form, read_form
 from hookpost.web.dashboard.session import COOKIE, NONCE_BYTES, SESSION_S_MAX
@@ -32,9 +33,13 @@ async def answer(desk: Desk, request: Request) -> Response:
         return response
     try:
         reference = await desk.authenticator.reference(form.text("key"))
+        await desk.sign_ins.signed_in(await desk.authenticator.referred(reference), address)
     except Problem:
         desk.throttle.failed(address, desk.now())
         telemetry.log("sign_in_refused", address=address)
+        # Nobody was let in: an answer does not wait for a store that is away.
+        with suppress(StoreUnavailable, SecretLocked):
+            await desk.sign_ins.refused(address, now=desk.now())
         return _form(desk, 401, "This key is not valid: it is unknown, expired or revoked.", form.text("next"))
     except StoreUnavailable:
         return _form(desk, 503, "The store does not answer at the moment. Try again.", form.text("next"))
@@ -46,6 +51,7 @@ async def answer(desk: Desk, request: Request) -> Response:
 
 async def sign_out(visit: Visit) -> Response:
     """Forget the session; what the cookie said stays good nowhere but in this browser."""
+    await visit.desk.sign_ins.signed_out(visit.principal)
     response = see(PATH + "/sign-in")
     _set_cookie(visit.desk, response, "", 0)
     return response
