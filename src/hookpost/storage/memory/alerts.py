@@ -30,7 +30,7 @@ class AlertTables:
         alerts, after = gather(taken, before, now=now)
         db.standings.update(after)
         for alert in alerts:
-            alert_id, email = uuid7(), db.tenants[alert.tenant_id].get("alert_email")
+            alert_id, email = uuid7(), db.tenants[alert.tenant_id]["alert_email"]
             for channel in sorted(channels):
                 if channel is not Channel.MAIL or email is not None:
                     db.alerts[alert_id, channel] = Untold(alert, now)
@@ -50,7 +50,7 @@ class AlertTables:
             untold = self._db.alerts[alert_id, channel]
             untold.tries += 1
             untold.due_at = at(now + lease_s)
-            email = self._db.tenants[untold.alert.tenant_id].get("alert_email")
+            email = self._db.tenants[untold.alert.tenant_id]["alert_email"]
             found.append(DueAlert(alert_id, channel, untold.alert, untold.tries, email))
         return found
 

@@ -85,23 +85,22 @@ class SettleTables:
             db.outbox += part.notices
 
     def _bury(self, parts: Sequence[ShardSettle]) -> None:
-        """Of several deaths of one delivery the latest generation's."""
+        """Of several deaths of one delivery the latest generation's; one notice for the deaths of an endpoint."""
         letters = sorted(
             ((letter.generation, part.shard, letter) for part in parts for letter in part.dead), key=_first
         )
         latest = {(letter.event_id, letter.endpoint_id): (shard, letter) for _, shard, letter in letters}
+        died: dict[tuple[UUID, UUID], list[UUID]] = {}
         for key, (shard, letter) in latest.items():
             known = self._db.dead.get(key)
             type_ = known.letter.type if known else letter.type or self._type(letter.event_id)
             letter = replace(letter, type=type_, died_at=at(letter.died_at))
             self._db.dead[key] = Letter(shard, letter)
             if type_ not in frozenset(OperationalType):
-                self._db.outbox.append(
-                    Notice(
-                        OperationalType.DELIVERY_DEAD, letter.tenant_id, letter.endpoint_id, self._db.now(), deaths=1,
-                        event_ids=(letter.event_id,),
-                    )
-                )  # fmt: skip
+                died.setdefault((letter.tenant_id, letter.endpoint_id), []).append(letter.event_id)
+        for (tenant_id, endpoint_id), ids in died.items():
+            told = (OperationalType.DELIVERY_DEAD, tenant_id, endpoint_id, self._db.now())
+            self._db.outbox.append(Notice(*told, deaths=len(ids), event_ids=tuple(ids)))
 
     def _type(self, event_id: UUID) -> str:
         original = self._db.original(event_id)
