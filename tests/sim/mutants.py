@@ -15,8 +15,6 @@ import pytest
 
 from hookpost import ingest as ingest_module
 from hookpost import worker as worker_module
-from hookpost.app import compose
-from hookpost.engine import backlog as backlog_module
 from hookpost.engine import engine as engine_module
 from hookpost.engine import roster as roster_module
 from hookpost.engine.books import Books
@@ -24,6 +22,7 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.findings import Findings
 from hookpost.engine.lanes import Lane
 from hookpost.engine.progress import ShardProgress
+from hookpost.engine.timers import Timers
 from hookpost.ingest import Ingest
 from hookpost.policy import retry as retry_module
 from hookpost.policy.breaker import Breaker
@@ -287,11 +286,6 @@ def what_waits_has_an_earlier_deadline(patch: Patch) -> None:
 
 
 @mutant("alerts")
-def an_alert_has_another_key_each_time_it_is_told(patch: Patch) -> None:
-    patch.setattr(compose, "alert_key", lambda due: f"hookpost-alert-{due.alert_id.hex}-{due.tries}")
-
-
-@mutant("alerts")
 def what_was_told_of_an_endpoint_is_forgotten(patch: Patch) -> None:
     gather = memory_alerts.gather
 
@@ -319,9 +313,8 @@ def one_shard_of_each_worker_is_not_read(patch: Patch) -> None:
 
 
 @mutant("rests")
-def what_is_due_is_looked_at_half_a_minute_late(patch: Patch) -> None:
-    on_grid = backlog_module._on_grid
-    patch.setattr(backlog_module, "_on_grid", lambda due: on_grid(due) + 30.0)
+def lanes_are_woken_a_minute_late(patch: Patch) -> None:
+    wrap(patch, Timers, "wake_at", lambda f, timers, lane, moment: f(timers, lane, moment + 60.0))
 
 
 # ---- the trial ------------------------------------------------------------------------------------------------------
