@@ -245,11 +245,6 @@ def every_retry_is_within_the_budget(patch: Patch) -> None:
     patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: True)
 
 
-@mutant("budget")
-def one_tenant_may_take_all_of_the_budget(patch: Patch) -> None:
-    patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: self.free(now=now) > 0)
-
-
 @mutant("rests", "drained")
 def a_retry_that_succeeds_gives_nothing_back(patch: Patch) -> None:
     wrap(patch, RetryBudget, "end", lambda f, b, tenant_id, *, failed, now: f(b, tenant_id, failed=True, now=now))
