@@ -15,7 +15,7 @@ from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.spill import SPILL_AT_ONCE
 from hookpost.engine.work import CANCEL, RETRY_NOW, TICK_S, BacklogRow, Fetch, Kind, ShardSettle, Takeover, Wanted, Work
 from hookpost.model import Endpoint, EndpointStatus, OnDead, Outcome, RetryPolicy, Tenant, WaitReason
-from hookpost.policy.breaker import RAMP_START, BreakerRecord, BreakerState, Probe
+from hookpost.policy.breaker import JITTER, RAMP_START, BreakerPolicy, BreakerRecord, BreakerState, Probe
 from hookpost.policy.budget import BudgetPolicy
 from tests.engine.model import NEVER
 from tests.engine.test_engine_cases import (
@@ -35,6 +35,9 @@ from tests.engine.test_engine_cases import (
 
 ORIGIN = "https://receiver.example"
 ELSEWHERE = "https://elsewhere.example/"
+# The first pause of a breaker at least, and when it is surely over.
+PAUSE_S = BreakerPolicy().pause_s
+PAUSE_OVER_S = JITTER * PAUSE_S + 1.0
 
 
 class Shelf:
@@ -244,7 +247,7 @@ def test_the_fifth_failure_holds_everything_behind_it() -> None:
     bench.end(work, BROKEN)
     [record] = bench.engine.take_breakers()
     assert (record.tenant_id, record.origin, record.state) == (TENANT, ORIGIN, BreakerState.OPEN)
-    assert record.reopen_at == NOW + 30
+    assert NOW + PAUSE_S <= record.reopen_at <= NOW + JITTER * PAUSE_S
     bench.post(count=3)
     assert bench.sends() == []
 
@@ -269,9 +272,9 @@ def test_one_probe_is_asked_for_when_the_pause_is_over() -> None:
     bench.post(E1, E2, count=5)
     bench.sends()
     bench.settle()
-    bench.wait(29.9)
+    bench.wait(PAUSE_S - 0.1)
     assert bench.engine.take_probes() == []
-    bench.wait(0.2)
+    bench.wait(PAUSE_OVER_S)
     assert bench.engine.take_probes() == [(TENANT, ORIGIN)]
     assert bench.engine.take_probes() == []
 
@@ -281,7 +284,7 @@ def test_a_granted_probe_is_one_delivery_and_its_answer_brings_everything_forwar
     break_it(bench)
     bench.post(count=40)
     shelf.go_on()
-    bench.wait(31)
+    bench.wait(PAUSE_OVER_S)
     assert answer_probes(bench) == 1
     shelf.fetch()
     [probe] = bench.sends()
@@ -307,7 +310,7 @@ def test_a_refused_probe_is_asked_for_again_when_the_other_workers_right_ends() 
     bench, shelf = shelved()
     break_it(bench)
     shelf.go_on()
-    bench.wait(31)
+    bench.wait(PAUSE_OVER_S)
     answer_probes(bench, granted=False)
     bench.wait(39)
     shelf.go_on()
@@ -321,13 +324,13 @@ def test_a_failed_probe_doubles_the_pause_and_lets_nothing_else_out() -> None:
     break_it(bench)
     bench.post(count=3)
     shelf.go_on()
-    bench.wait(31)
+    bench.wait(PAUSE_OVER_S)
     answer_probes(bench)
     shelf.fetch()
     bench.engine.take_breakers()
     assert len(shelf.go_on(BROKEN)) == 1
     [record] = bench.engine.take_breakers()
-    assert 59.9 < record.reopen_at - bench.now <= 60
+    assert 2 * PAUSE_S - 0.1 < record.reopen_at - bench.now <= 2 * JITTER * PAUSE_S
 
 
 def test_endpoints_with_one_origin_share_its_breaker_and_another_tenant_does_not() -> None:
@@ -376,7 +379,7 @@ def test_a_probe_whose_endpoint_moves_to_another_url_leaves_no_breaker_waiting_f
     break_it(bench, E1)
     bench.post(E2, count=3)
     shelf.go_on()
-    bench.wait(31)
+    bench.wait(PAUSE_OVER_S)
     answer_probes(bench)
     shelf.fetch()
     [probe] = bench.sends()
@@ -469,7 +472,7 @@ def test_what_a_breaker_held_is_not_limited_by_the_budget_when_it_comes_forward(
     bench, shelf = shelved(policies=budget_of(2))
     break_it(bench)
     shelf.go_on()
-    bench.wait(31)
+    bench.wait(PAUSE_OVER_S)
     answer_probes(bench)
     sent = shelf.go_on()
     assert sorted(sent) == [1, 2, 3, 4, 5]
@@ -683,7 +686,7 @@ def test_a_receivers_recovery_brings_an_ordered_head_forward() -> None:
     opened = BreakerRecord(TENANT, ORIGIN, BreakerState.OPEN, bench.now + 1, bench.now + 31, 1, 5)
     bench.wait(1)
     bench.engine.adopt_breakers([opened], now=bench.now)
-    bench.wait(31)
+    bench.wait(PAUSE_OVER_S)
     closed = replace(opened, state=BreakerState.CLOSED, since=bench.now, reopen_at=None)
     bench.engine.adopt_breakers([closed], now=bench.now)
     assert shelf.go_on() == [1, 2, 3]

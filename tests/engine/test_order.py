@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from tests.sim.ordered import OrderedWorld
 from tests.sim.world import small_fetches
 
-SEEDS = range(18)
-KILLS_MIN = 1_000
+# A thousand kills in `make whole`; in every run those worlds that have many and take little.
+WHOLE = bool(os.environ.get("WHOLE_TESTS"))
+SEEDS = range(18) if WHOLE else (2, 4, 5, 6)
+KILLS_MIN = 1_000 if WHOLE else 200
 # So many deliveries must have arrived in an order that was promised, or the worlds would prove nothing.
-IN_ORDER_MIN = 2_000
+IN_ORDER_MIN = 2_000 if WHOLE else 1_000
 
 
-def test_order_holds_over_a_thousand_kills_and_lost_leases() -> None:
+def test_order_holds_over_hundreds_of_kills_and_lost_leases() -> None:
     kills = in_order = 0
     for seed in SEEDS:
         world = OrderedWorld(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from uuid import UUID
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from hookpost.model import ErrorCode, Outcome
 from hookpost.policy.breaker import (
+    JITTER,
     RAMP_END,
     RAMP_START,
     Breaker,
@@ -26,6 +28,21 @@ NOW = 1_800_000_000.0
 TENANT, ORIGIN = UUID(int=0x10), "https://receiver.example:443"
 CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
 SICK, HEALTHY, NOTHING = Verdict.SICK, Verdict.HEALTHY, Verdict.NOTHING
+
+
+class Drawn(Random):
+    """Every draw is this one."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self._value = value
+
+    def random(self) -> float:
+        return self._value
+
+
+# The shortest pauses and the longest.
+LEAST, MOST = Drawn(0.0), Drawn(1.0 - 2**-53)
 # For how long the store grants the probe.
 GRANT_S = 40.0
 
@@ -37,7 +54,7 @@ def closed() -> Breaker:
 def opened(breaker: Breaker | None = None, *, now: float = NOW) -> Breaker:
     breaker = breaker or closed()
     while breaker.state is CLOSED:
-        breaker.observe(SICK, probe=False, now=now)
+        breaker.observe(SICK, probe=False, now=now, rng=LEAST)
     return breaker
 
 
@@ -60,7 +77,7 @@ def probing() -> Breaker:
 
 def recovered() -> Breaker:
     breaker = probing()
-    breaker.observe(HEALTHY, probe=True, now=NOW + 31)
+    breaker.observe(HEALTHY, probe=True, now=NOW + 31, rng=LEAST)
     return breaker
 
 
@@ -137,14 +154,14 @@ def test_an_outcome_moves_the_breaker_as_the_table_says(
 ) -> None:
     breaker = before()  # type: ignore[operator]
     was = breaker.state
-    changed = breaker.observe(said, probe=probe, now=NOW + 32)
+    changed = breaker.observe(said, probe=probe, now=NOW + 32, rng=LEAST)
     assert breaker.state is after
     assert changed is (after is not was)
 
 
 def test_the_fifth_failure_in_a_row_opens_it() -> None:
     breaker = closed()
-    assert [breaker.observe(SICK, probe=False, now=NOW) for _ in range(5)] == [False] * 4 + [True]
+    assert [breaker.observe(SICK, probe=False, now=NOW, rng=LEAST) for _ in range(5)] == [False] * 4 + [True]
     assert (breaker.state, breaker.reopen_at) == (OPEN, NOW + 30)
 
 
@@ -152,15 +169,15 @@ def test_the_fifth_failure_in_a_row_opens_it() -> None:
 def test_an_answer_between_begins_the_row_anew(answer: Verdict) -> None:
     breaker = closed()
     for said in [SICK] * 4 + [answer] + [SICK] * 4:
-        assert not breaker.observe(said, probe=False, now=NOW)
-    assert breaker.observe(SICK, probe=False, now=NOW)
+        assert not breaker.observe(said, probe=False, now=NOW, rng=LEAST)
+    assert breaker.observe(SICK, probe=False, now=NOW, rng=LEAST)
 
 
 def test_a_fault_of_ours_neither_counts_nor_ends_a_row() -> None:
     breaker = closed()
     for said in [SICK, NOTHING] * 4:
-        assert not breaker.observe(said, probe=False, now=NOW)
-    assert breaker.observe(SICK, probe=False, now=NOW)
+        assert not breaker.observe(said, probe=False, now=NOW, rng=LEAST)
+    assert breaker.observe(SICK, probe=False, now=NOW, rng=LEAST)
 
 
 @pytest.mark.parametrize("late", [SICK, HEALTHY, NOTHING])
@@ -169,33 +186,66 @@ def test_what_was_under_way_before_it_opened_changes_nothing(before: object, lat
     breaker = before()  # type: ignore[operator]
     was = shown(breaker)
     for _ in range(64):
-        assert not breaker.observe(late, probe=False, now=NOW + 31)
+        assert not breaker.observe(late, probe=False, now=NOW + 31, rng=LEAST)
     assert shown(breaker) == was
 
 
-def test_each_failed_probe_doubles_the_pause_up_to_ten_minutes() -> None:
-    breaker, pauses = opened(), []
+@pytest.mark.parametrize(
+    ("rng", "expected"),
+    [(LEAST, [30, 60, 120, 240, 400, 400, 400, 400]), (MOST, [45, 90, 180, 360, 600, 600, 600, 600])],
+)
+def test_each_failed_probe_doubles_the_pause_up_to_ten_minutes(rng: Random, expected: list[float]) -> None:
+    breaker, pauses = closed(), []
+    for _ in range(BreakerPolicy().failures):
+        breaker.observe(SICK, probe=False, now=NOW, rng=rng)
     for _ in range(8):
         pauses.append(breaker.reopen_at - breaker.since)
         granted(breaker, now=breaker.reopen_at).start()
-        breaker.observe(SICK, probe=True, now=breaker.since + 1)
-    assert pauses == [30, 60, 120, 240, 480, 600, 600, 600]
+        breaker.observe(SICK, probe=True, now=breaker.since + 1, rng=rng)
+    assert pauses == pytest.approx(expected)
 
 
 def test_a_breaker_that_stays_open_for_years_keeps_its_longest_pause() -> None:
     breaker = opened()
     for _ in range(100_000):
         granted(breaker, now=breaker.reopen_at).start()
-        breaker.observe(SICK, probe=True, now=breaker.since)
-    assert breaker.reopen_at - breaker.since == 600
+        breaker.observe(SICK, probe=True, now=breaker.since, rng=MOST)
+    assert breaker.reopen_at - breaker.since == pytest.approx(600)
+
+
+@given(
+    st.floats(0.1, 86_400), st.floats(0.1, 86_400), st.integers(1, 100_000), st.floats(0, 1, exclude_max=True)
+)  # fmt: skip
+def test_a_pause_is_never_shorter_than_is_promised_nor_longer_than_the_longest(
+    pause_s: float, pause_max_s: float, openings: int, draw: float
+) -> None:
+    policy = BreakerPolicy(pause_s=pause_s, pause_max_s=pause_max_s)
+    pause = policy.pause(openings, rng=Drawn(draw))
+    shortest, longest = policy.pause(openings, rng=LEAST), policy.pause(openings, rng=MOST)
+    assert min(pause_s, pause_max_s) <= shortest <= pause <= longest <= pause_max_s
+    assert longest <= shortest * JITTER * (1 + 1e-9)
+    assert shortest <= policy.pause(openings + 1, rng=LEAST)
+
+
+def test_receivers_that_fell_together_come_back_apart() -> None:
+    """Two hours away: of each thousand no tenth of the longest pause sees more than a fifth."""
+    rng, policy, back_s = Random(7), BreakerPolicy(), 7200.0
+    returns = []
+    for _ in range(1000):
+        at, openings = 0.0, 0
+        while at < back_s:
+            openings += 1
+            at += policy.pause(openings, rng=rng)
+        returns.append(int((at - back_s) / (policy.pause_max_s / 10)))
+    assert max(map(returns.count, range(10))) < 200
 
 
 def test_a_fault_of_ours_gives_the_probe_back_without_doubling() -> None:
     breaker = probing()
-    assert breaker.observe(NOTHING, probe=True, now=NOW + 31)
+    assert breaker.observe(NOTHING, probe=True, now=NOW + 31, rng=LEAST)
     assert (breaker.state, breaker.openings, breaker.reopen_at) == (OPEN, 1, NOW + 61)
     granted(breaker, now=NOW + 61).start()
-    breaker.observe(SICK, probe=True, now=NOW + 62)
+    breaker.observe(SICK, probe=True, now=NOW + 62, rng=LEAST)
     assert breaker.reopen_at == NOW + 62 + 60
 
 
@@ -246,7 +296,7 @@ def test_behind_a_recovery_two_may_be_under_way_and_twice_as_many_each_round_tri
         assert breaker.closed_to(places)
         rounds.append(places)
         for _ in range(places):
-            breaker.observe(HEALTHY, probe=False, now=NOW + 32)
+            breaker.observe(HEALTHY, probe=False, now=NOW + 32, rng=LEAST)
     assert rounds == [2, 4, 8, 16, 32, 64]
     assert not breaker.closed_to(10_000)
     assert rounds[0] == RAMP_START and rounds[-1] == RAMP_END
@@ -255,14 +305,14 @@ def test_behind_a_recovery_two_may_be_under_way_and_twice_as_many_each_round_tri
 def test_failures_halve_the_ramp_and_never_below_its_start() -> None:
     breaker = recovered()
     for _ in range(30):
-        breaker.observe(HEALTHY, probe=False, now=NOW + 32)
+        breaker.observe(HEALTHY, probe=False, now=NOW + 32, rng=LEAST)
     ramps = []
     for _ in range(4):
-        breaker.observe(SICK, probe=False, now=NOW + 32)
+        breaker.observe(SICK, probe=False, now=NOW + 32, rng=LEAST)
         ramps.append(breaker.ramp)
     assert ramps == [16, 8, 4, 2]
-    breaker.observe(HEALTHY, probe=False, now=NOW + 33)
-    breaker.observe(SICK, probe=False, now=NOW + 33)
+    breaker.observe(HEALTHY, probe=False, now=NOW + 33, rng=LEAST)
+    breaker.observe(SICK, probe=False, now=NOW + 33, rng=LEAST)
     assert breaker.ramp == RAMP_START
 
 
@@ -271,7 +321,7 @@ def test_a_relapse_on_the_ramp_pauses_twice_as_long_and_one_after_it_begins_anew
     assert breaker.reopen_at == NOW + 40 + 60
     well = recovered()
     for _ in range(RAMP_END):
-        well.observe(HEALTHY, probe=False, now=NOW + 40)
+        well.observe(HEALTHY, probe=False, now=NOW + 40, rng=LEAST)
     assert well.at_rest
     assert opened(well, now=NOW + 50).reopen_at == NOW + 50 + 30
 
@@ -279,7 +329,7 @@ def test_a_relapse_on_the_ramp_pauses_twice_as_long_and_one_after_it_begins_anew
 def test_only_a_closed_one_without_failures_or_ramp_is_at_rest() -> None:
     assert closed().at_rest
     failing = closed()
-    failing.observe(SICK, probe=False, now=NOW)
+    failing.observe(SICK, probe=False, now=NOW, rng=LEAST)
     assert not any(breaker.at_rest for breaker in (failing, opened(), half_open(), probing(), recovered()))
 
 
@@ -300,7 +350,7 @@ def test_an_opening_elsewhere_opens_it_here_with_the_same_pause() -> None:
     assert breaker.adopt(record(OPEN, since=NOW + 1, reopen_at=NOW + 121, openings=3))
     assert (breaker.state, breaker.reopen_at, breaker.openings) == (OPEN, NOW + 121, 3)
     granted(breaker, now=NOW + 121).start()
-    breaker.observe(SICK, probe=True, now=NOW + 122)
+    breaker.observe(SICK, probe=True, now=NOW + 122, rng=LEAST)
     assert breaker.reopen_at == NOW + 122 + 240
 
 
@@ -394,9 +444,9 @@ def test_whatever_happens_no_second_probe_starts_while_one_is_under_way(
                 if not breaker.closed_to(len(under_way)):
                     under_way.append(breaker.start())
             case "end" if under_way:
-                breaker.observe(said, probe=under_way.pop(0), now=now)
+                breaker.observe(said, probe=under_way.pop(0), now=now, rng=LEAST)
             case "late":
-                breaker.observe(said, probe=False, now=now)
+                breaker.observe(said, probe=False, now=now, rng=LEAST)
             case "grant":
                 granted(breaker, now=now)
             case "refuse":

@@ -22,12 +22,16 @@ from hookpost.engine.engine import Engine
 from hookpost.engine.findings import Findings
 from hookpost.engine.lanes import Lane
 from hookpost.engine.progress import ShardProgress
+from hookpost.engine.timers import Timers
 from hookpost.ingest import Ingest
 from hookpost.policy import retry as retry_module
 from hookpost.policy.breaker import Breaker
+from hookpost.policy.budget import RetryBudget
 from hookpost.policy.rate import TokenBucket
 from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
+from hookpost.storage.memory import alerts as memory_alerts
 from hookpost.storage.memory.admin import AdminTables
+from hookpost.storage.memory.alerts import AlertTables
 from hookpost.storage.memory.ingest import IngestTables
 from hookpost.storage.memory.settle import SettleTables
 from hookpost.storage.memory.tables import Database
@@ -228,12 +232,22 @@ def a_cap_is_doubled(patch: Patch) -> None:
 
 @mutant("breakers")
 def a_breaker_never_opens(patch: Patch) -> None:
-    patch.setattr(Breaker, "_open", lambda self, now, openings: False)
+    patch.setattr(Breaker, "_open", lambda self, now, openings, rng: False)
 
 
 @mutant("breakers")
 def a_half_open_breaker_lets_everything_through(patch: Patch) -> None:
     wrap(patch, Breaker, "start", lambda f, b: (f(b), setattr(b, "probing", False))[0])
+
+
+@mutant("budget")
+def every_retry_is_within_the_budget(patch: Patch) -> None:
+    patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: True)
+
+
+@mutant("rests", "drained")
+def a_retry_that_succeeds_gives_nothing_back(patch: Patch) -> None:
+    wrap(patch, RetryBudget, "end", lambda f, b, tenant_id, *, failed, now: f(b, tenant_id, failed=True, now=now))
 
 
 @mutant("retry_after")
@@ -263,12 +277,39 @@ def what_waits_has_an_earlier_deadline(patch: Patch) -> None:
     wrap(patch, Books, "store", store)
 
 
+# ---- what is told -----------------------------------------------------------------------------------------------------
+
+
+@mutant("alerts")
+def what_was_told_of_an_endpoint_is_forgotten(patch: Patch) -> None:
+    gather = memory_alerts.gather
+
+    def forget(notices: Any, before: Any, *, now: float) -> Any:
+        return gather(notices, before, now=now)[0], before
+
+    patch.setattr(memory_alerts, "gather", forget)
+
+
+@mutant("alerts")
+def what_is_not_taken_at_once_leaves_the_outbox(patch: Patch) -> None:
+    async def gather(original: Any, self: AlertTables, channels: Any, *, limit: int) -> int:
+        del self._db.outbox[1:]
+        return int(await original(self, channels, limit=limit))
+
+    wrap(patch, AlertTables, "gather_alerts", gather)
+
+
 # ---- what must come to an end ---------------------------------------------------------------------------------------
 
 
 @mutant("drained")
 def one_shard_of_each_worker_is_not_read(patch: Patch) -> None:
     wrap(patch, Worker, "_shards_to_read", lambda f, worker: f(worker)[1:])
+
+
+@mutant("rests", "drained")
+def lanes_are_woken_a_minute_late(patch: Patch) -> None:
+    wrap(patch, Timers, "wake_at", lambda f, timers, lane, moment: f(timers, lane, moment + 60.0))
 
 
 # ---- the trial ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_f20_a_mass_outage_costs_probes_is_not_noticed_by_others_and_drains_behi
     found = result.figures
     drawn(result)
     # That nothing is lost and nothing ends twice is judged within. What was sent in vain: the five failures that open a
-    # breaker, what was under way then, and probes after 30, 90, 210 and 450 s; retries of receivers that get too little
+    # breaker, what was under way then, and probes after 30, 90, 210 and 450 s at the earliest; retries of receivers that get too little
     # for five failures in a row.
     assert found["in_vain_a_receiver"] <= 30
     assert found["drained_s"] <= BreakerPolicy().pause_max_s + 60

@@ -204,6 +204,12 @@ class Memory:
             case "shards":
                 for each in db.shards.values():
                     yield {name: getattr(each, name) for name in ("shard", "pool", "owner", "fence", "quiet_until")}
+            case "endpoints":
+                yield from db.endpoints.values()
+            case "outbox":
+                yield from map(asdict, db.outbox)
+            case "alerts":
+                yield from ({"alert_id": alert_id, "channel": channel} for alert_id, channel in db.alerts)
             case "nodes" | "ingest_nodes":
                 yield from ({"node_id": node_id} for node_id in getattr(db, table))
             case "barriers":

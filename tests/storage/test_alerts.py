@@ -17,11 +17,7 @@ from hookpost.policy.alerts import Notice
 from hookpost.storage.contract import Channel, DueAlert, FenceLost, Store
 from tests.storage.driver import Driver, dead, event, new_endpoint, new_tenant, own, settle, version
 
-# Alerts are no part of the store in memory.
-pytestmark = pytest.mark.postgres
 EVENT = (Channel.EVENT,)
-
-
 # The store's clock stands where there are partitions.
 START = datetime.now(UTC) + timedelta(hours=1)
 
@@ -266,6 +262,8 @@ async def test_workers_that_write_the_same_endpoints_at_once_do_not_block_each_o
     assert {(await health(stores[0], e)).failing_since for e in endpoints} == {1.8e9}
 
 
+# Certificates are no part of the store in memory.
+@pytest.mark.postgres
 async def test_certificates_that_end_are_told_of_once_at_each_distance(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)

@@ -383,7 +383,7 @@ async def _alerting(
     async with contextlib.AsyncExitStack() as stack:
         ingest = make_ingest(settings, store, payloads, clock)
         stack.push_async_callback(ingest.close)
-        ways: dict[Channel, Tell] = {Channel.EVENT: partial(_publish, ingest)}
+        ways: dict[Channel, Tell] = {Channel.EVENT: partial(publish, ingest)}
         if settings.smtp_host is not None:
             ways[Channel.MAIL] = partial(_mail, mail_server(settings), clock)
         if settings.alert_url is not None:
@@ -422,7 +422,7 @@ def mail_server(settings: Settings) -> MailServer:
     )
 
 
-async def _publish(ingest: Ingest, due: DueAlert) -> None:
+async def publish(ingest: Ingest, due: DueAlert) -> None:
     """As an event of the tenant, to all endpoints that want it but the one it is about."""
     alert = due.alert
     event = Submission(alert.type, alert.payload, key=alert_key(due), without=alert.endpoint_id)

@@ -501,7 +501,11 @@ class Settings(BaseSettings):
     )
     breaker_failures: int = Field(5, ge=1, le=1000, description="failures in a row that open a receiver's breaker")
     breaker_pause_s: float = Field(
-        30, ge=0.1, le=DAY_S, description="pause of an open breaker; twice as long each time it opens again"
+        30,
+        ge=0.1,
+        le=DAY_S,
+        description="pause of an open breaker at least, and up to half as long again, so that receivers that fell"
+        " together are not probed together; twice as long each time it opens again",
     )
     breaker_pause_max_s: float = Field(600, ge=0.1, le=DAY_S, description="longest pause of an open breaker")
     egress_outage_receivers: int = Field(

@@ -75,7 +75,7 @@ class Engine:
         self._limits = limits
         self._rng = rng
         self._shards: dict[int, Shard] = {}
-        self._gates = Gates(breaker=policies.breaker, budget=policies.budget, outage=policies.outage)
+        self._gates = Gates(breaker=policies.breaker, budget=policies.budget, outage=policies.outage, rng=rng)
         self._findings = Findings(policies.health)
         self._turns = Turns(limits.in_flight)
         self._timers = Timers()

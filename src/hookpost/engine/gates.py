@@ -7,6 +7,7 @@ policy (`policy/`); here it is looked up, and remembered what the other workers 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from random import Random
 from uuid import UUID
 
 from hookpost.engine.lanes import NEVER, EndpointState, Lane, TenantState
@@ -73,8 +74,9 @@ class OverBudget:
 class Gates:
     """Rate limits, breakers, the retry budget and our own way out of one worker."""
 
-    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy, outage: OutagePolicy) -> None:
+    def __init__(self, *, breaker: BreakerPolicy, budget: BudgetPolicy, outage: OutagePolicy, rng: Random) -> None:
         self._breaker_policy = breaker
+        self._rng = rng
         self.budget = RetryBudget(budget)
         self.over_budget = OverBudget(self.budget)
         self.outage = Outage(outage)
@@ -211,7 +213,7 @@ class Gates:
             if seen is not Verdict.SICK:
                 return None
             breaker = tenant.breakers[origin] = Breaker(self._breaker_policy, now=now)
-        changed = breaker.observe(seen, probe=probe, now=now)
+        changed = breaker.observe(seen, probe=probe, now=now, rng=self._rng)
         if changed:
             self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
         elif breaker.at_rest:

@@ -6,13 +6,18 @@
 | open      | nothing                              | `reopen_at` has come and this worker took the probe → half-open   |
 | half-open | one probe for the whole fleet        | a healthy answer → closed; a failure → open, for twice as long    |
 
-Pure: `now` is an argument. Which worker may send the probe is for the store to say, as only it sees the whole fleet.
+Pauses are drawn, each up to half as long again as it must be, so that receivers that fell together are not probed
+together for as long as they are away.
+
+Pure: `now` and `rng` are arguments. Which worker may send the probe is for the store to say, as only it sees the whole
+fleet.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
+from random import Random
 from uuid import UUID
 
 from hookpost.model import ErrorCode, Outcome
@@ -24,6 +29,9 @@ RAMP_START = 2
 RAMP_END = 64
 # 2**16 openings are beyond every longest pause; the bound keeps the power finite.
 _DOUBLINGS_MAX = 16
+# A pause is up to so many times its least length. The draws add up: receivers that fell at one moment are probed
+# throughout the length of a pause after some hours.
+JITTER = 1.5
 # The store keeps microseconds: what we have stored ourselves comes back as the same moment.
 _SAME_S = 1e-5
 # What went wrong on our side says nothing of the receiver.
@@ -65,11 +73,22 @@ def verdict(outcome: Outcome) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """``failures`` in a row open it, for ``pause_s`` and twice as long each time after, up to ``pause_max_s``."""
+    """``failures`` in a row open it, for ``pause_s`` at least and twice as long each time after; no pause is longer
+    than ``pause_max_s``."""
 
     failures: int = 5
     pause_s: float = 30.0
     pause_max_s: float = 600.0
+
+    def pause(self, openings: int, *, rng: Random) -> float:
+        """How long it stays open, in seconds, when it opens so often without a recovery between.
+
+        At least ``pause_s`` (or ``pause_max_s``, should that be shorter), at most ``pause_max_s``. The longest pauses
+        differ as the others do: they begin at what `JITTER` leaves of ``pause_max_s``.
+        """
+        doubled_s = self.pause_s * 2.0 ** min(openings - 1, _DOUBLINGS_MAX)
+        least_s = min(max(min(doubled_s, self.pause_max_s / JITTER), self.pause_s), self.pause_max_s)
+        return least_s + rng.random() * (min(least_s * JITTER, self.pause_max_s) - least_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,26 +154,26 @@ class Breaker:
         self.probing = self.state is BreakerState.HALF_OPEN
         return self.probing
 
-    def observe(self, verdict: Verdict, *, probe: bool, now: float) -> bool:
+    def observe(self, verdict: Verdict, *, probe: bool, now: float, rng: Random) -> bool:
         """Learn from an outcome; True when the state changed. Behind an opening only the probe's outcome counts: what
-        was under way before says nothing new."""
+        was under way before says nothing new. ``rng`` draws the length of a pause."""
         if probe:
             self.probing = False
         match verdict:
             case Verdict.SICK:
-                return self._sick(probe=probe, now=now)
+                return self._sick(probe=probe, now=now, rng=rng)
             case Verdict.HEALTHY:
                 return self._healthy(probe=probe, now=now)
             case Verdict.NOTHING:
-                return probe and self.state is BreakerState.HALF_OPEN and self._open(now, self.openings)
+                return probe and self.state is BreakerState.HALF_OPEN and self._open(now, self.openings, rng)
 
-    def _sick(self, *, probe: bool, now: float) -> bool:
+    def _sick(self, *, probe: bool, now: float, rng: Random) -> bool:
         self.failures += 1
         if self.state is BreakerState.CLOSED:
             if self.ramp is not None:
                 self.ramp = max(RAMP_START, self.ramp // 2)
-            return self.failures >= self._policy.failures and self._open(now, self.openings + 1)
-        return probe and self.state is BreakerState.HALF_OPEN and self._open(now, self.openings + 1)
+            return self.failures >= self._policy.failures and self._open(now, self.openings + 1, rng)
+        return probe and self.state is BreakerState.HALF_OPEN and self._open(now, self.openings + 1, rng)
 
     def _healthy(self, *, probe: bool, now: float) -> bool:
         if self.state is BreakerState.CLOSED:
@@ -167,13 +186,11 @@ class Breaker:
             return False
         return probe and self._close(now)
 
-    def _open(self, now: float, openings: int) -> bool:
-        policy = self._policy
+    def _open(self, now: float, openings: int, rng: Random) -> bool:
         self.state = BreakerState.OPEN
         self.since = now
         self.openings = max(1, openings)
-        pause_s = policy.pause_s * 2.0 ** min(self.openings - 1, _DOUBLINGS_MAX)
-        self.reopen_at = now + min(pause_s, policy.pause_max_s)
+        self.reopen_at = now + self._policy.pause(self.openings, rng=rng)
         self.ramp = None
         return True
 

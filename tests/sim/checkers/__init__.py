@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from tests.sim.checkers import (
     accepted,
+    alerts,
     attempts,
     breakers,
+    budget,
     caps,
     configuration,
     cursors,
@@ -20,6 +22,7 @@ from tests.sim.checkers import (
     order,
     owners,
     rates,
+    rests,
     retry_after,
 )
 from tests.sim.system.trace import Trace, Violation
@@ -27,8 +30,8 @@ from tests.sim.system.trace import Trace, Violation
 CHECKERS: dict[str, Callable[[Trace], None]] = {
     module.__name__.rpartition(".")[2]: module.judge
     for module in (
-        accepted, attempts, breakers, caps, configuration, cursors, deadlines, drained, duplicates, fates, idempotency,
-        metering, order, owners, rates, retry_after,
+        accepted, alerts, attempts, breakers, budget, caps, configuration, cursors, deadlines, drained, duplicates, fates,
+        idempotency, metering, order, owners, rates, rests, retry_after,
     )
 }  # fmt: skip
 

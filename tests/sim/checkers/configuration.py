@@ -13,7 +13,8 @@ from tests.sim.system.trace import Configured, Posted, Stored, Trace, check
 
 def matches(filters: tuple[str, ...], type_: str) -> bool:
     """Does one of these filters want the type?"""
-    return any(f in ("*", type_) or (f.endswith(".*") and type_.startswith(f[:-1])) for f in filters)
+    wild = not type_.startswith("hookpost.")
+    return any(f == type_ or (f == "*" and wild) or (f.endswith(".*") and type_.startswith(f[:-1])) for f in filters)
 
 
 def judge(trace: Trace) -> None:

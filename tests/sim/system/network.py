@@ -11,16 +11,24 @@ from hookpost.model import ErrorCode, Outcome, Request
 from tests.sim.system.loop import Loop, Node
 from tests.sim.system.trace import Answered, Arrived, Sent, Trace
 
-MOODS = ("ok", "ok", "ok", "slow", "hang", "refuse", "500", "busy", "400", "flaky", "lost")
+MOODS = ("ok", "ok", "ok", "slow", "hang", "refuse", "500", "busy", "400", "flaky", "lost", "half", "half")
 FLAKY = ("ok", "ok", "500", "hang", "busy", "lost")
 
 
 @dataclass(slots=True)
 class Receiver:
-    """An endpoint's other end and its mood."""
+    """An endpoint's other end and its mood. ``half``: it fails every other time, so that no breaker opens."""
 
     endpoint_id: UUID
     mood: str = "ok"
+    fails_next: bool = False
+
+    def next_mood(self) -> str:
+        """That of the request that comes now."""
+        if self.mood != "half":
+            return self.mood
+        self.fails_next = not self.fails_next
+        return "500" if self.fails_next else "ok"
 
 
 @dataclass(slots=True)
@@ -87,7 +95,7 @@ class Wire:
         receiver = network.receivers[request.url]
         endpoint_id, node = receiver.endpoint_id, self._node
         network.trace.add(Sent(loop.time(), node.name, span, event_id, endpoint_id, request.body))
-        answer = network.answer(receiver.mood, request.timeouts.total_s)
+        answer = network.answer(receiver.next_mood(), request.timeouts.total_s)
         started_at = self._now()
 
         def arrive() -> None:

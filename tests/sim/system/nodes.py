@@ -11,16 +11,20 @@ from uuid import UUID
 
 from hookpost import ingest as ingest_module
 from hookpost import worker as worker_module
+from hookpost.alerts import Alerts, alert_key
 from hookpost.app.clock import DatabaseClock
+from hookpost.app.compose import publish
 from hookpost.ingest import Ingest, IngestLimits
 from hookpost.maintenance import Maintenance, Replays, Spreading
 from hookpost.policy.spread import Bounds
-from hookpost.storage.contract import StoreUnavailable
+from hookpost.storage.contract import Channel, DueAlert, StoreUnavailable
+from hookpost.storage.memory import alerts as alerts_module
 from hookpost.storage.memory import moves as moves_module
 from hookpost.worker import Worker, WorkerSettings
 from tests.sim.system.loop import Loop, Node
 from tests.sim.system.network import Network, Wire
 from tests.sim.system.server import Server
+from tests.sim.system.trace import Posted
 
 CLOCK_EVERY_S = 5.0
 
@@ -40,7 +44,7 @@ class Ids:
     @contextmanager
     def everywhere(self) -> Iterator[None]:
         """Let the code mint its ids here: those of the operating system differ from run to run."""
-        modules = (worker_module, ingest_module, moves_module)
+        modules = (worker_module, ingest_module, moves_module, alerts_module)
         before = [module.uuid7 for module in modules]  # type: ignore[attr-defined]
         for module in modules:
             module.uuid7 = self.uuid7  # type: ignore[attr-defined]
@@ -114,7 +118,7 @@ class WorkerProcess(Process):
 
 
 class ApiProcess(Process):
-    """The ingest path of an API process."""
+    """The ingest path of an API process, and the teller of alerts."""
 
     def __init__(self, loop: Loop, server: Server, name: str, rng: Random) -> None:
         super().__init__(loop, server, name, rng)
@@ -131,11 +135,22 @@ class ApiProcess(Process):
             self.store, self.server.payloads, now=self.clock.now, limits=IngestLimits(), processes=2
         )
         async with asyncio.TaskGroup() as tasks:
-            followers = [tasks.create_task(ingest.follow()), tasks.create_task(self._follow_clock())]
+            followers = [
+                tasks.create_task(ingest.follow()),
+                tasks.create_task(self._follow_clock()),
+                tasks.create_task(Alerts(self.store, {Channel.EVENT: self._tell}).run(self.stop)),
+            ]
             await self.stop.wait()
             for task in followers:
                 task.cancel()
         await ingest.close()
+
+    async def _tell(self, due: DueAlert) -> None:
+        """Our own post."""
+        assert self.ingest is not None
+        alert, at = due.alert, self.loop.time()
+        self.server.trace.add(Posted(at, 0, alert.tenant_id, alert.type, alert.payload, alert_key(due)))
+        await publish(self.ingest, due)
 
     async def _follow_clock(self) -> None:
         while True:

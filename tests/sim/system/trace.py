@@ -28,6 +28,18 @@ def check(holds: bool, *what: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Began:
+    """The platform's own settings: this part of the attempts of a minute may be retries that fail, and at least so many.
+    An endpoint's failures are told behind so many in a row, its deaths at most once in so many seconds."""
+
+    at: float
+    retry_part: float
+    retry_floor: int
+    announce_after: int
+    deaths_every_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Configured:
     """A change of an endpoint was asked for at ``asked_at`` and acknowledged; these are its values from then on."""
 

@@ -14,12 +14,15 @@ from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
+from hookpost import alerts
 from hookpost.engine import backlog
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Submission, UnknownTenant
 from hookpost.model import RetryPolicy, Timeouts
+from hookpost.policy import alerts as alerts_policy
 from hookpost.policy.breaker import BreakerPolicy
 from hookpost.policy.budget import BudgetPolicy
+from hookpost.policy.health import HealthPolicy
 from hookpost.storage.contract import Appended, Conflict, ControlAction, NotFound, ReplayFilter, StoreUnavailable, Unfit
 from hookpost.worker import WorkerSettings
 from tests.sim.system.loop import Loop
@@ -29,6 +32,7 @@ from tests.sim.system.server import Faults, Server
 from tests.sim.system.trace import (
     Accepted,
     Away,
+    Began,
     Configured,
     Ended,
     Healed,
@@ -52,6 +56,10 @@ LEASE_S, RENEW_S = 6.0, 1.5
 LONGEST_S = 3.0
 TIMEOUTS = Timeouts(1.0, 2.0, LONGEST_S)
 BREAKER = BreakerPolicy(failures=4, pause_s=3.0, pause_max_s=12.0)
+HEALTH = HealthPolicy(announce_after=6)
+# An alert whose teller died is told again soon, so that the world's end need not be waited for.
+DEATHS_TOLD_EVERY_S, ALERT_LEASE_S = 5.0, 10.0
+BUDGET, BUDGET_SMALL = BudgetPolicy(floor=120), BudgetPolicy(part=0.02, floor=4)
 DEADLINES_S = (20.0, 60.0, 120.0)
 # A producer that has no answer by then goes on.
 PATIENCE_S = 2.0
@@ -82,6 +90,9 @@ class World:
         self.network = Network(self.loop, Random(rng.getrandbits(64)), self.trace)
         self.operator = self.server.operator(self.loop.add("operator"))
         self.roomy = rng.random() < 0.5
+        # Where memory is short there is enough to be looked at without a budget that is short, too.
+        self.budget = BUDGET_SMALL if self.roomy else BUDGET
+        self.trace.add(Began(0.0, self.budget.part, self.budget.floor, HEALTH.announce_after, DEATHS_TOLD_EVERY_S))
         self.chaos = True
         self.tenants: list[UUID] = []
         self.endpoints: dict[UUID, dict[str, Any]] = {}
@@ -129,7 +140,7 @@ class World:
             stop_s=8.0,
             longest_s=LONGEST_S,
             limits=limits,
-            policies=Policies(breaker=BREAKER, budget=BudgetPolicy(floor=120)),
+            policies=Policies(breaker=BREAKER, budget=self.budget, health=HEALTH),
         )
         self.names += 1
         name = f"worker-{self.names}"
@@ -434,7 +445,11 @@ class World:
 
     def _drained(self) -> bool:
         jobs = self.server.database.replays.values()
-        return self._left() == (0, 0) and all(job["state"] != "running" for job in jobs)
+        return self._left() == (0, 0) and all(job["state"] != "running" for job in jobs) and self._all_told()
+
+    def _all_told(self) -> bool:
+        db = self.server.database
+        return not db.outbox and not db.alerts and not any(s.deaths for e, s in db.standings.items() if db.exists(e))
 
 
 async def _answer(ingest: Ingest, tenant_id: UUID, submission: Submission) -> Answer | Exception:
@@ -453,7 +468,12 @@ def live(seed: int) -> Trace:
     gc.disable()
     fetch_max = world.rng.choice((2, 8, 64))
     try:
-        with world.ids.everywhere(), patch.object(backlog, "FETCH_MAX", fetch_max):
+        with (
+            world.ids.everywhere(),
+            patch.object(backlog, "FETCH_MAX", fetch_max),
+            patch.object(alerts, "LEASE_S", ALERT_LEASE_S),
+            patch.object(alerts_policy, "EVERY_S", DEATHS_TOLD_EVERY_S),
+        ):
             loop.run_until_complete(loop.spawn(loop.world, world.live()))
         if loop.failures:
             raise loop.failures[0]

@@ -34,6 +34,8 @@ _NEW: dict[str, Any] = {
     "hold_until": None, "consecutive_failures": 0, "failing_since": None, "deleted_at": None, "ordered_shard": None,
     "ordered_seq": None,
 }  # fmt: skip
+# What a change of a tenant says of itself; its pool and spread are moves.
+TENANT_CHANGES = frozenset({"name", "ingest_rate_limit", "max_in_flight", "alert_email"})
 
 
 class AdminTables:
@@ -58,7 +60,7 @@ class AdminTables:
             "tenant_id": tenant_id, "name": values["name"], "pool": pool, "home_shards": list(homes),
             "spread": spread, "config_version": 1, "changed_at": self._db.now(),
             "ingest_rate_limit": values.get("ingest_rate_limit"), "max_in_flight": values.get("max_in_flight") or 512,
-            "deleted_at": None,
+            "alert_email": values.get("alert_email"), "deleted_at": None,
         }  # fmt: skip
         return self._shown(tenant_id)
 
@@ -76,7 +78,7 @@ class AdminTables:
         await self._pause()
         with self._changing(tenant_id) as tenant:
             before = dict(tenant)
-            tenant.update({n: v for n, v in changes.items() if n in ("name", "ingest_rate_limit", "max_in_flight")})
+            tenant.update({n: v for n, v in changes.items() if n in TENANT_CHANGES})
             self._moves.move_tenant(before, changes)
         return self._shown(tenant_id)
 

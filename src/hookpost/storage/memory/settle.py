@@ -10,6 +10,7 @@ from uuid import UUID
 
 from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, BacklogChange, DeadLetter, ShardSettle
 from hookpost.model import OperationalType
+from hookpost.policy.alerts import Notice
 from hookpost.storage.contract import DataRejected, FenceLost
 from hookpost.storage.memory.ingest import refuse_text
 from hookpost.storage.memory.tables import Database, Letter, ProgressRow, at, day_of
@@ -81,21 +82,25 @@ class SettleTables:
                 db.backlog.get((part.shard, endpoint_id), {}).pop(position, None)
             for change in part.upserts.values():
                 db.backlog.setdefault((part.shard, change.endpoint_id), {})[change.position] = _rounded(change)
-            db.outbox += [(notice.type, notice.endpoint_id) for notice in part.notices]
+            db.outbox += part.notices
 
     def _bury(self, parts: Sequence[ShardSettle]) -> None:
-        """Of several deaths of one delivery the latest generation's."""
+        """Of several deaths of one delivery the latest generation's; one notice for the deaths of an endpoint."""
         letters = sorted(
             ((letter.generation, part.shard, letter) for part in parts for letter in part.dead), key=_first
         )
         latest = {(letter.event_id, letter.endpoint_id): (shard, letter) for _, shard, letter in letters}
+        died: dict[tuple[UUID, UUID], list[UUID]] = {}
         for key, (shard, letter) in latest.items():
             known = self._db.dead.get(key)
             type_ = known.letter.type if known else letter.type or self._type(letter.event_id)
             letter = replace(letter, type=type_, died_at=at(letter.died_at))
             self._db.dead[key] = Letter(shard, letter)
             if type_ not in frozenset(OperationalType):
-                self._db.outbox.append((OperationalType.DELIVERY_DEAD, letter.endpoint_id))
+                died.setdefault((letter.tenant_id, letter.endpoint_id), []).append(letter.event_id)
+        for (tenant_id, endpoint_id), ids in died.items():
+            told = (OperationalType.DELIVERY_DEAD, tenant_id, endpoint_id, self._db.now())
+            self._db.outbox.append(Notice(*told, deaths=len(ids), event_ids=tuple(ids)))
 
     def _type(self, event_id: UUID) -> str:
         original = self._db.original(event_id)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.storage.endpoints import EndpointDefaults
+from hookpost.storage.memory.alerts import AlertTables
 from hookpost.storage.memory.event_types import EventTypeTables
 from hookpost.storage.memory.ingest import IngestTables
 from hookpost.storage.memory.maintenance import MaintenanceTables
@@ -23,8 +24,10 @@ async def _turn() -> None:
     await asyncio.sleep(0)
 
 
-class MemoryStore(IngestTables, WorkerTables, SettleTables, MaintenanceTables, EventTypeTables, ReplayTables):
-    """Implements what ingest, workers and maintenance ask of the contract, and the changes that the API makes.
+class MemoryStore(
+    IngestTables, WorkerTables, SettleTables, MaintenanceTables, EventTypeTables, ReplayTables, AlertTables
+):
+    """Implements what ingest, workers, maintenance and alerts ask of the contract, and the changes that the API makes.
 
     ``pause`` is awaited before each statement: where others may come in between, and where a call may fail.
     """

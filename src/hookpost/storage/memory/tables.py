@@ -13,8 +13,9 @@ from typing import Any
 from uuid import UUID
 
 from hookpost.engine.work import Attempt, BacklogChange, DeadLetter, JournalRow, Kind, Progress, ShardSettle
+from hookpost.policy.alerts import Alert, Notice, Standing
 from hookpost.policy.breaker import BreakerRecord
-from hookpost.storage.contract import NotFound, StoreUnavailable
+from hookpost.storage.contract import Channel, NotFound, StoreUnavailable
 
 _EPOCH = 946_684_800
 _DAY_S = 86_400
@@ -149,6 +150,15 @@ class Letter:
     letter: DeadLetter
 
 
+@dataclass(slots=True)
+class Untold:
+    """An alert that is to be told in one channel, and how often that was tried."""
+
+    alert: Alert
+    due_at: float
+    tries: int = 0
+
+
 class Database:
     """All that is stored. ``clock`` tells the store's time, in Unix seconds; it may jump, as clocks do."""
 
@@ -169,7 +179,9 @@ class Database:
         self.backlog: dict[tuple[int, UUID], dict[int, BacklogChange]] = {}
         self.dead: dict[tuple[UUID, UUID], Letter] = {}
         self.breakers: dict[tuple[UUID, str], Breaker] = {}
-        self.outbox: list[tuple[str, UUID]] = []
+        self.outbox: list[Notice] = []
+        self.standings: dict[UUID, Standing] = {}
+        self.alerts: dict[tuple[UUID, Channel], Untold] = {}
         self.barriers: dict[tuple[UUID, int], int] = {}
         self.departures: dict[tuple[UUID, int], int] = {}
         self.replays: dict[UUID, dict[str, Any]] = {}

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from hookpost.engine.lanes import NEVER
 from hookpost.engine.work import BacklogChange, BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Takeover, Wanted
-from hookpost.model import Endpoint, EndpointStatus, Health, Tenant
+from hookpost.model import Endpoint, EndpointStatus, Health, OperationalType, Tenant
+from hookpost.policy.alerts import Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import RECOVERED_S, Claimed, Survey
 from hookpost.storage.endpoints import EndpointDefaults
@@ -241,7 +242,7 @@ class WorkerTables:
             "keys": [key for key, _, _ in secrets],
             "created": [created for _, created, _ in secrets],
             "expires": [expires for _, _, expires in secrets],
-            "failing_told": False,
+            "failing_told": endpoint_id in self._db.standings and self._db.standings[endpoint_id].failing_told,
             "locked": False,
         })  # fmt: skip
 
@@ -287,7 +288,9 @@ class WorkerTables:
         if row is None or row["deleted_at"] is not None or row["status"] == EndpointStatus.DISABLED:
             return False
         row["status"], row["status_reason"] = EndpointStatus.DISABLED.value, reason
-        self._db.outbox.append(("hookpost.endpoint.disabled", endpoint_id))
+        self._db.outbox.append(
+            Notice(OperationalType.ENDPOINT_DISABLED, tenant_id, endpoint_id, self._db.now(), reason=reason)
+        )
         self._db.tenants[tenant_id]["config_version"] += 1
         self._touch(tenant_id)
         return True

@@ -381,8 +381,11 @@ class EmbeddedPostgres:
             user,
         )
         self._run("postgres", ["--single", "-D", str(new), "postgres"], user, f"CREATE DATABASE {DATABASE};\n")
+        # initdb has synced the rest. Without this a power loss soon after could leave a file that no start can read.
         with (new / "postgresql.conf").open("a") as file:
             file.write(_INCLUDE)
+            file.flush()
+            os.fsync(file.fileno())
         new.rename(self.data)
         _sync_dir(self.data_dir)
 
@@ -660,9 +663,13 @@ def _short_socket_dir(data: Path) -> Path:
 
 def _write_settings(data: Path, socket_dir: Path, user: pwd.struct_passwd) -> None:
     new = data / "hookpost.conf.new"
-    new.write_text(_SETTINGS.format(socket_dir=socket_dir, compression=_compression()))
+    with new.open("w") as file:
+        file.write(_SETTINGS.format(socket_dir=socket_dir, compression=_compression()))
+        file.flush()
+        os.fsync(file.fileno())
     _own(new, user)
     new.rename(data / "hookpost.conf")
+    _sync_dir(data)
 
 
 def _compression() -> str:

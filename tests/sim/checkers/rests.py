@@ -1,0 +1,156 @@
+"""I5: no delivery rests that is due, whose gate is open, and for which there are places.
+
+Told of the time behind the trouble, when little else can hold it: in front of each row of the backlog that is due a
+request to its endpoint starts within REST_S, counting from the last thing that may have kept it. What may keep it is told
+from what happened alone: failures (a breaker, a Retry-After, the retry budget), processes that begin or end, a claim of
+its shard, a change of its endpoint, another request to the endpoint, and in an ordered lane all that lies before it.
+Tenants that were moved are left out: what waits for a move is not seen here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from uuid import UUID
+
+from tests.sim.system.trace import (
+    Answered,
+    Away,
+    Began,
+    Claimed,
+    Configured,
+    Ended,
+    Healed,
+    Jumped,
+    Killed,
+    Moved,
+    Paused,
+    Sent,
+    Settled,
+    Started,
+    Stopping,
+    Stored,
+    Trace,
+    check,
+)
+
+REST_S = 6.0
+# A lease that runs out, a survey, a new owner that is quiet until the last one's requests have ended.
+HAND_OVER_S = 15.0
+# A breaker is open behind so many failures in a row, for so long at most; the right to its probe may lie with the dead.
+FAILURES, PAUSE_S, PROBE_S = 4, 12.0, 40.0
+# What one worker has learnt the others hear of.
+TOLD_S = 2.0
+# So many workers share the floor of the retry budget.
+WORKERS_MAX = 4
+_Receiver = tuple[UUID, str]
+_Lane = tuple[int, UUID]
+
+
+class _Watch:
+    """What is known at a moment."""
+
+    def __init__(self) -> None:
+        self.rows: dict[_Lane, dict[int, float]] = defaultdict(dict)
+        self.config: dict[UUID, Configured] = {}
+        self.moved: set[UUID] = set()
+        self.in_a_row: dict[tuple[str, _Receiver], int] = defaultdict(int)
+        # Per endpoint, shard or receiver: nothing is said before.
+        self.busy_until: dict[UUID, float] = defaultdict(float)
+        self.claimed_until: dict[int, float] = defaultdict(float)
+        self.sick_until: dict[_Receiver, float] = defaultdict(float)
+        self.unrest_until = 0.0
+        self.failed_retries: deque[tuple[float, UUID]] = deque()
+        self.floor = 0
+        # What the database's clock shows more than the true time.
+        self.ahead_s = 0.0
+
+    def receiver(self, endpoint_id: UUID) -> _Receiver:
+        config = self.config[endpoint_id]
+        return config.tenant_id, config.url.split("/")[2]
+
+    def answered(self, entry: Answered) -> None:
+        """What the receiver's breaker and its hold may be now."""
+        key = self.receiver(entry.endpoint_id)
+        until = entry.at + (entry.retry_after_s or 0.0)
+        self.busy_until[entry.endpoint_id] = max(until, self.busy_until[entry.endpoint_id])
+        if entry.error is None:
+            self.in_a_row[entry.node, key] = 0
+            self.sick_until[key] = min(self.sick_until[key], entry.at + TOLD_S)
+            return
+        self.in_a_row[entry.node, key] += 1
+        if self.in_a_row[entry.node, key] >= FAILURES:
+            self.sick_until[key] = entry.at + PAUSE_S + PROBE_S
+
+    def settled(self, entry: Settled) -> None:
+        """What waits is what the backlog holds."""
+        for endpoint_id, position in entry.gone:
+            self.rows[entry.shard, endpoint_id].pop(position, None)
+        for endpoint_id in entry.dropped:
+            self.rows.pop((entry.shard, endpoint_id), None)
+        for died in entry.dead:
+            self.rows[entry.shard, died.endpoint_id].pop(died.position, None)
+        for wait in entry.waits:
+            self.rows[entry.shard, wait.endpoint_id][wait.position] = wait.due_at - self.ahead_s
+        self.failed_retries.extend(
+            (a.started_at - self.ahead_s, a.tenant_id) for a in entry.attempts if a.retry_count and a.error
+        )
+
+    def short_of_budget(self, now: float) -> set[UUID]:
+        """The tenants whose share of the retry budget the failures of the last minute may have used up, on one worker."""
+        while self.failed_retries and self.failed_retries[0][0] < now - 65.0:
+            self.failed_retries.popleft()
+        size, used = self.floor // WORKERS_MAX, Counter(tenant_id for _, tenant_id in self.failed_retries)
+        share = size // (len(used) + 2)
+        tenants = {config.tenant_id for config in self.config.values()}
+        return {each for each in tenants if used[each] >= share or used.total() >= size - share}
+
+    def check(self, healed: float, now: float) -> None:
+        """Does anything rest?"""
+        short = self.short_of_budget(now)
+        for (shard, endpoint_id), rows in self.rows.items():
+            config = self.config[endpoint_id]
+            if not rows or config.tenant_id in (*self.moved, *short) or config.deleted or config.status != "enabled":
+                continue
+            due = rows[min(rows)] if config.ordered else min(rows.values())
+            since = max(
+                due, healed, self.unrest_until, self.claimed_until[shard], self.busy_until[endpoint_id],
+                self.sick_until[self.receiver(endpoint_id)],
+            )  # fmt: skip
+            check(now - since <= REST_S, "rests, due since", due, "and free since", since, shard, endpoint_id, rows)
+
+
+def judge(trace: Trace) -> None:
+    watch, healed = _Watch(), float("inf")
+    for entry in trace.entries:
+        if entry.at > healed:
+            watch.check(healed, entry.at)
+        match entry:
+            case Began():
+                watch.floor = entry.retry_floor
+            case Stored() if not watch.ahead_s:
+                watch.ahead_s = entry.created_at - entry.at
+            case Jumped() if entry.whose == "database" and watch.ahead_s:
+                watch.ahead_s += entry.by_s
+            case Configured():
+                watch.config[entry.endpoint_id] = entry
+                watch.busy_until[entry.endpoint_id] = entry.at + TOLD_S
+            case Moved():
+                watch.moved.add(entry.tenant_id)
+            case Claimed():
+                watch.claimed_until[entry.shard] = entry.at + HAND_OVER_S
+            case Sent():
+                watch.busy_until[entry.endpoint_id] = max(entry.at, watch.busy_until[entry.endpoint_id])
+            case Answered():
+                watch.answered(entry)
+            case Settled():
+                watch.settled(entry)
+            case Killed() | Started() | Stopping():
+                watch.unrest_until = max(watch.unrest_until, entry.at + HAND_OVER_S)
+            case Paused() | Away():
+                watch.unrest_until = max(watch.unrest_until, entry.at + entry.seconds + HAND_OVER_S)
+            case Healed():
+                healed = entry.at
+            case Ended():
+                return
+            case _:
+                pass
