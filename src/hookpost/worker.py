@@ -806,6 +806,7 @@ class Worker:
             self._note_store(error)
             self._engine.tell_again(records)
             return
+        self._engine.on_told(records)
         for record in records:
             telemetry.log("breaker_changed", origin=record.origin, state=record.state, failures=record.failures)
 

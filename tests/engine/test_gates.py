@@ -319,6 +319,18 @@ def test_a_refused_probe_is_asked_for_again_when_the_other_workers_right_ends() 
     assert bench.engine.take_probes() == [(TENANT, ORIGIN)]
 
 
+def test_a_breaker_that_was_closed_elsewhere_by_a_clock_set_back_does_not_hold_its_deliveries_for_ever() -> None:
+    bench, shelf = shelved()
+    break_it(bench)
+    bench.engine.on_told(bench.engine.take_breakers())
+    shelf.go_on()
+    bench.wait(PAUSE_OVER_S)
+    assert bench.engine.take_probes() == [(TENANT, ORIGIN)]
+    stored = BreakerRecord(TENANT, ORIGIN, BreakerState.CLOSED, NOW - 3600, None, 0, 0)
+    bench.engine.on_probes([Probe(False, bench.now, stored)], now=bench.now)
+    assert sorted(shelf.go_on()) == [1, 2, 3, 4, 5]
+
+
 def test_a_failed_probe_doubles_the_pause_and_lets_nothing_else_out() -> None:
     bench, shelf = shelved()
     break_it(bench)

@@ -384,6 +384,7 @@ def test_while_its_own_probe_is_under_way_it_takes_over_nothing(state: BreakerSt
 
 def test_what_the_store_holds_as_closed_closes_it_here_though_a_clock_set_back_made_that_look_older() -> None:
     breaker = opened()
+    breaker.told = True
     answer = Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20))
     assert breaker.grant(answer, now=NOW + 30)
     assert breaker.state is CLOSED
@@ -396,6 +397,12 @@ def test_a_probe_that_another_worker_holds_is_asked_for_again_when_its_right_end
     assert not breaker.grant(answer, now=NOW + 30)
     assert not breaker.wants_probe(now=NOW + 64)
     assert breaker.wants_probe(now=NOW + 65)
+
+
+def test_what_the_store_holds_as_closed_does_not_close_it_here_before_the_store_has_heard_of_the_opening() -> None:
+    breaker = opened()
+    assert not breaker.grant(Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20)), now=NOW + 30)
+    assert breaker.state is OPEN
 
 
 def test_a_refusal_that_tells_of_a_recovery_closes_it() -> None:

@@ -307,7 +307,7 @@ def one_shard_of_each_worker_is_not_read(patch: Patch) -> None:
     wrap(patch, Worker, "_shards_to_read", lambda f, worker: f(worker)[1:])
 
 
-@mutant("rests", "drained")
+@mutant("rests")
 def lanes_are_woken_a_minute_late(patch: Patch) -> None:
     wrap(patch, Timers, "wake_at", lambda f, timers, lane, moment: f(timers, lane, moment + 60.0))
 

@@ -756,6 +756,12 @@ class Engine:
         """Breakers whose state changed, to be stored and shared with the other workers."""
         return self._gates.take_changes()
 
+    def on_told(self, records: Iterable[BreakerRecord]) -> None:
+        """The store has these breakers, or later states of them."""
+        for record in records:
+            if (tenant := self._roster.tenants.get(record.tenant_id)) is not None:
+                self._gates.told(tenant, record)
+
     def tell_again(self, records: Iterable[BreakerRecord]) -> None:
         """These could not be stored."""
         self._gates.tell_again(records)

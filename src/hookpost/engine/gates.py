@@ -259,6 +259,12 @@ class Gates:
         changed, self._changed = self._changed, {}
         return list(changed.values())
 
+    def told(self, tenant: TenantState, record: BreakerRecord) -> None:
+        """This is stored, or something later is."""
+        breaker = tenant.breakers.get(record.origin)
+        if breaker is not None and breaker.since == record.since:
+            breaker.told = True
+
     def tell_again(self, records: Iterable[BreakerRecord]) -> None:
         """These could not be stored; what changed since comes before them."""
         for record in records:

@@ -117,9 +117,14 @@ class Probe:
 
 
 class Breaker:
-    """One receiver's breaker in one worker. ``openings`` counts those in a row without a recovery between."""
+    """One receiver's breaker in one worker.
 
-    __slots__ = ("_policy", "failures", "openings", "probe_until", "probing", "ramp", "reopen_at", "since", "state")
+    ``openings`` counts those in a row without a recovery between; ``told`` says that the last of them is stored.
+    """
+
+    __slots__ = (
+        "_policy", "failures", "openings", "probe_until", "probing", "ramp", "reopen_at", "since", "state", "told",
+    )  # fmt: skip
 
     def __init__(self, policy: BreakerPolicy, *, now: float) -> None:
         self._policy = policy
@@ -131,6 +136,7 @@ class Breaker:
         self.ramp: int | None = None
         self.probing = False
         self.probe_until = 0.0
+        self.told = False
 
     @property
     def at_rest(self) -> bool:
@@ -189,6 +195,7 @@ class Breaker:
     def _open(self, now: float, openings: int, rng: Random) -> bool:
         self.state = BreakerState.OPEN
         self.since = now
+        self.told = False
         self.openings = max(1, openings)
         self.reopen_at = now + self._policy.pause(self.openings, rng=rng)
         self.ramp = None
@@ -221,9 +228,9 @@ class Breaker:
             return True
         if self.state is BreakerState.OPEN:
             self.reopen_at = max(self.reopen_at, probe.until)
-            if probe.record.state is BreakerState.CLOSED:
-                # There is nothing to probe. Times do not count here: whoever closed it may have had its clock set back
-                # since we opened it, and nobody would ever grant us the probe.
+            if probe.record.state is BreakerState.CLOSED and self.told:
+                # Somebody has closed it behind our opening, whatever the times say: clocks may have been set back in
+                # between. Nobody would ever grant us the probe.
                 return self._take_over(probe.record)
         return self.adopt(probe.record)
 
@@ -235,6 +242,7 @@ class Breaker:
 
     def _take_over(self, record: BreakerRecord) -> bool:
         before = self.state
+        self.told = True
         self.since = record.since
         self.openings = record.openings
         self.failures = record.failures

@@ -4,7 +4,7 @@ Told of the time behind the trouble, when little else can hold it: in front of e
 request to its endpoint starts within REST_S, counting from the last thing that may have kept it. What may keep it is told
 from what happened alone: failures (a breaker, a Retry-After, the retry budget), processes that begin or end, a claim of
 its shard, a change of its endpoint, another request to the endpoint, and in an ordered lane all that lies before it.
-Tenants that were moved are left out: what waits for a move is not seen here.
+What is pinned of a tenant that was moved is left out: what waits for a move is not seen here.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class _Watch:
         self.rows: dict[_Lane, dict[int, float]] = defaultdict(dict)
         self.config: dict[UUID, Configured] = {}
         self.moved: set[UUID] = set()
+        # Endpoints that were ordered or had a rate limit at some time: these wait behind a move.
+        self.pinned: set[UUID] = set()
         self.in_a_row: dict[tuple[str, _Receiver], int] = defaultdict(int)
         # Per endpoint, shard or receiver: nothing is said before.
         self.busy_until: dict[UUID, float] = defaultdict(float)
@@ -109,7 +111,9 @@ class _Watch:
         short = self.short_of_budget(now)
         for (shard, endpoint_id), rows in self.rows.items():
             config = self.config[endpoint_id]
-            if not rows or config.tenant_id in (*self.moved, *short) or config.deleted or config.status != "enabled":
+            if not rows or config.tenant_id in short or config.deleted or config.status != "enabled":
+                continue
+            if config.tenant_id in self.moved and endpoint_id in self.pinned:
                 continue
             due = rows[min(rows)] if config.ordered else min(rows.values())
             since = max(
@@ -133,6 +137,8 @@ def judge(trace: Trace) -> None:
                 watch.ahead_s += entry.by_s
             case Configured():
                 watch.config[entry.endpoint_id] = entry
+                if entry.ordered or entry.rate_limit is not None:
+                    watch.pinned.add(entry.endpoint_id)
                 watch.busy_until[entry.endpoint_id] = entry.at + TOLD_S
             case Moved():
                 watch.moved.add(entry.tenant_id)

@@ -11,7 +11,7 @@ from hookpost.model import ErrorCode, Outcome, Request
 from tests.sim.system.loop import Loop, Node
 from tests.sim.system.trace import Answered, Arrived, Sent, Trace
 
-MOODS = ("ok", "ok", "ok", "slow", "hang", "refuse", "500", "busy", "400", "flaky", "lost", "half", "half")
+MOODS = ("ok", "ok", "ok", "slow", "hang", "refuse", "500", "busy", "400", "flaky", "lost", *("half",) * 5)
 FLAKY = ("ok", "ok", "500", "hang", "busy", "lost")
 
 

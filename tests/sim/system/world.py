@@ -59,7 +59,7 @@ BREAKER = BreakerPolicy(failures=4, pause_s=3.0, pause_max_s=12.0)
 HEALTH = HealthPolicy(announce_after=6)
 # An alert whose teller died is told again soon, so that the world's end need not be waited for.
 DEATHS_TOLD_EVERY_S, ALERT_LEASE_S = 5.0, 10.0
-BUDGET, BUDGET_SMALL = BudgetPolicy(floor=120), BudgetPolicy(part=0.02, floor=4)
+BUDGET, BUDGET_SMALL = BudgetPolicy(floor=120), BudgetPolicy(part=0.05, floor=4)
 DEADLINES_S = (20.0, 60.0, 120.0)
 # A producer that has no answer by then goes on.
 PATIENCE_S = 2.0
