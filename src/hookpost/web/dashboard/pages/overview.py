@@ -57,13 +57,14 @@ async def show(visit: Visit) -> Response:
 async def _figures(visit: Visit, of: UUID | None, span_s: int, step_s: int) -> tuple[Any, ...]:
     """Each is a question of its own to the database, and most of the page's time: they are asked side by side."""
     store, now = visit.desk.api.store, visit.desk.now()
-    return await asyncio.gather(
+    figures: tuple[Any, ...] = await asyncio.gather(
         _stats(visit, now - span_s, step_s),
         store.latest_latencies_ms(of, since=now - span_s),
         _accepted(visit, now - span_s, now),
         _failing(visit, now - span_s),
         store.open_breakers(of, limit=LISTED),
     )
+    return figures
 
 
 async def _stats(visit: Visit, start: float, step_s: int) -> dict[str, Any]:
