@@ -382,6 +382,14 @@ def test_while_its_own_probe_is_under_way_it_takes_over_nothing(state: BreakerSt
     assert shown(breaker) == was
 
 
+def test_what_the_store_holds_as_closed_closes_it_here_though_a_clock_set_back_made_that_look_older() -> None:
+    breaker = opened()
+    answer = Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20))
+    assert breaker.grant(answer, now=NOW + 30)
+    assert breaker.state is CLOSED
+    assert breaker.ramp == RAMP_START
+
+
 def test_a_probe_that_another_worker_holds_is_asked_for_again_when_its_right_ends() -> None:
     breaker = opened()
     answer = Probe(granted=False, until=NOW + 65, record=record(HALF_OPEN, since=NOW + 25, reopen_at=NOW + 30))

@@ -25,6 +25,7 @@ class Books:
         self.touched: list[Shard] = []
         self._released: list[tuple[Lane, int]] = []
         self._unsettled_lanes: list[Lane] = []
+        self._dying: list[Lane] = []
         self._taken_at = 0.0
         self.buffered = 0
         self.buffered_bytes = 0
@@ -212,8 +213,11 @@ class Books:
             # The row stays, never due: whoever owns the shard next must find the lane blocked.
             self.store(work, WaitReason.ORDERED, NEVER, attempts, outcome, now, deadline=NEVER)
             self.wait_for_head(work.lane, NEVER)
-        else:
-            self.finish(work)
+            return
+        if work.lane.ordered:
+            work.lane.dying += 1
+            self._dying.append(work.lane)
+        self.finish(work)
 
     def wait_for_head(self, lane: Lane, due_at: float) -> None:
         """The first of an ordered lane is tried again then; those behind it that were fetched go back."""
@@ -260,9 +264,10 @@ class Books:
         touched, self.touched = self.touched, []
         released, self._released = self._released, []
         lanes, self._unsettled_lanes = self._unsettled_lanes, []
+        dying, self._dying = self._dying, []
         for lane in lanes:
             lane.due_settling, lane.due_building = lane.due_building, NEVER
             lane.deadline_settling, lane.deadline_building = lane.deadline_building, NEVER
         self.pending_attempts = self.put_away_now = 0
         since, self._taken_at = self._taken_at, now
-        return Settle([shard.take() for shard in touched], released, lanes, since)
+        return Settle([shard.take() for shard in touched], released, lanes, dying, since)

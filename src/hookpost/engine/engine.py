@@ -633,6 +633,10 @@ class Engine:
                 lane.released.append(position)
             else:
                 lane.let_go(position)
+        for lane in settle.dying:
+            lane.dying -= 1
+            if lane.open and not lane.dying and lane.has_work():
+                self._turns.enter(lane)
         for lane in settle.lanes:
             lane.next_due = min(lane.next_due, lane.due_settling)
             lane.next_deadline = min(lane.next_deadline, lane.deadline_settling)

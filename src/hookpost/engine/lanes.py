@@ -118,6 +118,9 @@ class Lane:
     delivery holds up those behind it; ``unblock``: some may, and should no more; ``revive``: the event of the one that
     does, when a replay of it may lie in the backlog already.
 
+    ``dying`` of an ordered lane: deaths that are not committed. Nothing may follow them before, as an owner that takes
+    over and knows nothing of them tries them once more.
+
     ``named``: operations on deliveries of one event, which are looked up in the backlog; ``cancelled``: events, and up
     to which position, that are to be dropped when what is under way of them comes back. ``forward_to``: the receiver
     recovered then, and what was stored before is brought forward, behind ``forward_after``; 0: all of it was, as far as
@@ -126,10 +129,10 @@ class Lane:
 
     __slots__ = (
         "after", "alarm", "blocked", "blocks", "busy", "cancelled", "deadline_building", "deadline_settling",
-        "due_building", "due_settling", "endpoint", "fetching", "forced", "forward_after", "forward_to", "head_due",
-        "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered", "ordered_to",
-        "over_budget", "queue", "quiet_until", "ready", "recovered_at", "released", "rescan", "revive", "shard",
-        "stored", "stored_from", "turn", "unblock", "unsettled", "wanted",
+        "due_building", "due_settling", "dying", "endpoint", "fetching", "forced", "forward_after", "forward_to",
+        "head_due", "in_order", "inherited", "later", "named", "next_deadline", "next_due", "open", "ordered",
+        "ordered_to", "over_budget", "queue", "quiet_until", "ready", "recovered_at", "released", "rescan", "revive",
+        "shard", "stored", "stored_from", "turn", "unblock", "unsettled", "wanted",
     )  # fmt: skip
 
     def __init__(self, shard: int, endpoint: EndpointState) -> None:
@@ -166,6 +169,7 @@ class Lane:
         self.named = NO_NAMES
         self.cancelled = NO_CANCELS
         self.unsettled = 0
+        self.dying = 0
         self.unblock = False
         self.revive: UUID | None = None
         self.recovered_at = 0.0
@@ -203,7 +207,7 @@ class Lane:
             first = queue[0] if queue else None
         else:
             first = later[0]
-        if first is None or (self.stored and self.stored_from < first.entry.seq):
+        if first is None or self.dying or (self.stored and self.stored_from < first.entry.seq):
             return None
         return None if self.named and self.named[0].entry.seq < first.entry.seq else first
 

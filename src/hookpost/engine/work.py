@@ -328,11 +328,13 @@ class Settle:
     """One transaction: the parts of all shards that something happened in, and what to let go when it is committed.
 
     ``lanes``: those that it writes rows of; all of them were stored at ``since`` or later.
+    ``dying``: ordered lanes, once for each delivery of theirs that died.
     """
 
     shards: list[ShardSettle]
     released: list[tuple[Lane, int]]
     lanes: list[Lane]
+    dying: list[Lane]
     since: float
 
 

@@ -221,12 +221,19 @@ class Breaker:
             return True
         if self.state is BreakerState.OPEN:
             self.reopen_at = max(self.reopen_at, probe.until)
+            if probe.record.state is BreakerState.CLOSED:
+                # There is nothing to probe. Times do not count here: whoever closed it may have had its clock set back
+                # since we opened it, and nobody would ever grant us the probe.
+                return self._take_over(probe.record)
         return self.adopt(probe.record)
 
     def adopt(self, record: BreakerRecord) -> bool:
         """Take over what another worker has learnt later than we did; True when the state changed."""
         if record.since <= self.since + _SAME_S or self.probing:
             return False
+        return self._take_over(record)
+
+    def _take_over(self, record: BreakerRecord) -> bool:
         before = self.state
         self.since = record.since
         self.openings = record.openings
