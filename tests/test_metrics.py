@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -13,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from hookpost import telemetry
 from hookpost.engine.tally import tally
 from hookpost.engine.work import ATTEMPT_COLUMNS, DeadLetter, Progress, ShardSettle
-from hookpost.metrics import DEAD, Board, Metrics, Platform, Reporter, Snapshot, added, alone, render, snapshot
+from hookpost.exposition import Metrics, alone, render
+from hookpost.metrics import DEAD, Board, Platform, Reporter, Snapshot, added, snapshot
 from hookpost.model import DeadReason, ErrorCode, WaitReason
 from hookpost.storage.contract import PlatformFigures, ShardFigures, StoreUnavailable, TenantFigures
 from tests.test_telemetry import _logging_as_before  # noqa: F401 - counters as before, for every test here
@@ -215,6 +218,11 @@ def test_labels_are_enumerations_shards_and_tenants_ids_and_nothing_else() -> No
     labels = set(re.findall(r'(\w+)="', page.decode()))
     assert labels == {"outcome", "error_code", "reason", "shard", "pool", "tenant", "process", "le"}
     assert len(samples(page)) < 2 * 1024 + 400
+
+
+def test_a_worker_under_a_supervisor_does_not_load_what_writes_the_page() -> None:
+    look = "import sys, hookpost.app.compose, hookpost.app.children; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
 
 
 # ---- what is deployed with it ----------------------------------------------------------------------------------------

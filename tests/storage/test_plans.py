@@ -427,7 +427,7 @@ async def test_a_series_reads_the_rows_it_shows(db: Any) -> None:
     plan = await explain(db, STATS["series"], "md5('t7')::uuid", "md5('e7')::uuid", *window)
     assert plan.scanned_whole() == set(), plan
     assert plan.indexes() == {"rollups_pkey"}, plan
-    assert plan.rows_read("rollups") <= 62 * 2 + 8, plan
+    assert plan.rows_read("rollups") <= 62 + 8, plan
 
 
 PRESENT = {

@@ -27,8 +27,9 @@ from hookpost.app.compose import (
 )
 from hookpost.app.config import Settings
 from hookpost.app.metrics_page import listening
+from hookpost.exposition import Metrics, alone
 from hookpost.ingest import Submission
-from hookpost.metrics import Board, Metrics, Platform, Reporter, alone
+from hookpost.metrics import Board, Platform, Reporter
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.keys import hash_secret
 from hookpost.storage.contract import Appended, StoreUnavailable, TypeLimits

@@ -187,7 +187,6 @@ def worker(
     """One worker process on a prepared database; as many as you like, on any machine."""
     from hookpost.app.children import run
     from hookpost.app.compose import run_worker
-    from hookpost.app.supervisor import require_prepared
     from hookpost.metrics import Board
 
     settings = load(pool=pool, data_dir=data_dir)
@@ -198,6 +197,8 @@ def worker(
 
     async def main_(stop: asyncio.Event, ready: asyncio.Event) -> None:
         if supervisor_fd is None:
+            from hookpost.app.supervisor import require_prepared
+
             await require_prepared(settings, dsn)
         board = None if figures is None else Board(figures)
         await run_worker(settings, dsn, name=shown, node_id=node_id, stop=stop, ready=ready, board=board)

@@ -23,13 +23,12 @@ from hookpost.alerts import Alerts, OperatorUrl, Tell, Untold, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.config import DAY_S, ConfigError, Settings
 from hookpost.app.keyring import make_vault
-from hookpost.app.metrics_page import listening
 from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
-from hookpost.metrics import Board, Reporter, alone
+from hookpost.metrics import Board, Reporter
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
 from hookpost.policy.breaker import BreakerPolicy
@@ -266,6 +265,20 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
     return Ingest(store, payloads, now=clock.now, limits=limits)
 
 
+def _own_page(
+    settings: Settings, store: PostgresStore, name: str, worker: Worker
+) -> contextlib.AbstractAsyncContextManager[None]:
+    """The page of metrics of a worker that runs alone. One under a supervisor has none, so what writes the page is
+    loaded here and not by every worker at its start."""
+    if settings.metrics_listen is None:
+        return contextlib.nullcontext()
+    from hookpost.app.metrics_page import listening
+    from hookpost.exposition import alone
+
+    metrics = alone(store, name=name, figures=worker.figures, tenants_max=settings.metrics_tenants)
+    return listening(settings.metrics_listen, metrics)
+
+
 async def run_worker(
     settings: Settings,
     dsn: str,
@@ -337,10 +350,9 @@ async def run_worker(
         monotonic=clock.monotonic,
     )
     tune_gc()
-    metrics = alone(store, name=name, figures=worker.figures, tenants_max=settings.metrics_tenants)
     async with (
         _alerting(settings, store, payloads, clock) as alerts,
-        listening(None if board else settings.metrics_listen, metrics),
+        _own_page(settings, store, name, worker) if board is None else contextlib.nullcontext(),
         asyncio.TaskGroup() as tasks,
     ):
         reporting = [] if board is None else [tasks.create_task(Reporter(board, name, worker.figures).run())]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from http import HTTPStatus
 
-from hookpost.metrics import Metrics
+from hookpost.exposition import Metrics
 
 # A scraper's request is one short head; who sends more, or takes longer, is none.
 HEAD_BYTES_MAX = 8 * 1024

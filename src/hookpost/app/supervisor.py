@@ -29,7 +29,8 @@ from hookpost.app.compose import check_journal, check_payloads, make_store, prep
 from hookpost.app.config import Settings, as_environment, unknown_variables
 from hookpost.app.keyring import load_keyring, make_vault, prepare_keys
 from hookpost.app.metrics_page import listening
-from hookpost.metrics import Board, Metrics, Platform, Reporter
+from hookpost.exposition import Metrics
+from hookpost.metrics import Board, Platform, Reporter
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.contract import StoreUnavailable

@@ -57,7 +57,7 @@ class EndpointDefaults:
             pinned=row["pinned"],
             barred=row["barred"],
             ordered_to=None if row["ordered_seq"] is None else (row["ordered_shard"], row["ordered_seq"]),
-            headers=None if row["locked"] else _own_headers(row["headers"], row["secret_headers"]),
+            headers=None if row["locked"] else own_headers(row["headers"], row["secret_headers"]),
             locked=row["locked"],
             tls=None if row["locked"] else _tls(row),
         )
@@ -86,7 +86,7 @@ def changed_headers(
     return {n: None if n in secret else value for n, value in values.items()}, {n: values[n] for n in secret}
 
 
-def _own_headers(plain: Mapping[str, str | None], hidden: Mapping[str, str]) -> OwnHeaders | None:
+def own_headers(plain: Mapping[str, str | None], hidden: Mapping[str, str]) -> OwnHeaders | None:
     """Checked once more, as a row may have been written by hand: a value must not end its line early."""
     values = {name: value for name, value in {**plain, **hidden}.items() if value is not None}
     if not values:

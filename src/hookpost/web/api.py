@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
-from hookpost.metrics import Metrics
+from hookpost.exposition import Metrics
 from hookpost.model import REMOVED, DeadReason, IdError, PayloadRef, RetryPolicy, Timeouts, parse_id, show_id
 from hookpost.policy.cost import Prices
 from hookpost.policy.egress import EgressPolicy, UrlError, check_url, origin_of, split_url

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from hookpost.metrics import Metrics, alone
+from hookpost.exposition import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes

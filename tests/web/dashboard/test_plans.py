@@ -13,8 +13,11 @@ HOT = (*LARGE, "rollups", "metering")
 ROLLUPS = """
 insert into rollups select 60, date_trunc('minute', at), tenant_id, endpoint_id, 'retry', 'http_5xx', false, 1, 1, 1, 1, 1
 from filled on conflict do nothing;
+insert into breakers (tenant_id, origin, state, since)
+select o.tenant_id, 'https://' || g || '.example.com', case when g % 50 = 0 then 'open' else 'closed' end, now()
+from owners o, generate_series(1, 100) g;
 update events set trace_id = event_id, idempotency_key = seq::text;
-analyze rollups; analyze events; analyze endpoints
+analyze rollups; analyze breakers; analyze events; analyze endpoints
 """
 ANY = "null, null, null, null"
 
@@ -34,6 +37,9 @@ PLANS: list[tuple[str, str, str]] = [
     ("waiting_of_all", "null, null, null, 51", "backlog_pkey"),
     ("failing_of_tenant", "tenant, now() - interval '1 day', 200, 8", "rollups_failed"),
     ("failing_of_all", "now() - interval '1 day', 200, 8", "rollups_pkey"),
+    ("open_breakers_of_tenant", "tenant, 8", "breakers_pkey"),
+    # One row for each receiver that ever failed: read whole, and sorted no further than what is told.
+    ("open_breakers_of_all", "8", "top-N heapsort"),
     ("dead_groups_of_tenant", "tenant, 200, 20", "dead_letters_tenant"),
     ("dead_groups_of_all", "200, 20", "dead_letters_died"),
 ]

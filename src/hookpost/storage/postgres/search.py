@@ -137,7 +137,9 @@ class SearchQueries:
         return await self._found("failing_of_tenant", tenant_id, since, ROLLUPS_MAX, limit)
 
     async def open_breakers(self, tenant_id: UUID | None, *, limit: int) -> list[dict[str, Any]]:
-        return await self._found("open_breakers", tenant_id, limit)
+        if tenant_id is None:
+            return await self._found("open_breakers_of_all", limit)
+        return await self._found("open_breakers_of_tenant", tenant_id, limit)
 
     async def dead_letter_groups(self, tenant_id: UUID | None) -> list[dict[str, Any]]:
         if tenant_id is None:

@@ -1,7 +1,8 @@
 """What was sent in an attempt, and how to send it again by hand. Pure.
 
 Requests are made from the event, the endpoint's secrets and the time alone, so they can be made again: the log of
-attempts does not hold them. A secret that has ended since is gone, and a signature with it.
+attempts does not hold them. A secret that has ended since is gone, and a signature with it; headers of the endpoint's
+own are those that it has now.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from hookpost.model import Endpoint, Secret
+from hookpost.policy.headers import MASK
 from hookpost.policy.request import build_request
+from hookpost.storage.endpoints import own_headers
 
 # A command line longer than that is refused by some shells, and read by nobody.
 INLINE_BODY_BYTES_MAX = 16 * 1024
@@ -20,6 +23,7 @@ INLINE_BODY_BYTES_MAX = 16 * 1024
 def headers_of(
     event: Mapping[str, Any],
     secrets: Sequence[Mapping[str, Any]],
+    own: Mapping[str, str | None],
     *,
     url: str,
     endpoint_id: UUID,
@@ -28,8 +32,13 @@ def headers_of(
     retry_count: int,
     user_agent: str,
     at: float,
+    forward_trace: bool,
 ) -> str:
-    """The header lines of an attempt at that time (Unix seconds), signed with those of the secrets that there were."""
+    """The header lines of an attempt at that time (Unix seconds), signed with those of the secrets that there were.
+
+    ``own``: headers that the endpoint adds, null for a value that is secret: it stays masked. ``forward_trace``: the
+    attempt was told the producer's trace, where the event has one. Raises HeaderError.
+    """
     endpoint = Endpoint(
         endpoint_id,
         event["tenant_id"],
@@ -37,7 +46,10 @@ def headers_of(
         secrets=tuple(
             Secret(row["key"], row["created_at"], row["expires_at"]) for row in secrets if row["created_at"] <= at
         ),
+        headers=own_headers({name: MASK if value is None else value for name, value in own.items()}, {}),
+        forward_trace=forward_trace,
     )
+    trace_id, span = event["trace_id"], event["trace_span"]
     return build_request(
         endpoint,
         event_id=event["event_id"],
@@ -47,6 +59,7 @@ def headers_of(
         retry_count=retry_count,
         user_agent=user_agent,
         now=at,
+        trace=None if trace_id is None or span is None else trace_id.bytes + span,
     ).headers.replace("\r\n", "\n")
 
 

@@ -23,6 +23,7 @@ from hookpost.web.dashboard.ask import AsgiApp, Asker, Refusal
 from hookpost.web.dashboard.entered import SignIns
 from hookpost.web.dashboard.forms import Form, read_form
 from hookpost.web.dashboard.pages import ROUTES, sign_in
+from hookpost.web.dashboard.recent import Recent
 from hookpost.web.dashboard.render import STATIC_TYPES, Renderer, static_file
 from hookpost.web.dashboard.session import COOKIE, Sessions, is_own_form
 from hookpost.web.dashboard.throttle import Throttle
@@ -42,8 +43,9 @@ class Dashboard:
         self, app: AsgiApp, api: Api, authenticator: Authenticator, *, secret: bytes, public_url: str | None
     ) -> None:
         self._desk = Desk(
-            api, Asker(app), authenticator, Sessions(secret), Throttle(), Renderer(), SignIns(api.store), public_url
-        )
+            api, Asker(app), authenticator, Sessions(secret), Throttle(), Renderer(), SignIns(api.store), Recent(),
+            public_url,
+        )  # fmt: skip
         routes = [Route(PREFIX + path, self._endpoint(page), methods=[method]) for path, method, page in ROUTES]
         self._router = Router(
             [

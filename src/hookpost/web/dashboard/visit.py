@@ -15,6 +15,7 @@ from hookpost.web.auth import Authenticator, Principal
 from hookpost.web.dashboard.ask import Asker
 from hookpost.web.dashboard.entered import SignIns
 from hookpost.web.dashboard.forms import Form
+from hookpost.web.dashboard.recent import Recent
 from hookpost.web.dashboard.render import Renderer
 from hookpost.web.dashboard.session import Session, Sessions
 from hookpost.web.dashboard.throttle import Throttle
@@ -50,6 +51,7 @@ class Desk:
     throttle: Throttle
     renderer: Renderer
     sign_ins: SignIns
+    recent: Recent
     public_url: str | None
 
     def now(self) -> float:

@@ -162,7 +162,7 @@ where e.endpoint_id = s.endpoint_id and e.tenant_id = $1 and s.endpoint_id = $2 
 
 -- name: get_event
 -- The event as it was posted. Its partition is that of its id's day or lies one day beside it.
-select event_id, tenant_id, type, payload, payload_ref, owed, idempotency_key, trace_id, created_at
+select event_id, tenant_id, type, payload, payload_ref, owed, idempotency_key, trace_id, trace_span, created_at
 from events
 where event_id = $1 and kind = 0 and ($2::uuid is null or tenant_id = $2)
   and day between (to_timestamp($3) at time zone 'utc')::date - 1 and (to_timestamp($3) at time zone 'utc')::date + 1

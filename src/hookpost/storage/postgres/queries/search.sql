@@ -201,11 +201,17 @@ join endpoints e on e.endpoint_id = r.endpoint_id and e.deleted_at is null
 where r.outcome <> 'delivered'
 group by e.endpoint_id order by failed desc, e.endpoint_id limit $3
 
--- name: open_breakers
+-- name: open_breakers_of_tenant
 -- Breakers that hold something back, those that opened last first.
 select b.tenant_id, b.origin, b.state, b.since, b.reopen_at from breakers b
-where b.state <> 'closed' and ($1::uuid is null or b.tenant_id = $1)
+where b.state <> 'closed' and b.tenant_id = $1
 order by b.since desc limit $2
+
+-- name: open_breakers_of_all
+-- The same across tenants: all of the table is read, which has a row only for each receiver that ever failed in a row.
+select b.tenant_id, b.origin, b.state, b.since, b.reopen_at from breakers b
+where b.state <> 'closed'
+order by b.since desc limit $1
 
 -- name: count_shards
 select count(*) from shards

@@ -9,12 +9,13 @@ from starlette.responses import Response
 
 from hookpost.model import show_id
 from hookpost.web import shown
-from hookpost.web.dashboard import words
+from hookpost.web.dashboard import own_headers, words
 from hookpost.web.dashboard.ask import Refusal
 from hookpost.web.dashboard.charts import histogram, strip
 from hookpost.web.dashboard.figures import histogram_buckets, outcome_points
 from hookpost.web.dashboard.render import with_query
 from hookpost.web.dashboard.visit import Visit, see
+from hookpost.web.problems import refusal
 
 PATH = "/dashboard/endpoints"
 LISTED = 50
@@ -123,7 +124,7 @@ async def new(visit: Visit) -> Response:
 
 async def create(visit: Visit) -> Response:
     """Create it, or show what is wrong with the form."""
-    given = {name: value for name, value in _given(visit).items() if value is not None}
+    given = {name: value for name, value in _given(visit, {}).items() if value is not None}
     try:
         tenant_id = visit.form.optional("tenant_id")
         made = await visit.act("POST", "/v1/webhook_endpoints", tenant_id=tenant_id, form=given)
@@ -141,7 +142,7 @@ async def edit(visit: Visit) -> Response:
 async def save(visit: Visit) -> Response:
     """Save them, or show what is wrong with the form."""
     endpoint = await _endpoint(visit)
-    given = _given(visit)
+    given = _given(visit, endpoint["headers"])
     path = f"/v1/webhook_endpoints/{endpoint['endpoint_id']}"
     try:
         await visit.act("PATCH", path, tenant_id=endpoint["tenant_id"], form=given)
@@ -171,15 +172,29 @@ def _settings(
         200 if refused is None else refused.status,
         endpoint=endpoint,
         values=values,
+        header_lines=_header_lines(visit, endpoint, refused),
         defaults=visit.desk.api.settings,
         problem=None if refused is None else refused.text,
     )
 
 
-def _given(visit: Visit) -> dict[str, Any]:
-    """The form as the API takes it; an empty field is the default."""
+def _header_lines(visit: Visit, endpoint: dict[str, Any] | None, refused: Refusal | None) -> str:
+    """What the field of the endpoint's own headers holds: those that there are, or what was entered and refused."""
+    current = {} if endpoint is None else endpoint["headers"]
+    return own_headers.lines(current) if refused is None else own_headers.again(visit.form.raw("headers"), current)
+
+
+def _given(visit: Visit, headers: dict[str, str]) -> dict[str, Any]:
+    """The form as the API takes it; an empty field is the default. ``headers``: the endpoint's own, as they are."""
     form = visit.form
+    try:
+        changed = own_headers.change(next(iter(form.all("headers")), None), form.raw("secret_headers"), headers)
+    except own_headers.LineError as error:
+        raise refusal(422, str(error)) from error
+    # Left out where nothing changes: null would take all of them away.
+    own = {"headers": changed} if changed else {}
     return {
+        **own,
         "url": form.text("url"),
         "description": form.optional("description"),
         "events": form.text("events").split() or None,
@@ -188,6 +203,7 @@ def _given(visit: Visit) -> dict[str, Any]:
         "ordered": form.is_set("ordered"),
         "on_dead": form.optional("on_dead"),
         "ack": "signed" if form.is_set("ack") else None,
+        "forward_trace": form.is_set("forward_trace"),
         "retry": {
             "base_s": form.number("base_s"),
             "cap_s": form.number("cap_s"),

@@ -99,12 +99,14 @@ async def attempt(visit: Visit) -> Response:
     urls = await visit.desk.api.store.endpoint_urls(view.event["tenant_id"], [endpoint_id])
     url = urls.get(endpoint_id, "")
     secrets: list[dict[str, Any]] = []
+    endpoint: dict[str, Any] = {"headers": {}, "forward_trace": False}
     with suppress(NotFound):  # a deleted endpoint has none
+        endpoint = await visit.desk.api.store.get_endpoint(view.event["tenant_id"], endpoint_id)
         secrets = await visit.desk.api.store.get_secrets(view.event["tenant_id"], endpoint_id)
     sent = command = None
     if raw is not None:
         with suppress(HeaderError):  # then it was never sent either
-            sent, command = _requests(visit, view, found, url=url, secrets=secrets, payload=raw)
+            sent, command = _requests(visit, view, found, endpoint, url=url, secrets=secrets, payload=raw)
     return visit.page(
         "attempt.html",
         event=_shown(view),
@@ -112,6 +114,8 @@ async def attempt(visit: Visit) -> Response:
         url=url,
         sent=sent,
         signed=bool(secrets),
+        own_headers=bool(endpoint["headers"]),
+        masked=None in endpoint["headers"].values(),
         answer=foreign.readable(found["head"]),
         command=command,
         others=await _others(visit, found),
@@ -122,6 +126,7 @@ def _requests(
     visit: Visit,
     view: EventView,
     found: Mapping[str, Any],
+    endpoint: Mapping[str, Any],
     *,
     url: str,
     secrets: list[dict[str, Any]],
@@ -136,13 +141,19 @@ def _requests(
     }
     attempt_id = UUID(found["attempt_id"].removeprefix("att_"))
     retries, at = found["retry_count"], found["started"]
-    sent = headers_of(view.event, secrets, attempt_id=attempt_id, retry_count=retries, at=at, **common)
+    own, told = endpoint["headers"], found["trace"] is not None
+    sent = headers_of(
+        view.event, secrets, own, attempt_id=attempt_id, retry_count=retries, at=at, forward_trace=told, **common
+    )
     # A signature that is good now lets its holder deliver the event: whoever may replay it may have one.
     if not (visit.may("replay") and secrets and url):
         return sent, None
     now = visit.desk.now()
     fresh_id = uuid7(nanoseconds=int(now * 1e9))
-    fresh = headers_of(view.event, secrets, attempt_id=fresh_id, retry_count=0, at=now, **common)
+    tell = endpoint["forward_trace"]
+    fresh = headers_of(
+        view.event, secrets, own, attempt_id=fresh_id, retry_count=0, at=now, forward_trace=tell, **common
+    )
     return sent, curl(url, fresh, payload)
 
 
@@ -225,7 +236,12 @@ async def _rows(visit: Visit, view: EventView, endpoint_id: UUID | None) -> list
 async def _attempt(visit: Visit, view: EventView, text: str) -> dict[str, Any]:
     for row in await _rows(visit, view, None):
         if show_id("att", row["attempt_id"]) == text:
-            return {**shown.attempt(row), "started": row["started_at"], "head": row["response_head"]}
+            return {
+                **shown.attempt(row),
+                "started": row["started_at"],
+                "head": row["response_head"],
+                "trace": row["trace_id"],
+            }
     raise not_found("attempt of this event")
 
 
