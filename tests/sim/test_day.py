@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from statistics import median
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.sim.day.plots import Chart, Series, decades, short, svg, thin, ticks
 from tests.sim.day.scenarios import Day, FullHour, Outage, Result, SameMoment
 
 SEED = 3
+SEEDS = (3, 4, 5)
 # Nobody's 99th percentile may grow by more, whatever others go through (I16).
 RATIO_MAX = 1.5
 # The quantiles are those of buckets, and of few deliveries.
@@ -64,13 +66,15 @@ def test_f24_when_all_holds_end_at_one_moment_none_was_undercut_and_all_that_wai
 
 
 def test_i16_a_hot_tenant_delays_none_of_its_neighbours() -> None:
-    result = Day(hot=0.02, lived_s=2.0, slot_s=10_800.0).live(Fleet(workers=256), SEED)
-    found = result.figures
-    drawn(result)
-    assert found["hot_rate"] > 5 * found["plain_rate"]
-    assert found["beside_hot_p99"] <= RATIO_MAX * found["plain_p99"] + NOISE_S
-    assert found["deliveries"] == pytest.approx(1e9, rel=0.05)
-    assert found["attempts"] <= 1.05 * found["deliveries"]
+    results = [Day(hot=0.02, lived_s=2.0, slot_s=10_800.0).live(Fleet(workers=256), seed) for seed in SEEDS]
+    for result in results:
+        drawn(result)
+        assert result.figures["hot_rate"] > 5 * result.figures["plain_rate"]
+        assert result.figures["deliveries"] == pytest.approx(1e9, rel=0.05)
+        assert result.figures["attempts"] <= 1.05 * result.figures["deliveries"]
+    # So few deliveries decide over a 99th percentile that with or without the hot tenant it is twice as much in some days.
+    beside, plain = (median(result.figures[name] for result in results) for name in ("beside_hot_p99", "plain_p99"))
+    assert beside <= RATIO_MAX * plain + NOISE_S
 
 
 def test_the_same_seed_lives_the_same_day() -> None:

@@ -21,6 +21,8 @@ from hookpost.storage.contract import ControlAction, Moved, MoveState, PayloadMi
 from hookpost.storage.payloads import MARKER, ObjectStore
 from hookpost.storage.postgres import cold, sending
 from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.vault import Vault
+from tests.conftest import KEYS
 from tests.storage.driver import PATIENCE_S, Driver, Postgres, attempt, waiting
 from tests.storage.test_retention import EPOCH, FIRST, KEEP, Dying, Years
 
@@ -247,10 +249,10 @@ async def test_the_loop_rests_as_long_as_it_works_and_while_sending_is_paused(da
     await days.go_on()
     moments = iter(float(n) for n in range(1000))
     loop = ColdPayloads(days.store, days.objects, age_s=HOUR_S, monotonic=lambda: next(moments))
-    await sending.pause(days.driver.dsn)
+    await sending.pause(days.driver.dsn, Vault(KEYS))
     assert await loop.once() == EVERY_S
     assert days.segments() == {}
-    await sending.go_on(days.driver.dsn)
+    await sending.go_on(days.driver.dsn, Vault(KEYS))
     while (wait_s := await loop.once()) != EVERY_S:
         assert wait_s == 1.0
     assert {event_id: await days.payload(event_id) for event_id in sent} == sent

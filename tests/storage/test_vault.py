@@ -247,7 +247,7 @@ async def test_f34_maintenance_that_cannot_seal_says_so_and_goes_on(
 ) -> None:
     _, endpoint_id = await with_headers(store)
     await sql.execute("insert into endpoint_secrets (endpoint_id, key) values ($1, $2)", endpoint_id, b"o" * 24)
-    await pause(database)
+    await pause(database, Vault(KEYS))
     [stranger] = await stores(database, Keyring({"k9": b"9" * 32}))
     payloads = ObjectStore("memory:///")
     assert not await Maintenance(stranger, payloads, days_ahead=1, keep_days=30).once()

@@ -389,6 +389,7 @@ async def test_a_tenants_alert_email_is_set_changed_kept_and_removed(admin: http
 async def test_an_endpoint_shows_its_health_and_the_breaker_of_its_origin(tenant: TenantClient, sql: Any) -> None:
     created = await tenant.endpoint(url="https://example.com/a?b")
     well = {"state": "closed", "since": None, "reopen_at": None, "consecutive_failures": 0, "failing_since": None}
+    well |= {"certificates": None, "certificates_end_at": None}
     assert created["health"] == well
     await sql.execute(
         "update endpoints set consecutive_failures = 7, failing_since = '2030-01-02T03:04:05.678Z' where endpoint_id = $1",
@@ -406,6 +407,8 @@ async def test_an_endpoint_shows_its_health_and_the_breaker_of_its_origin(tenant
         "reopen_at": "2030-01-02T03:05:30.000Z",
         "consecutive_failures": 7,
         "failing_since": "2030-01-02T03:04:05.678Z",
+        "certificates": None,
+        "certificates_end_at": None,
     }
     path = f"{ENDPOINTS}/{created['endpoint_id']}"
     assert (await tenant.get(path)).json()["health"] == sick
@@ -739,6 +742,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("post", "/v1/tenants/{tenant_id}/api_keys"): {"name": "k"},
     ("patch", "/v1/tenants/{tenant_id}"): {"name": "n"},
     ("patch", "/v1/webhook_endpoints/{endpoint_id}"): {"uid": "x"},
+    ("patch", "/v1/event_types/{name}"): {"description": "x"},
 }
 
 
@@ -754,7 +758,9 @@ async def test_another_tenants_ids_do_not_exist_on_any_route(
         "event_id": f"evt_{event_id.hex}",
         "api_key_id": key_id,
         "replay_id": (await tenant.post("/v1/replays")).json()["replay_id"],
+        "name": "order.paid",
     }
+    await tenant.post("/v1/event_types", {"name": ids["name"]})
     other = await make_tenant(admin, "other")
     document = (await admin.get("/openapi.json")).json()
     tried = 0

@@ -256,9 +256,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
         document["paths"].setdefault("/v1/events", {})["post"] = _event_operation(batch=False)
         document["paths"]["/v1/events/batch"] = {"post": _event_operation(batch=True)}
         for path, operations in document["paths"].items():
-            if path.startswith(_PROTECTED):
-                for method in _METHODS & operations.keys():
+            for method in _METHODS & operations.keys():
+                if path.startswith(_PROTECTED):
                     _describe(path, method, operations[method])
+                elif "422" in operations[method]["responses"]:
+                    operations[method]["responses"]["422"] = _problem("422")
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -279,6 +281,10 @@ def _add_schemas(known: dict[str, Any]) -> None:
         known.pop(unused, None)
 
 
+def _problem(code: str) -> dict[str, Any]:
+    return {"description": _WORDS[code], "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM_REF}}}
+
+
 def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
     """Add what all routes under /v1 have in common."""
     codes = {
@@ -287,10 +293,7 @@ def _describe(path: str, method: str, operation: dict[str, Any]) -> None:
         *(["413", "415", "409"] if method != "get" else []),
     }
     for code in sorted(codes):
-        operation["responses"][code] = {
-            "description": _WORDS[code],
-            "content": {problems.MEDIA_TYPE: {"schema": _PROBLEM_REF}},
-        }
+        operation["responses"][code] = _problem(code)
     operation["security"] = [{"apiKey": []}]
     operation.setdefault("parameters", []).append(
         {
