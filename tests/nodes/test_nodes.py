@@ -20,7 +20,9 @@ COMMAND = ["-m", "tests.nodes", "--minutes", "0", "--seed", "1"]
 HAPPENED = {"start", "join", "leave", "death", "heal", "shards added"}
 
 
-@pytest.mark.skipif(not WHOLE, reason="takes a minute, and once in three runs beside other tests did not end: make nodes")
+@pytest.mark.skipif(
+    not WHOLE, reason="takes a minute, and once in three runs beside other tests did not end: make nodes"
+)
 def test_nodes_that_come_and_go_share_the_shards_in_time_and_lose_invent_and_charge_nothing() -> None:
     reason = network.why_not()
     require(not reason, reason)
