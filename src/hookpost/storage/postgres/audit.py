@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
 from hookpost.policy.audit import (
@@ -32,7 +31,7 @@ from hookpost.policy.audit import (
 from hookpost.policy.sealing import Locked
 from hookpost.storage.acting import acting
 from hookpost.storage.contract import Page
-from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, prepare, translated
+from hookpost.storage.postgres.connection import connected
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as after_key
 from hookpost.storage.postgres.rows import page
@@ -158,14 +157,8 @@ class AuditQueries(VaultQueries):
 
 async def record_rotation(dsn: str, vault: Vault, key_id: str, count: int) -> None:
     """That data keys are wrapped with another encryption key now, in the platform's chain."""
-    with translated("record the rotation"):
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})
-        try:
-            await prepare(connection)
-            async with connection.transaction():
-                await record(connection, vault, PLATFORM, "encryption.rotate", key_id, None, {"data_keys": count})
-        finally:
-            await connection.close()
+    async with connected(dsn, "record the rotation") as connection, connection.transaction():
+        await record(connection, vault, PLATFORM, "encryption.rotate", key_id, None, {"data_keys": count})
 
 
 # ---- verifying ------------------------------------------------------------------------------------------------------
@@ -219,11 +212,8 @@ async def _read(connection: Any, chain: UUID, verifier: Verifier) -> None:
 
 @asynccontextmanager
 async def _snapshot(dsn: str) -> AsyncIterator[Any]:
-    with translated("verify the audit log"):
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})
-        try:
-            await prepare(connection)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                yield connection
-        finally:
-            await connection.close()
+    async with (
+        connected(dsn, "verify the audit log") as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        yield connection

@@ -68,6 +68,18 @@ def translated(doing: str) -> Iterator[None]:
         raise StoreUnavailable(f"{doing}: {type(error).__name__} {error}") from error
 
 
+@asynccontextmanager
+async def connected(dsn: str, doing: str) -> AsyncIterator[Any]:
+    """A connection of a command's own. Raises StoreUnavailable when it cannot be made, or breaks."""
+    with translated(doing):
+        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})
+        try:
+            await prepare(connection)
+            yield connection
+        finally:
+            await connection.close()
+
+
 def _blames_the_data(error: Any) -> bool:
     """A missing partition is a check violation too, the one that names no constraint (its text may be translated)."""
     missing_partition = error.sqlstate == _CHECK_VIOLATION and error.constraint_name is None

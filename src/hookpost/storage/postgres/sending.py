@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
-
-import asyncpg
 
 from hookpost.storage.contract import SecretLocked
 from hookpost.storage.postgres.audit import record
-from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, prepare, translated
+from hookpost.storage.postgres.connection import connected
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.vault import PLATFORM, Vault
 
@@ -33,7 +29,7 @@ class Owed:
 async def pause(dsn: str, vault: Vault) -> None:
     """Have all workers stop sending, those that start later too. It stands in the audit log; where that cannot be
     written for want of a key, nothing is sent all the same: whoever pulls the brake must not have to look for a key."""
-    async with _connected(dsn) as connection, connection.transaction():
+    async with connected(dsn, "sending") as connection, connection.transaction():
         await connection.execute(SQL["pause"])
         with suppress(SecretLocked):
             async with connection.transaction():
@@ -42,25 +38,14 @@ async def pause(dsn: str, vault: Vault) -> None:
 
 async def go_on(dsn: str, vault: Vault) -> None:
     """Have all workers send again. Raises SecretLocked when the audit log cannot be written."""
-    async with _connected(dsn) as connection, connection.transaction():
+    async with connected(dsn, "sending") as connection, connection.transaction():
         await connection.execute(SQL["go_on"])
         await record(connection, vault, PLATFORM, "sending.go_on", "platform")
 
 
 async def owed(dsn: str) -> tuple[list[Owed], float | None]:
     """What would be sent if sending went on, and when the database last recorded something (Unix seconds)."""
-    async with _connected(dsn) as connection:
+    async with connected(dsn, "sending") as connection:
         rows = await connection.fetch(SQL["owed"])
         last: float | None = await connection.fetchval(SQL["last_recorded"])
     return [Owed(*row) for row in rows], last
-
-
-@asynccontextmanager
-async def _connected(dsn: str) -> AsyncIterator[Any]:
-    with translated("sending"):
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})
-        try:
-            await prepare(connection)
-            yield connection
-        finally:
-            await connection.close()

@@ -7,18 +7,13 @@ take them and read them from their first entry; tenants come when their spread o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import asyncpg
 
 from hookpost.policy.routing import SHARDS_MAX
 from hookpost.storage.contract import Unfit
 from hookpost.storage.postgres import moves
 from hookpost.storage.postgres.audit import record
-from hookpost.storage.postgres.connection import CONNECT_TIMEOUT_S, prepare, translated
+from hookpost.storage.postgres.connection import connected
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.vault import PLATFORM, Vault
 
@@ -41,14 +36,14 @@ class Listed:
 
 async def listing(dsn: str, pool: str | None = None) -> list[Listed]:
     """The shards of a pool, or of all, by number. Raises StoreUnavailable."""
-    async with _connected(dsn) as connection:
+    async with connected(dsn, "shards") as connection:
         return [Listed(*row) for row in await connection.fetch(SQL["listing"], pool)]
 
 
 async def add(dsn: str, vault: Vault, pool: str, count: int) -> int:
     """Give the pool so many more shards; how many it has then. Two at once add up. Raises Unfit for a pool that there
     is not, or when there would be too many, and StoreUnavailable."""
-    async with _connected(dsn) as connection, connection.transaction():
+    async with connected(dsn, "shards") as connection, connection.transaction():
         await connection.execute(SQL["lock"])
         before: int = await connection.fetchval(SQL["of_pool"], pool)
         if not before:
@@ -56,14 +51,3 @@ async def add(dsn: str, vault: Vault, pool: str, count: int) -> int:
         await moves.grow_pool(connection, pool, before + count, SHARDS_MAX)
         await record(connection, vault, PLATFORM, "pool.grow", pool, {"shards": before}, {"shards": before + count})
         return before + count
-
-
-@asynccontextmanager
-async def _connected(dsn: str) -> AsyncIterator[Any]:
-    with translated("shards"):
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})
-        try:
-            await prepare(connection)
-            yield connection
-        finally:
-            await connection.close()
