@@ -10,10 +10,13 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from typing import cast
 
+from tests.patience import PATIENCE_S
+
 
 @dataclass
 class Mailbox:
-    """``refusal`` is the answer to RCPT TO instead of 250; ``recipients`` are those that were named."""
+    """``refusal`` is the answer to RCPT TO instead of 250; ``recipients`` are those that were named. A mail whose sender
+    did not wait for our answer comes again, and is the same by its Message-ID."""
 
     port: int = 0
     refusal: str = ""
@@ -22,9 +25,10 @@ class Mailbox:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def subjects(self, recipient: str) -> list[str]:
-        return sorted(str(message["Subject"]) for message in self.messages if message["To"] == recipient)
+        mails = {str(mail["Message-ID"]): str(mail["Subject"]) for mail in self.messages if mail["To"] == recipient}
+        return sorted(mails.values())
 
-    async def until(self, recipient: str, count: int, *, timeout_s: float = 60.0) -> None:
+    async def until(self, recipient: str, count: int, *, timeout_s: float = PATIENCE_S) -> None:
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(lambda: len(self.subjects(recipient)) >= count)
 

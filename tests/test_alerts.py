@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_network
@@ -15,7 +16,8 @@ from standardwebhooks import Webhook
 from uuid_utils.compat import uuid7
 
 from hookpost.alerts import Alerts, OperatorUrl, Untold, alert_key
-from hookpost.ingest import Ingest, IngestLimits, Submission
+from hookpost.ingest import Ingest, IngestLimits
+from hookpost.intake import Submission
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.model import OperationalType
 from hookpost.policy.alerts import TRIES_MAX, Alert
@@ -25,6 +27,7 @@ from hookpost.storage.contract import Channel, DueAlert
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.transport import Transport
+from tests.patience import PATIENCE_S
 from tests.smtp import mailbox
 from tests.storage.driver import new_endpoint, new_tenant
 from tests.transport.receivers import answering, listening
@@ -111,7 +114,7 @@ async def test_an_alert_whose_teller_died_between_append_and_delete_is_one_event
     about = await new_endpoint(store, tenant, ["hookpost.*"])
     subscriber = await new_endpoint(store, tenant, ["hookpost.endpoint.failing"])
     await new_endpoint(store, tenant, ["*"])
-    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits())
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits(timeout_s=PATIENCE_S))
     alert = Alert(OperationalType.ENDPOINT_FAILING, tenant, about, b'{"n":1}')
     taken = DueAlert(uuid7(), Channel.EVENT, alert, 1, None)
     for _ in range(2):
@@ -205,8 +208,8 @@ async def test_a_server_that_does_not_encrypt_gets_no_mail_when_it_should() -> N
 
 
 async def test_a_server_that_is_not_there_is_tried_again() -> None:
-    async with mailbox() as box:
-        port = box.port
-    with pytest.raises(MailError) as caught:
-        await asyncio.wait_for(send(server(port)), 30)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(MailError) as caught:
+            await asyncio.wait_for(send(server(closed.getsockname()[1])), PATIENCE_S)
     assert not caught.value.final

@@ -10,7 +10,7 @@ from uuid_utils import uuid7 as mint
 from hookpost.app.compose import check_journal
 from hookpost.app.config import ConfigError, describe, load
 from hookpost.model import minted_at
-from hookpost.policy.journal import CLOCK_MARGIN_S, owed_now, parse_address
+from hookpost.policy.journal import CLOCK_MARGIN_S, copies, owed_now, parse_address
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,24 @@ def test_the_address_is_masked_and_large_inline_payloads_do_not_go_with_it(monke
     assert "secret" not in shown
     with pytest.raises(ConfigError, match="HOOKPOST_PAYLOAD_INLINE_MAX"):
         load(payload_inline_max=1024 * 1024 + 1)
+
+
+@pytest.mark.parametrize(
+    ("named", "alive", "made"),
+    [
+        (1, 1, 1),
+        (1, 3, 3),  # one name for all
+        (3, 5, 3),
+        (2, 2, 2),
+        (3, 2, None),  # one is away, and would be missed for ever
+        (2, 1, None),
+        (1, 0, None),
+    ],
+)
+def test_a_topic_is_made_when_the_brokers_are_there_that_its_copies_are_for(
+    named: int, alive: int, made: int | None
+) -> None:
+    assert copies(",".join(["a:9092"] * named), alive=alive) == made
 
 
 async def test_a_database_whose_journal_is_in_kafka_is_not_used_with_another_or_none(database: str) -> None:

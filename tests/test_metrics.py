@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from hookpost import telemetry
@@ -22,11 +24,15 @@ from hookpost.storage.contract import PlatformFigures, ShardFigures, StoreUnavai
 from tests.test_telemetry import _logging_as_before  # noqa: F401 - counters as before, for every test here
 
 PLATFORM = PlatformFigures(
-    shards=(ShardFigures(0, "default", 3, 1.5, owned=True), ShardFigures(7, "acme", 0, 0.0, owned=False)),
+    shards=(
+        ShardFigures(0, "default", 3, 1.5, 0.5, owned=True, lag=2),
+        ShardFigures(7, "acme", 0, 0.0, 0.0, owned=False),
+    ),
     backlog={"retry": 5},
     backlog_exact=True,
     tenants=(TenantFigures(UUID(int=1), 9, 10, 6, 1),),
     rollups_behind_s=4.0,
+    journal_up=True,
 )
 
 
@@ -78,6 +84,7 @@ def test_the_platform_is_told_by_shard_reason_and_tenant() -> None:
     found = of({})
     assert found["hookpost_journal_depth", ("default", "0")] == 3
     assert found["hookpost_journal_age_seconds", ("default", "0")] == 1.5
+    assert found["hookpost_journal_unread_seconds", ("default", "0")] == 0.5
     assert found["hookpost_shards_unowned", ()] == 1
     assert found["hookpost_backlog_deliveries", ("retry",)] == 5
     tenant = f"ten_{UUID(int=1).hex}"
@@ -87,6 +94,15 @@ def test_the_platform_is_told_by_shard_reason_and_tenant() -> None:
     }
     assert outcomes == {"delivered": 6, "retry": 3, "dead": 1}
     assert (found["hookpost_store_up", ()], found["hookpost_rollups_behind_seconds", ()]) == (1, 4)
+
+
+def test_what_alerts_divide_by_is_there_before_it_is_counted() -> None:
+    """A process that has delivered nothing since its start must not look like one that has sent nothing."""
+    telemetry.count_by("attempts", {("retry", "http_5xx"): 3})
+    found = of({"worker-1": snapshot({}, now=1.0)})
+    assert found["hookpost_attempts_total", ("", "delivered")] == 0
+    assert {labels for name, labels in found if name == "hookpost_dead_letters_total"} == {(r,) for r in DeadReason}
+    assert found["hookpost_lease_changes_total", ("lost",)] == 0
 
 
 def test_without_the_store_the_processes_are_told_all_the_same() -> None:
@@ -208,7 +224,7 @@ def test_labels_are_enumerations_shards_and_tenants_ids_and_nothing_else() -> No
     telemetry.count_by("attempts", {(o, c): 1 for o in ("delivered", "retry", "dead") for c in ("", *ErrorCode)})
     telemetry.count_by("dead_letters", {(reason,): 1 for reason in DeadReason})
     platform = PlatformFigures(
-        shards=tuple(ShardFigures(n, "default", 1, 1.0, owned=True) for n in range(1024)),
+        shards=tuple(ShardFigures(n, "default", 1, 1.0, 1.0, owned=True) for n in range(1024)),
         backlog=dict.fromkeys(WaitReason, 1),
         backlog_exact=False,
         tenants=tuple(TenantFigures(UUID(int=n), 1, 1, 1, 0) for n in range(20)),
@@ -216,8 +232,8 @@ def test_labels_are_enumerations_shards_and_tenants_ids_and_nothing_else() -> No
     )
     page, _ = render({"worker-1": snapshot({}, now=0.0)}, platform, accept="", now=0.0)
     labels = set(re.findall(r'(\w+)="', page.decode()))
-    assert labels == {"outcome", "error_code", "reason", "shard", "pool", "tenant", "process", "le"}
-    assert len(samples(page)) < 2 * 1024 + 400
+    assert labels == {"outcome", "error_code", "reason", "change", "shard", "pool", "tenant", "process", "le"}
+    assert len(samples(page)) < 3 * 1024 + 400
 
 
 def test_a_worker_under_a_supervisor_does_not_load_what_writes_the_page() -> None:
@@ -230,15 +246,19 @@ def test_a_worker_under_a_supervisor_does_not_load_what_writes_the_page() -> Non
 DEPLOY = Path(__file__).parent.parent / "deploy"
 
 
-def exposed() -> set[str]:
-    """Every name that a page has."""
+def exposed() -> dict[str, set[str]]:
+    """Every name that a page has, with its labels."""
     telemetry.count_by("attempts", {("delivered", ""): 1})
     telemetry.count_by("dead_letters", {("deadline",): 1})
     telemetry.count_by("lease_changes", {("lost",): 1})
     page, _ = render(
         {"worker-1": snapshot(dict.fromkeys(telemetry.GAUGES, 0.0), now=0.0)}, PLATFORM, accept="", now=0.0
     )
-    return {name for name, _ in samples(page)}
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(page.decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -248,7 +268,44 @@ def exposed() -> set[str]:
 def test_alerts_dashboard_chart_and_runbook_ask_for_names_that_there_are(file: str) -> None:
     named = set(re.findall(r"hookpost_[a-z_]+", (DEPLOY / file).read_text(encoding="utf-8")))
     assert named
-    assert named <= exposed()
+    assert named <= exposed().keys()
+
+
+def formulas() -> list[str]:
+    """Every expression that somebody is told to ask Prometheus for."""
+    rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text(encoding="utf-8"))["groups"]
+    panels = json.loads((DEPLOY / "grafana/hookpost.json").read_text(encoding="utf-8"))["panels"]
+    documented = (DEPLOY.parent / "docs/metrics.md").read_text(encoding="utf-8")
+    levels = documented.partition("## Service levels")[2].partition("## ")[0]
+    return [
+        *(rule["expr"] for group in rules for rule in group["rules"]),
+        *(target["expr"] for panel in panels for target in panel.get("targets", [])),
+        *re.findall(r"`([^`]*\(hookpost_[^`]*)`", levels),
+    ]
+
+
+def test_every_formula_names_metrics_and_labels_that_there_are() -> None:
+    there = exposed()
+    for formula in formulas():
+        asked = re.findall(r"(hookpost_[a-z_]+)(?:\{([^}]*)\})?", formula)
+        assert asked, formula
+        for name, matchers in asked:
+            assert name in there, formula
+            assert set(re.findall(r"(\w+)\s*(?:=|!=|=~|!~)\s*\"", matchers)) <= there[name], formula
+        grouped = ",".join(re.findall(r"\b(?:by|without|ignoring|on) ?\(([^)]*)\)", formula))
+        # Prometheus adds the instance that was asked.
+        known = {"instance"}.union(*(there[name] for name, _ in asked))
+        assert set(re.findall(r"\w+", grouped)) <= known, formula
+
+
+def test_every_service_level_has_a_formula() -> None:
+    assert len(formulas()) > 40
+    table = (DEPLOY.parent / "docs/metrics.md").read_text(encoding="utf-8")
+    levels = re.findall(r"^\| ([^|]+) \| `", table.partition("## Service levels")[2].partition("## ")[0], re.MULTILINE)
+    assert levels == [
+        "attempt success rate", "p95 from acceptance to 2xx", "dead-letter rate", "error rate of a tenant",
+        "journal depth, age", "backlog by reason", "lease changes", "settle time",
+    ]  # fmt: skip
 
 
 def test_every_exposed_name_is_documented() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hookpost import maintenance
 from hookpost.maintenance import Replays
 from hookpost.storage.contract import ReplayLimits, ReplayState, ReplayStep, StoreUnavailable
+from tests.patience import PATIENCE_S
 
 JOB = UUID(int=7)
 
@@ -97,7 +98,7 @@ async def test_workers_that_cannot_be_rung_look_by_themselves() -> None:
 async def test_it_runs_until_it_is_stopped() -> None:
     jobs, stop = Jobs([RUNNING] * 3), asyncio.Event()
     running = asyncio.create_task(Replays(jobs).run(stop))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await jobs.ended.wait()
         stop.set()
         await running

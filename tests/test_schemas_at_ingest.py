@@ -9,14 +9,16 @@ from uuid import UUID
 
 import pytest
 
-from hookpost import ingest as module
 from hookpost import telemetry
-from hookpost.ingest import Ingest, IngestLimits, Misfit, Submission
+from hookpost.ingest import Ingest, IngestLimits
+from hookpost.intake import Misfit, Submission
+from hookpost.policy import schema_checks
 from hookpost.policy.event_schema import PayloadSchema, SchemaBounds
 from hookpost.storage.contract import Appended, NewEvent, Recalled, Stale, TypeLimits, Verdict
 from hookpost.storage.memory.store import MemoryStore
 from hookpost.storage.memory.tables import Database
 from hookpost.storage.payloads import ObjectStore
+from tests.patience import PATIENCE_S
 from tests.storage.driver import new_tenant
 
 LIMITS = TypeLimits()
@@ -32,7 +34,7 @@ class World:
         self.payloads = ObjectStore("memory:///")
 
     def process(self) -> Ingest:
-        limits = IngestLimits(timeout_s=20.0, inline_max=50)
+        limits = IngestLimits(timeout_s=PATIENCE_S, inline_max=50)
         return Ingest(MemoryStore(self.database), self.payloads, now=time.time, limits=limits)
 
     async def tenant(self, schema: str | None = None) -> UUID:
@@ -80,15 +82,18 @@ async def test_a_large_payload_that_does_not_fit_never_reaches_the_payload_store
     await ingest.close()
 
 
-async def test_a_tenant_without_schemas_keeps_the_short_cut(world: World) -> None:
+async def test_what_fits_at_little_cost_keeps_the_short_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     free, bound, ingest = await world.tenant(), await world.tenant(NUMBER), world.process()
     for tenant in (free, bound):
         await ingest.submit(tenant, [posted(b"1")])
     told: list[object] = []
     assert ingest.post(free, [posted(b'"x"')], told.append)
+    assert ingest.post(bound, [posted(b"1")], told.append)
+    assert not ingest.post(bound, [posted(b"1"), posted(b'"x"')], told.append)
+    monkeypatch.setattr("hookpost.ingest.WORK_A_TURN", 0)
     assert not ingest.post(bound, [posted(b"1")], told.append)
     await ingest.close()
-    assert len(told) == 1
+    assert len(told) == 2
 
 
 async def test_a_schema_is_in_force_on_every_process_once_it_is_acknowledged(world: World) -> None:
@@ -147,7 +152,7 @@ async def test_a_schema_is_compiled_once_whatever_else_of_the_tenant_changes(
             compiled.append(text)
             super().__init__(text, bounds)
 
-    monkeypatch.setattr(module, "PayloadSchema", Counted)
+    monkeypatch.setattr(schema_checks, "PayloadSchema", Counted)
     tenant, ingest = await world.tenant(NUMBER), world.process()
     for n in range(3):
         await ingest.submit(tenant, [posted(b"1"), posted(b"2")])
@@ -191,7 +196,7 @@ async def test_a_repeat_whose_first_event_may_be_lost_is_left_to_the_append(worl
     """The key was reserved and the process died: to answer "duplicate" would acknowledge what nobody has."""
     tenant = await world.tenant(TEXT)
     store = Reserving(world.database)
-    ingest = Ingest(store, world.payloads, now=time.time, limits=IngestLimits(timeout_s=20.0))
+    ingest = Ingest(store, world.payloads, now=time.time, limits=IngestLimits(timeout_s=PATIENCE_S))
     [first] = await ingest.submit(tenant, [posted(b'"x"', "k")])
     await world.set(tenant, NUMBER)
     appends = store.appends

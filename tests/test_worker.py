@@ -18,11 +18,12 @@ from hookpost import telemetry
 from hookpost import worker as module
 from hookpost.engine.limits import Limits
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
-from hookpost.model import Endpoint, EndpointStatus, Outcome, Request, Tenant
+from hookpost.model import HEALTHY, Endpoint, EndpointStatus, Health, Outcome, Request, Tenant
 from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import RECONFIGURED, Claimed, StoreUnavailable, Survey
 from hookpost.storage.payloads import ObjectStore
 from hookpost.worker import Worker, WorkerSettings
+from tests.patience import PATIENCE_S
 
 SHARDS = frozenset(range(4))
 LEASE_S = 100.0
@@ -68,6 +69,8 @@ class Leases:
         self.rung: Collection[int] | None = None
         self.rows: dict[int, list[JournalRow]] = {}
         self.changes: dict[UUID, float] = {}
+        self.health: dict[UUID, Health] = {}
+        self.health_heard = 0
         self.lanes: tuple[LaneSummary, ...] = ()
         self.looks = 0
         self.status = EndpointStatus.PAUSED
@@ -80,7 +83,7 @@ class Leases:
             self.changed.notify_all()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30), self.changed:
+        async with asyncio.timeout(PATIENCE_S), self.changed:
             await self.changed.wait_for(condition)
 
     async def register(self, node_id: UUID, *, pool: str, name: str, lease_s: float) -> float:
@@ -164,6 +167,15 @@ class Leases:
         await self.tell()
         return dict(self.changes), self.clock.time
 
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+        self.health_heard += 1
+        await self.tell()
+        return dict(self.health), since
+
+    async def write_health(self, changed: Mapping[UUID, Health]) -> None:
+        self.health.update(changed)
+        await self.tell()
+
     async def is_paused(self) -> bool:
         return self.paused
 
@@ -185,6 +197,9 @@ class Leases:
         await asyncio.sleep(0.001)
         rung, self.rung = self.rung, None
         return rung
+
+
+E1 = uuid7()
 
 
 class Nowhere:
@@ -245,10 +260,10 @@ async def test_shards_nobody_took_while_the_lease_had_expired_are_worked_for_aga
     async with working(store, monkeypatch):
         store.before_renewal = asyncio.Event()
         store.slow_loop = "survey"
-        await asyncio.wait_for(store.asked.wait(), 30)
+        await asyncio.wait_for(store.asked.wait(), PATIENCE_S)
         store.clock.time += LEASE_S + 1
         store.look.set()
-        await asyncio.wait_for(store.looked.wait(), 30)
+        await asyncio.wait_for(store.looked.wait(), PATIENCE_S)
         # The survey saw no lease; a claim that follows it finds one.
         store.before_renewal.set()
         await store.until(lambda: max(store.expires.values()) > store.clock.time)
@@ -271,7 +286,7 @@ async def test_f3_a_worker_that_renews_too_late_reads_nothing_before_it_knows_wh
         store.owners[0] = other
         store.clock.time += LEASE_S + 1
         store.expires[other] = store.clock.time + LEASE_S
-        await asyncio.wait_for(store.looked.wait(), 30)
+        await asyncio.wait_for(store.looked.wait(), PATIENCE_S)
         store.reading = set()
         looks = store.looks
         await store.until(lambda: store.looks > looks + 3)
@@ -335,6 +350,28 @@ async def test_a_shard_is_handed_over_when_its_own_requests_have_ended_and_other
         await store.until(lambda: store.fences[2] == 2 and of(store, node_id) == SHARDS)
 
 
+async def test_a_run_of_failures_that_another_worker_wrote_down_is_ended_by_a_success_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEALTH_S", 0.0)
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    sender = Hanging(store)
+    first, second = (replace(row(2, n), payload=str(n).encode(), owed=[E1]) for n in (1, 2))
+    async with working(store, monkeypatch, sender=sender):
+        store.rows = {2: [first]}
+        await store.until(lambda: sender.under_way == {b"1"})
+        sender.end(b"1")
+        store.health = {E1: Health(3, 900.0)}
+        heard = store.health_heard
+        await store.until(lambda: store.health_heard > heard + 1)
+        assert store.health == {E1: Health(3, 900.0)}
+        store.rows = {2: [second]}
+        await store.until(lambda: sender.under_way == {b"2"})
+        sender.end(b"2")
+        await store.until(lambda: store.health == {E1: HEALTHY})
+
+
 async def test_a_worker_that_is_told_to_stop_while_it_hands_over_stops_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -350,7 +387,7 @@ async def test_a_worker_that_is_told_to_stop_while_it_hands_over_stops_in_order(
     assert of(store, None) == SHARDS
 
 
-async def test_a_clock_that_is_off_is_told_once_and_again_when_it_was_right_meanwhile(
+async def test_f41_a_clock_that_is_off_is_told_once_and_again_when_it_was_right_meanwhile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING", logger="hookpost")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.patience import PATIENCE_S
+
 PROGRAM = """
 import resource
 from hookpost.app.children import raise_file_limit
@@ -23,10 +25,12 @@ print(resource.getrlimit(resource.RLIMIT_CORE) == (0, hard))
 
 
 def test_a_crash_leaves_no_file_of_memory() -> None:
-    done = subprocess.run([sys.executable, "-c", CORES], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CORES], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.strip() == "True"
 
 
 def test_as_many_files_as_allowed_may_be_open() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stdout.split() == ["1000", "1000", "1000"]

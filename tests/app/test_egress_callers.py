@@ -12,6 +12,7 @@ from hookpost.app.config import Settings, load
 from hookpost.model import ErrorCode, Outcome, Request, Timeouts
 from hookpost.policy.egress import EgressPolicy
 from hookpost.transport import Transport
+from tests.patience import PATIENCE_S
 
 CALLERS = {"deliveries and tests": egress_policy, "the operator's alert URL": alert_egress}
 WAYS: dict[str, dict[str, str]] = {"direct": {}, "through a proxy": {"egress_proxy": "http://127.0.0.1:1"}}
@@ -45,8 +46,8 @@ async def outcome_of(policy: EgressPolicy, url: str) -> Outcome:
     transport = Transport(egress=policy, now=time.time)
     ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     try:
-        transport.send(Request(url, "", b"{}", Timeouts(1.0, 2.0, 3.0)), ended.set_result)
-        return await asyncio.wait_for(ended, 10)
+        transport.send(Request(url, "", b"{}", Timeouts(60.0, 60.0, 60.0)), ended.set_result)
+        return await asyncio.wait_for(ended, PATIENCE_S)
     finally:
         await transport.close()
 

@@ -23,11 +23,12 @@ from hookpost.storage.postgres.embedded import (
     bin_dir,
     find_running,
 )
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.process
 
 AS_ROOT = os.geteuid() == 0
-ANSWER_S_MAX = 60.0
+ANSWER_S_MAX = PATIENCE_S
 """A child that says nothing for so long is broken."""
 
 SERVER = """

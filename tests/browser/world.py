@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from tests.e2e.harness import Arrival, Hookpost, Receiver, answer, receiver, running
 
@@ -17,6 +17,8 @@ from tests.e2e.harness import Arrival, Hookpost, Receiver, answer, receiver, run
 BINARIES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # As root there is no sandbox to be had; a container's /dev/shm is small.
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking")
+# Only against a hang: whatever is waited for comes as soon as it is there, and a crowded machine takes its time.
+PATIENCE_MS = 180_000
 # What a page that renders it would act upon.
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">\u202egnp.exe\x1b[31m'
 
@@ -30,7 +32,8 @@ def chromium() -> str | None:
 async def browsing() -> AsyncIterator[Browser]:
     """A browser without a window."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS))
+        expect.set_options(timeout=PATIENCE_MS)
+        browser = await playwright.chromium.launch(executable_path=chromium(), args=list(FLAGS), timeout=PATIENCE_MS)
         yield browser
         await browser.close()
 
@@ -46,10 +49,26 @@ class World:
     mended: bool = False
 
 
+async def opened(browser: Browser, on: World, **options: Any) -> Page:
+    """An empty page of a visitor of their own, as patient as everything here."""
+    context = await browser.new_context(base_url=on.server.url, **options)
+    context.set_default_timeout(PATIENCE_MS)
+    return await context.new_page()
+
+
+async def signed_in(page: Page, key: str) -> Page:
+    """The same page, on the overview."""
+    await page.goto("/dashboard/sign-in")
+    await page.get_by_label("API key").fill(key)
+    await page.get_by_role("button", name="Sign in").click()
+    await page.wait_for_url("**/dashboard")
+    return page
+
+
 @contextlib.asynccontextmanager
-async def world(*, events: int = 12) -> AsyncIterator[World]:
-    """Started, and at rest: what can be delivered is."""
-    async with receiver() as at, running() as server:
+async def world(*, events: int = 12, **settings: str) -> AsyncIterator[World]:
+    """Started with these settings, and at rest: what can be delivered is."""
+    async with receiver() as at, running(**settings) as server:
         made = World(server, at, {}, {})
 
         async def down(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
@@ -69,7 +88,7 @@ async def world(*, events: int = 12) -> AsyncIterator[World]:
         for name, fields in {
             "orders": {"description": "Order service"},
             "billing": {"events": ["invoice.*"], "retry": waits, "description": "Billing, being mended"},
-            "crm": {"events": ["customer.*"], "description": f"CRM {HOSTILE}".replace("\x1b", "")},
+            "crm": {"events": ["customer.*"], "description": f"CRM {HOSTILE} {'L' * 300}".replace("\x1b", "")},
         }.items():
             made.endpoints[name] = await server.endpoint(at.url(f"/{name}"), **fields)
         for number in range(events):

@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
+from tests.patience import PATIENCE_S
+
 CHART: Final = Path(__file__).parents[2] / "deploy/helm/hookpost"
 RENDERED: Final = Path(__file__).parent / "rendered"
 
@@ -75,7 +77,7 @@ def helm(name: str, values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """`helm template` with these values."""
     return subprocess.run(
         ["helm", "template", name, CHART, "--namespace", "hooks", "--kube-version", "1.31.0", "--values", "-"],
-        input=json.dumps(values), capture_output=True, text=True, timeout=60, check=False,
+        input=json.dumps(values), capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 

@@ -107,12 +107,15 @@ def test_the_schema_is_migrated_before_pods_change_and_with_the_new_image() -> N
 
 def test_workers_are_added_by_the_age_of_the_journal_of_their_pool() -> None:
     (scaled,) = of_kind("everything", "ScaledObject").values()
-    (trigger,) = scaled["spec"]["triggers"]
-    assert trigger["metadata"]["query"] == 'max(hookpost_journal_age_seconds{pool="default"})'
+    age, lag = (trigger["metadata"] for trigger in scaled["spec"]["triggers"])
+    assert age["query"] == 'max(hookpost_journal_unread_seconds{pool="default"})'
+    # What waits in Kafka is not in the journal yet. Without Kafka there is no answer, which is no reason to scale.
+    assert lag["query"] == 'sum(max by (shard) (hookpost_kafka_lag_records{pool="default"}))'
+    assert lag["ignoreNullValues"] == "true"
     assert scaled["spec"]["scaleTargetRef"]["name"] == "hookpost-worker"
     assert scaled["spec"]["maxReplicaCount"] <= Settings.model_fields["shards"].default
     external = of_kind("external", "HorizontalPodAutoscaler")["hookpost-worker"]["spec"]["metrics"][0]["external"]
-    assert external["metric"]["name"] == "hookpost_journal_age_seconds"
+    assert external["metric"]["name"] == "hookpost_journal_unread_seconds"
     for name in ("everything", "external"):
         # Who scales does not also set a number, or every upgrade would undo it.
         assert "replicas" not in of_kind(name, "Deployment")["hookpost-worker"]["spec"]

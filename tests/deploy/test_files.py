@@ -28,7 +28,14 @@ COMPOSE = {
     "nodes": ("nodes.yml",),
     "kafka": ("nodes.yml", "kafka.yml"),
 }
-GUIDES = ("README.md", "docs/operations.md", "docs/runbook.md", "docs/deployment.md", "docs/kafka.md")
+GUIDES = (
+    "README.md",
+    "docs/dashboard.md",
+    "docs/operations.md",
+    "docs/runbook.md",
+    "docs/deployment.md",
+    "docs/kafka.md",
+)
 IMAGE = re.compile(r"[a-z0-9./-]+:(?!latest$)[\w.-]+")
 
 
@@ -47,6 +54,23 @@ def test_every_setting_named_for_deployment_is_one() -> None:
         # A family of settings is written HOOKPOST_SMTP_….
         named = {name for name in named if f"{name}_…" not in path.read_text(encoding="utf-8")}
         assert unknown_variables(dict.fromkeys(named, "x")) == [], path
+
+
+# Words of PostgreSQL and PgBouncer.
+OTHERS = {
+    "archive_mode", "archive_timeout", "ignore_startup_parameters", "log_checkpoints", "max_prepared_statements",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_name_in_the_guides_is_in_the_code(guide: str) -> None:
+    """Log lines, error codes, reasons, fields and metrics: somebody at night looks for them by these words."""
+    text = re.sub(r"^```.*?^```", "", read(guide), flags=re.MULTILINE | re.DOTALL)
+    code = "\n".join(path.read_text("utf-8") for kind in ("py", "sql") for path in (ROOT / "src").rglob(f"*.{kind}"))
+    known = set(re.findall(r"[a-z]+(?:_[a-z0-9]+)+", code)) | OTHERS
+    metrics = set(re.findall(r"hookpost_[a-z0-9_]+", read("docs/metrics.md")))
+    named = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", text))
+    assert sorted(name for name in named if name not in known | metrics) == []
 
 
 def commands_in(text: str) -> Iterator[list[str]]:

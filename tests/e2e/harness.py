@@ -13,18 +13,35 @@ import signal
 import sys
 import tempfile
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from standardwebhooks import Webhook
 
-WAIT_S = 120.0
+# Against a hang alone: a machine that is slow and has other things to do must not fail a test.
+WAIT_S = 300.0
+# What a server gives up after, as patient as settings may be: a machine that stands still for a while, or a disk that does,
+# must not look like a receiver that does not answer, a worker that is gone, or an event that is not durable in time. Who
+# tests them sets them.
+PATIENT = {
+    "connect_timeout_s": "28", "first_byte_timeout_s": "29", "total_timeout_s": "30",
+    "lease_s": "30", "renew_s": "4", "ingest_timeout_s": "60",
+    "request_head_s": "300", "request_body_s": "300", "answer_s": "600",
+}  # fmt: skip
+AGAIN_S = 0.2
+# What a command or a start says whose database or server had no time for it.
+BUSY = re.compile(r"hookpost: 503 |TimeoutError|does not answer \(timed out")
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
 ENCRYPTION_KEYS = "k1:" + b64encode(b"1" * 32).decode()
 
 PROGRAM = (sys.executable, "-m", "hookpost.app.cli")
+
+BROKERS = "HOOKPOST_E2E_JOURNAL"
+"""The variable that names brokers (kafka://host:port,…): every installation then has its journal there."""
 
 Handler = Callable[["Arrival", asyncio.StreamWriter], Awaitable[None]]
 
@@ -37,6 +54,8 @@ class Arrival:
     headers: dict[str, str]
     body: bytes
     attempt: int
+    connection: int = 0
+    """Which of the receiver's connections it came by."""
 
     @property
     def event_id(self) -> str:
@@ -66,6 +85,7 @@ class Receiver:
     counts: dict[tuple[str, str], int] = field(default_factory=dict)
     forged: list[Arrival] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    connections: int = 0
 
     def url(self, path: str = "/hook") -> str:
         return f"http://{self.host}:{self.port}{path}"
@@ -74,6 +94,8 @@ class Receiver:
         return {event_id for (at, event_id) in self.counts if at == path}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        connection = self.connections
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -82,7 +104,7 @@ class Receiver:
                 path = head[0].split(" ")[1]
                 key = (path, headers.get("webhook-id", ""))
                 self.counts[key] = self.counts.get(key, 0) + 1
-                arrival = Arrival(path, headers, body, self.counts[key])
+                arrival = Arrival(path, headers, body, self.counts[key], connection)
                 self._judge(arrival)
                 self.arrivals.append(arrival)
                 async with self.changed:
@@ -116,7 +138,8 @@ class Receiver:
 @contextlib.asynccontextmanager
 async def receiver(host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
     found = Receiver(host=host)
-    server = await asyncio.start_server(found.serve, host, 0, limit=2**22)
+    # As many as a worker opens at a moment at which nobody accepts them: what the kernel drops is sent again a second later.
+    server = await asyncio.start_server(found.serve, host, 0, limit=2**22, backlog=2000)
     found.port = server.sockets[0].getsockname()[1]
     try:
         yield found
@@ -124,10 +147,20 @@ async def receiver(host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
         server.close()
 
 
+def journal_of(settings: Mapping[str, str]) -> dict[str, str]:
+    """Where the journal of the installation with these settings is, if it is to be in Kafka: a topic of its own."""
+    brokers, place = os.environ.get(BROKERS), settings.get("database_url") or settings.get("data_dir")
+    if not brokers or not place:
+        return {}
+    return {"journal_url": f"{brokers}/e2e.{sha256(place.encode()).hexdigest()[:20]}"}
+
+
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Our environment with these settings of Hookpost and no others, but for encryption keys beside a database."""
+    """Our environment with these settings of Hookpost and no others, but for encryption keys beside a database, and a
+    journal if all are to have one in Kafka."""
     if "database_url" in settings and "encryption_key_file" not in settings:
         settings.setdefault("encryption_keys", ENCRYPTION_KEYS)
+    settings = journal_of(settings) | settings
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HOOKPOST_")}
     return environment | {f"HOOKPOST_{name.upper()}": value for name, value in settings.items()}
 
@@ -146,8 +179,29 @@ class Ended:
         return self.err.rstrip().rpartition("\n")[2]
 
 
+async def why(server: Hookpost, event_id: str, endpoint_id: str) -> tuple[dict[str, Any], str]:
+    """What the API and `hookpost events why` tell of an event at an endpoint; the command says what the API does."""
+    path = f"/v1/events/{event_id}/explain?endpoint_id={endpoint_id}"
+    [only] = (await server.call("GET", path, expect=200))["endpoints"]
+    client = {"url": server.url, "api_key": server.key}
+    said = await command("events", "why", event_id, "--endpoint", endpoint_id, **client)
+    assert said.code == 0, said.err
+    assert only["summary"] in said.out
+    assert f"{only['status']} ({only['reason']})" in said.out
+    return only, said.out
+
+
 async def command(*arguments: str, stdin: bytes = b"", timeout_s: float = WAIT_S, **settings: str) -> Ended:
-    """Run one `hookpost` command to its end."""
+    """Run one `hookpost` command to its end; again while server or database have no time for it, as people do."""
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while True:
+        ended = await _run(arguments, stdin, timeout_s, settings)
+        if ended.code == 0 or not BUSY.search(ended.err) or asyncio.get_running_loop().time() >= deadline:
+            return ended
+        await asyncio.sleep(AGAIN_S)
+
+
+async def _run(arguments: Sequence[str], stdin: bytes, timeout_s: float, settings: Mapping[str, str]) -> Ended:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "hookpost.app.cli", *arguments, env=clean_environment(**settings),
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -191,13 +245,41 @@ class Hookpost:
         self._changed = asyncio.Condition()
         self._readers: list[asyncio.Task[None]] = []
 
-    async def start(self, *, wait: bool = True) -> Hookpost:
+    async def start(self, *, wait: bool = True, ready: str = r"server_ready") -> Hookpost:
+        """``wait``: until a line like ``ready`` says that it is. One that ends as its database had no time for it is started again, as service
+        managers do."""
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        await self._launch()
+        while wait and not await self._said(ready):
+            assert asyncio.get_running_loop().time() < deadline, self.lines[-30:]
+            await self._launch()
+        return self
+
+    async def _said(self, pattern: str) -> bool:
+        """Has it said so before it ended? Raises AssertionError when it ended for another reason than a busy machine."""
+        assert self.process is not None
+        ended = asyncio.create_task(self.process.wait())
+        said = asyncio.create_task(self.until_line(pattern))
+        await asyncio.wait((ended, said), return_when=asyncio.FIRST_COMPLETED)
+        if said.done():
+            ended.cancel()
+            await said
+            return True
+        said.cancel()
+        await asyncio.gather(*self._readers)
+        assert any(BUSY.search(line) for line in self.lines), f"ended with {ended.result()}:\n" + "\n".join(
+            self.lines[-30:]
+        )
+        return False
+
+    async def _launch(self) -> None:
         environment = clean_environment(
             **{
                 "allow_networks": "127.0.0.0/8",
                 "log_format": "text",
                 "admin_key": ADMIN_KEY,
                 "port": "0",
+                **PATIENT,
                 "data_dir": str(self.folder),
                 **self._settings,
             }
@@ -214,9 +296,6 @@ class Hookpost:
             asyncio.create_task(self._follow(self.process.stdout, self.output)),
             asyncio.create_task(self._follow(self.process.stderr, self.lines)),
         ]
-        if wait:
-            await self.until_line(r"server_ready")
-        return self
 
     async def _follow(self, stream: asyncio.StreamReader | None, lines: list[str]) -> None:
         assert stream is not None
@@ -288,15 +367,26 @@ class Hookpost:
         expect: int | None = None,
         **headers: str,
     ) -> Any:
-        """One request; the decoded answer, or (status, answer, headers) when no status is expected."""
-        status, head, answered = await self.raw(
-            method, path, None if body is None else json.dumps(body).encode(), key=key, **headers
-        )
-        decoded = json.loads(answered) if answered else None
-        if expect is None:
-            return status, decoded, head
-        assert status == expect, (status, decoded)
-        return decoded
+        """One request; the decoded answer, or (status, answer, headers) when no status is expected. Where one is, 503 is
+        asked again, as every client does: a machine that is busy with other tests may well give it."""
+        sent = None if body is None else json.dumps(body).encode()
+        if expect is not None:
+            answered = await self.bytes_of(method, path, sent, expect=expect, key=key, **headers)
+            return json.loads(answered) if answered else None
+        status, head, answered = await self.raw(method, path, sent, key=key, **headers)
+        return status, json.loads(answered) if answered else None, head
+
+    async def bytes_of(
+        self, method: str, path: str, body: bytes | None, *, expect: int, key: str | None = None, **headers: str
+    ) -> bytes:
+        """The same in bytes, as they are sent and answered."""
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        while True:
+            status, _, answered = await self.raw(method, path, body, key=key, **headers)
+            if status == expect or status != 503 or asyncio.get_running_loop().time() >= deadline:
+                assert status == expect, (status, answered)
+                return answered
+            await asyncio.sleep(AGAIN_S)
 
     async def raw(
         self, method: str, path: str, body: bytes | None, *, key: str | None = None, **headers: str
@@ -333,9 +423,10 @@ class Hookpost:
     async def post(
         self, type: str = "invoice.paid", payload: Any = None, *, key: str | None = None, **fields: Any
     ) -> str:
-        body = {"type": type, "payload": payload, **fields}
-        answered = await self.call("POST", "/v1/events", body, key=key, expect=202)
-        return str(answered["event_id"])
+        """The event's id, once it is accepted. With a key, as careful producers have one: what was answered with 503 may
+        have been stored, and is the same event when it is posted again."""
+        body = {"type": type, "payload": payload, "idempotency_key": uuid4().hex, **fields}
+        return str((await self.call("POST", "/v1/events", body, key=key, expect=202))["event_id"])
 
     async def polled(
         self, path: str, condition: Callable[[Any], bool], *, key: str | None = None, timeout_s: float = WAIT_S
@@ -385,11 +476,23 @@ class Load:
     """Producers that keep posting until they are stopped; what was acknowledged is in ``accepted``.
 
     A refused or cut request is posted again with the same idempotency key, as a careful producer does. ``marked`` events
-    tell their producer in place of a filler: what one of them posts is in order.
+    tell their producer in place of a filler: what one of them posts is in order. ``ahead_of`` holds back producers that
+    are further ahead of this receiver, at this path, than AHEAD_MAX.
     """
 
-    def __init__(self, server: Hookpost, *, connections: int = 8, size: int = 100, marked: bool = False) -> None:
+    AHEAD_MAX = 100
+
+    def __init__(
+        self,
+        server: Hookpost,
+        *,
+        connections: int = 8,
+        size: int = 100,
+        marked: bool = False,
+        ahead_of: tuple[Receiver, str] | None = None,
+    ) -> None:
         self._server = server
+        self._ahead_of = ahead_of
         self._connections = connections
         self._filler = "x" * size
         self._marked = marked
@@ -421,6 +524,7 @@ class Load:
         count = 0
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while not self._stop.is_set():
+            await self._let_arrive()
             count += 1
             body = json.dumps(
                 {
@@ -446,6 +550,15 @@ class Load:
                 self._changed.notify_all()
         if connection is not None:
             connection[1].close()
+
+    async def _let_arrive(self) -> None:
+        """Wait until what was accepted has arrived, but for so many."""
+        if self._ahead_of is not None:
+            ledger, path = self._ahead_of
+            await ledger.until(
+                lambda: self._stop.is_set() or len(self.accepted) - len(ledger.ids(path)) < self.AHEAD_MAX,
+                what=f"arrivals at {path}, of which {self.AHEAD_MAX} are missing",
+            )
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, _, port = self._server.url.removeprefix("http://").partition(":")
@@ -483,7 +596,8 @@ async def after_a_first_start() -> tuple[Path, str]:
     if _started_before is None:
         place = fresh_folder()
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        server = await Hookpost(place / "data").start()
+        # Without a journal elsewhere: each copy gets one of its own.
+        server = await Hookpost(place / "data", journal_url="").start()
         assert await server.stop() == 0
         _started_before = place / "data", server.key
     return _started_before

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.e2e.harness import Arrival, Hookpost, Receiver, accept, answer, command, receiver, running
+from tests.e2e.harness import WAIT_S, Arrival, Hookpost, Receiver, accept, answer, command, receiver, running
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 
@@ -93,7 +93,7 @@ async def test_what_would_be_retried_while_it_is_cancelled_is_dropped(server: Ho
     ledger.handlers["/e"] = hold
     endpoint = await server.endpoint(ledger.url("/e"))
     event_id = await server.post(target_endpoints=[endpoint["endpoint_id"]])
-    await asyncio.wait_for(held.wait(), 30)
+    await asyncio.wait_for(held.wait(), WAIT_S)
     asked = await server.call("POST", f"/v1/events/{event_id}/cancel", expect=202)
     assert asked == {"delivery_count": 1}
     # The control row must be read before the answer comes: a marker behind it in every shard has arrived by then.

@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
 from hookpost.storage.postgres.embedded import bin_dir, find_running
 from hookpost.worker import SETTLE_ROWS
-from tests.e2e.harness import WAIT_S, Hookpost, Load, Receiver, fresh_folder, receiver, running
+from tests.e2e.harness import ADMIN_KEY, WAIT_S, Hookpost, Load, Receiver, fresh_folder, receiver, running
+from tests.e2e.ports import free_port
+from tests.patience import until_tomorrow_s
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 
 SOME = 300
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def survivor() -> AsyncIterator[Hookpost]:
+    """One server for the tests that kill a part of it, or dump it, and see it go on."""
+    async with running() as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def server(survivor: Hookpost) -> AsyncIterator[Hookpost]:
+    """It, with a tenant of the test's own in all shards; its lines are those of the test."""
+    tenant = await survivor.call("POST", "/v1/tenants", {"name": "a", "spread": 8}, key=ADMIN_KEY, expect=201)
+    path = f"/v1/tenants/{tenant['tenant_id']}"
+    made = await survivor.call("POST", f"{path}/api_keys", {"name": "all"}, key=ADMIN_KEY, expect=201)
+    survivor.key = made["key"]
+    survivor.lines.clear()
+    yield survivor
+    # What a kill left to be repeated goes to no receiver of the next test that happens to have the same port.
+    for endpoint in (await survivor.call("GET", "/v1/webhook_endpoints", expect=200))["data"]:
+        await survivor.call("DELETE", f"/v1/webhook_endpoints/{endpoint['endpoint_id']}", expect=204)
 
 
 async def subscribe(server: Hookpost, ledger: Receiver) -> None:
@@ -44,14 +70,22 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def test_f2_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_in_flight_repeat() -> None:
-    async with running() as server, receiver() as ledger:
+async def replace(server: Hookpost, name: str, said: str) -> None:
+    """kill -9 of a process, and wait until the one in its place has said so, too."""
+    before = sum(said in line for line in server.lines)
+    await server.replace_child(name)
+    await server.until_line(said, count=before + 1)
+
+
+async def test_f2_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_in_flight_repeat(
+    server: Hookpost,
+) -> None:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
-            for round_ in range(1, 4):
+            for _ in range(3):
                 await load.until(SOME)
-                server.kill_child("worker-1")
-                await server.until_line("shards_acquired", count=round_ + 1)
+                await replace(server, "worker-1", "shards_acquired")
             await load.until(SOME)
         await ledger.until_all(load.accepted)
         check(load, ledger)
@@ -61,14 +95,13 @@ async def test_f2_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_
         assert {attempt["outcome"] for attempt in marked["data"]} == {"delivered"}
 
 
-async def test_f1_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_stored() -> None:
-    async with running() as server, receiver() as ledger:
+async def test_f1_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_stored(server: Hookpost) -> None:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
-            for round_ in range(1, 4):
+            for _ in range(3):
                 await load.until(SOME)
-                server.kill_child("api-1")
-                await server.until_line("api_ready", count=round_ + 1)
+                await replace(server, "api-1", "api_ready")
             await load.until(SOME)
         await ledger.until_all(load.accepted)
         check(load, ledger)
@@ -78,22 +111,22 @@ async def test_f1_the_api_killed_in_the_middle_acknowledges_nothing_that_is_not_
         assert duplicates(ledger) == 0
 
 
-async def test_f5_postgresql_killed_in_the_middle_is_started_again_and_nothing_is_lost() -> None:
-    async with running() as server, receiver() as ledger:
+async def test_f5_postgresql_killed_in_the_middle_is_started_again_and_nothing_is_lost(server: Hookpost) -> None:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
             await load.until(SOME)
             os.kill(server.postmaster(), signal.SIGKILL)
-            await server.until_line("postgres_started", count=2)
+            await server.until_line("postgres_started")
             await load.until(SOME)
         await ledger.until_all(load.accepted)
         check(load, ledger)
         assert ledger.ids() == load.accepted
 
 
-async def test_f14_a_database_that_cannot_be_started_is_tried_again_until_it_can() -> None:
+async def test_f14_a_database_that_cannot_be_started_is_tried_again_until_it_can(server: Hookpost) -> None:
     """As on a full disk: the server used to end with its first try."""
-    async with running() as server, receiver() as ledger:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         settings = server.folder / "postgres" / "postgresql.conf"
         good = settings.read_text()
@@ -104,27 +137,27 @@ async def test_f14_a_database_that_cannot_be_started_is_tried_again_until_it_can
         assert status == 503
         assert int(headers["retry-after"]) >= 1
         settings.write_text(good)
-        await server.until_line("postgres_started", count=2)
+        await server.until_line("postgres_started")
         async with Load(server) as load:
             await load.until(SOME)
         await ledger.until_all(load.accepted)
         check(load, ledger)
 
 
-async def test_postgresql_restarted_in_order_in_the_middle_loses_nothing() -> None:
-    async with running() as server, receiver() as ledger:
+async def test_postgresql_restarted_in_order_in_the_middle_loses_nothing(server: Hookpost) -> None:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         async with Load(server) as load:
             await load.until(SOME)
             os.kill(server.postmaster(), signal.SIGINT)
-            await server.until_line("postgres_started", count=2)
+            await server.until_line("postgres_started")
             await load.until(SOME)
         await ledger.until_all(load.accepted)
         check(load, ledger)
 
 
-async def test_f10_a_dump_held_open_under_load_slows_nothing_down_to_a_stop() -> None:
-    async with running() as server, receiver() as ledger:
+async def test_f10_a_dump_held_open_under_load_slows_nothing_down_to_a_stop(server: Hookpost) -> None:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         dsn = find_running(server.folder)
         assert dsn is not None
@@ -147,8 +180,8 @@ async def test_f10_a_dump_held_open_under_load_slows_nothing_down_to_a_stop() ->
             await dump.close()
 
 
-async def test_a_real_dump_runs_beside_the_load() -> None:
-    async with running() as server, receiver() as ledger:
+async def test_a_real_dump_runs_beside_the_load(server: Hookpost) -> None:
+    async with receiver() as ledger:
         await subscribe(server, ledger)
         dsn = find_running(server.folder)
         assert dsn is not None
@@ -164,8 +197,8 @@ async def test_a_real_dump_runs_beside_the_load() -> None:
         check(load, ledger)
 
 
-async def test_f33_a_dump_restored_elsewhere_goes_on_from_where_it_was_taken() -> None:
-    async with running() as server, receiver() as ledger:
+async def test_f33_a_dump_restored_elsewhere_goes_on_from_where_it_was_taken(server: Hookpost) -> None:
+    async with receiver() as ledger:
         endpoint = await server.endpoint(ledger.url())
         done = await server.post()
         await server.settled(done)
@@ -201,6 +234,7 @@ async def test_f33_a_dump_restored_elsewhere_goes_on_from_where_it_was_taken() -
 
 
 async def test_f29_midnight_passes_under_load() -> None:
+    await asyncio.sleep(until_tomorrow_s())
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
         dsn = find_running(server.folder)
@@ -236,13 +270,14 @@ async def test_kill_9_of_the_whole_server_then_the_next_start_adopts_the_databas
     folder = fresh_folder()
     try:
         async with receiver() as ledger:
-            server = Hookpost(folder / "data")
+            port = str(free_port())
+            server = Hookpost(folder / "data", "--port", port)
             await server.start()
             await subscribe(server, ledger)
             load = Load(server)
             async with load:
                 await load.until(SOME)
-                postmaster, port, key = server.postmaster(), server.url.rpartition(":")[2], server.key
+                postmaster, key = server.postmaster(), server.key
                 await server.kill()
                 again = Hookpost(folder / "data", "--port", port)
                 again.key = key
@@ -261,25 +296,47 @@ async def test_kill_9_of_the_whole_server_then_the_next_start_adopts_the_databas
         shutil.rmtree(folder, ignore_errors=True)
 
 
+OWNS = """
+select exists (select from shards s join nodes n on n.node_id = s.owner where n.name = 'worker-1' and ($1 or n.expires_at > now()))
+"""
+
+
+async def stop_an_owner(server: Hookpost, operator: asyncpg.Connection) -> None:
+    """SIGSTOP of worker-1 while it has shards. A machine that stood still may have cost it all of them a moment ago."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            server.kill_child("worker-1", signal.SIGSTOP)
+            if await operator.fetchval(OWNS, False):
+                return
+            server.kill_child("worker-1", signal.SIGCONT)
+            await asyncio.sleep(0.1)
+
+
+async def until_taken_over(operator: asyncpg.Connection) -> None:
+    """Nothing is worker-1's any more, whether its lease is over or not."""
+    async with asyncio.timeout(WAIT_S):
+        while await operator.fetchval(OWNS, True):
+            await asyncio.sleep(0.05)
+
+
 async def test_f3_f30_a_worker_stopped_for_longer_than_its_lease_writes_nothing_and_another_takes_over() -> None:
     async with running("--workers", "2", lease_s="3", renew_s="0.9") as server, receiver() as ledger:
         await subscribe(server, ledger)
         for name in ("worker-1", "worker-2"):
             await server.until_line(rf"{name}\s+shards_acquired")
-        async with Load(server) as load:
-            await load.until(SOME)
-            taken = sum("shards_acquired" in line for line in server.lines)
-            server.kill_child("worker-1", signal.SIGSTOP)
-            await server.until_line("shards_acquired", count=taken + 1)
-            await load.until(SOME)
-            server.kill_child("worker-1", signal.SIGCONT)
-            await server.until_line(r"worker-1\s+lease_lost")
-            await load.until(SOME)
-        await ledger.until_all(load.accepted)
-        check(load, ledger)
-        dsn = find_running(server.folder)
-        operator = await asyncpg.connect(dsn)
+        operator = await asyncpg.connect(find_running(server.folder))
         try:
+            async with Load(server) as load:
+                await load.until(SOME)
+                await stop_an_owner(server, operator)
+                lost = sum(bool(re.search(r"worker-1\s+lease_lost", line)) for line in server.lines)
+                await until_taken_over(operator)
+                await load.until(SOME)
+                server.kill_child("worker-1", signal.SIGCONT)
+                await server.until_line(r"worker-1\s+lease_lost", count=lost + 1)
+                await load.until(SOME)
+            await ledger.until_all(load.accepted)
+            check(load, ledger)
             twice = await operator.fetchval(
                 "select count(*) from (select from attempts group by event_id, endpoint_id, generation, retry_count"
                 " having count(*) > 1) a"
@@ -289,7 +346,7 @@ async def test_f3_f30_a_worker_stopped_for_longer_than_its_lease_writes_nothing_
             await operator.close()
 
 
-async def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing_that_could_repeat() -> None:
+async def test_i23_sigterm_finishes_what_is_in_flight_and_leaves_nothing_that_could_repeat() -> None:
     folder = fresh_folder()
     release = asyncio.Event()
 
@@ -300,7 +357,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing_that_could_
     try:
         async with receiver() as ledger:
             ledger.handlers["/hook"] = slow
-            server = await Hookpost(folder / "data").start()
+            server = await Hookpost(folder / "data", stop_s="300").start()
             await subscribe(server, ledger)
             posted = {await server.post() for _ in range(10)}
             await ledger.until_all(posted)

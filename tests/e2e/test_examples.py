@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hookpost.policy.signing import show_secret
-from tests.e2e.harness import running
+from tests.e2e.harness import WAIT_S, running
 
 pytestmark = pytest.mark.process
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -32,12 +32,12 @@ async def test_the_receiver_verifies_what_the_producer_posted_and_signs_its_answ
                 env={**os.environ, "HOOKPOST_URL": server.url, "HOOKPOST_API_KEY": server.key},
                 stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
-            output, _ = await asyncio.wait_for(producer.communicate(), 30)
+            output, _ = await asyncio.wait_for(producer.communicate(), WAIT_S)
             assert producer.returncode == 0
             lines = output.decode().splitlines()
             assert lines[0] == "delivered"
             assert lines[1].startswith("delivered 204 ")
-            received = (await asyncio.wait_for(receiver.stdout.readline(), 30)).decode().strip()
+            received = (await asyncio.wait_for(receiver.stdout.readline(), WAIT_S)).decode().strip()
             assert received == 'invoice.paid {"invoice": 42, "amount": "99.90"}'
         finally:
             receiver.kill()

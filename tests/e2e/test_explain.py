@@ -57,6 +57,10 @@ async def test_every_gate_tells_what_it_holds_and_until_when() -> None:
         event = await post(fine, failing, refusing)
         assert (await told(server, event, failing, "retry"))["until"] is not None
         assert "HTTP 404" in (await told(server, event, refusing, "http_4xx"))["summary"]
+        await server.polled(
+            f"/v1/events/{event}",
+            lambda found: any(d["endpoint_id"] == fine and d["status"] == "delivered" for d in found["deliveries"]),
+        )
         delivered = await told(server, event, fine, None)
         assert (delivered["status"], delivered["generation"]) == ("delivered", 0)
 

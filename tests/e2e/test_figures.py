@@ -28,7 +28,7 @@ async def test_what_was_sent_is_counted_once_though_workers_are_killed() -> None
         writer.write(answer(200 if known else 429))
 
     async with (
-        running(retry_base_s="0.1", breaker_failures="1000", lease_s="3", renew_s="0.5") as server,
+        running(retry_base_s="0.1", breaker_failures="1000") as server,
         receiver() as ledger,
     ):
         ledger.handlers["/hook"] = first_429

@@ -8,9 +8,11 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import pytest
 
-from tests.e2e.harness import ADMIN_KEY, Hookpost, Load, Receiver, receiver, running
+from hookpost.storage.postgres.embedded import find_running
+from tests.e2e.harness import ADMIN_KEY, Hookpost, Load, Receiver, command, receiver, running
 
 pytestmark = pytest.mark.process
 
@@ -28,6 +30,17 @@ class Place:
     async def change(self, **changes: Any) -> None:
         await self.server.call("PATCH", self.path, changes, key=ADMIN_KEY, expect=200)
 
+    async def homes(self) -> list[int]:
+        """The shards where the tenant is at home, the one of its ordered endpoints first."""
+        dsn = find_running(self.server.folder)
+        assert dsn is not None
+        operator = await asyncpg.connect(dsn)
+        try:
+            homes: list[int] = await operator.fetchval("select home_shards from tenants where name = 'hot'")
+            return homes
+        finally:
+            await operator.close()
+
     async def until_moved(self) -> None:
         await self.server.polled(self.path, lambda tenant: not tenant["moving"], key=ADMIN_KEY)
 
@@ -35,7 +48,8 @@ class Place:
 @contextlib.asynccontextmanager
 async def tenant_on(*arguments: str) -> AsyncIterator[tuple[Hookpost, Place]]:
     """A server whose load comes from one tenant, at home in one shard."""
-    async with running(*arguments) as server:
+    # A move waits for whoever is still accepting by what was known before it: not long.
+    async with running(*arguments, ingest_timeout_s="0.9") as server:
         tenant = await server.call("POST", "/v1/tenants", {"name": "hot", "spread": 1}, key=ADMIN_KEY, expect=201)
         path = f"/v1/tenants/{tenant['tenant_id']}/api_keys"
         server.key = (await server.call("POST", path, {"name": "all"}, key=ADMIN_KEY, expect=201))["key"]
@@ -46,9 +60,8 @@ async def tenant_on(*arguments: str) -> AsyncIterator[tuple[Hookpost, Place]]:
 async def worker_of(server: Hookpost, pool: str) -> AsyncIterator[Hookpost]:
     """A worker of another pool on the server's database."""
     worker = Hookpost(server.folder, "--pool", pool, command="worker")
-    await worker.start(wait=False)
+    await worker.start(ready="worker_ready")
     try:
-        await worker.until_line("worker_ready")
         yield worker
     finally:
         assert await worker.stop() == 0
@@ -128,19 +141,30 @@ async def test_what_waits_in_the_old_pool_when_its_workers_are_gone_is_delivered
 # ---- ordered endpoints ----------------------------------------------------------------------------------------------
 
 
-async def test_an_ordered_endpoint_keeps_its_order_over_spreads_and_pools() -> None:
+async def test_an_ordered_endpoint_keeps_its_order_over_spreads_pools_and_a_drained_shard() -> None:
     async with tenant_on("--workers", "2") as (server, place), receiver() as ledger:
         await server.endpoint(ledger.url("/ordered"), ordered=True)
         async with worker_of(server, "acme") as worker:
             await server.call("POST", "/v1/pools", {"name": "acme", "shards": 2}, key=ADMIN_KEY, expect=200)
             await worker.until_line("shards_acquired")
-            async with Load(server, marked=True) as load:
+            # One at a time is delivered: what producers do not wait for would wait here, for minutes at each step.
+            async with Load(server, connections=2, marked=True, ahead_of=(ledger, "/ordered")) as load:
                 for changes in ({"spread": 4}, {"spread": 1}, {"pool": "acme"}, {"pool": "default", "spread": 2}):
                     await load.until(SOME)
                     await place.until_moved()
                     await place.change(**changes)
                 await load.until(SOME)
+                await place.until_moved()
+                first, second = await place.homes()
+                drained = await command("shards", "drain", str(first), data_dir=str(server.folder))
+                assert "2 moved away" in drained.out, drained.err
+                after = await place.homes()
+                # It goes on in the other home, which the same worker may own.
+                assert after[0] == second and first not in after
+                await load.until(SOME)
             await ledger.until_all(load.accepted, "/ordered")
+            drained = await command("shards", "drain", str(first), "--wait", data_dir=str(server.folder))
+            assert "nothing is left there" in drained.out, drained.err
             check(load, ledger, "/ordered")
             check_order(ledger, "/ordered")
 

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from hookpost.policy.egress_health import OutagePolicy
-from tests.e2e.harness import Arrival, Hookpost, Receiver, answer, running
+from tests.e2e.harness import Arrival, Hookpost, Receiver, answer, running, why
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 
@@ -77,6 +77,10 @@ async def test_f18_our_own_outage_charges_nobody_and_everything_arrives_at_its_e
         listed = await server.polled(f"{path}/deliveries?status=waiting", lambda found: len(found["data"]) == len(lost))
         reasons = {each["event_id"]: (each["reason"], each["attempt_count"]) for each in listed["data"]}
         assert {reasons[event_id] for event_id in lost[1:]} == {("egress_down", 0)}
+    told, said = await why(server, lost[1], endpoints[0]["endpoint_id"])
+    assert (told["status"], told["reason"]) == ("waiting", "egress_down")
+    assert "The platform's own way out is down" in said and "No attempt is counted" in said
+    assert "-> The operator checks network, resolver and egress proxy" in said
     shown = [await server.call("GET", path, expect=200) for path in paths]
     assert {each["health"]["state"] for each in shown} == {"closed"}
 

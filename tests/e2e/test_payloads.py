@@ -12,7 +12,7 @@ from hookpost.app.compose import make_payloads
 from hookpost.app.config import load
 from hookpost.storage.postgres.embedded import find_running
 from hookpost.storage.postgres.store import PostgresStore
-from tests.e2e.harness import Hookpost, Receiver, receiver, running
+from tests.e2e.harness import Hookpost, Receiver, receiver, running, why
 
 pytestmark = pytest.mark.process
 
@@ -27,13 +27,13 @@ async def test_with_every_payload_in_the_store_all_arrive_as_they_were_posted() 
         sent: dict[str, bytes] = {}
         for number in range(20):
             text = f'{{"n":  {number}, "pi": 3.1400, "filler": "{"é" * number * 500}"}}'.encode()
-            status, _, answered = await server.raw("POST", "/v1/events", b'{"type": "a.b", "payload": ' + text + b"}")
-            assert status == 202
+            body = b'{"type": "a.b", "payload": ' + text + b', "idempotency_key": "%d"}' % number
+            answered = await server.bytes_of("POST", "/v1/events", body, expect=202)
             sent[json.loads(answered)["event_id"]] = text
         await found.until_all(set(sent))
         assert bodies(found) == sent
         event_id, text = next(iter(sent.items()))
-        _, _, answered = await server.raw("GET", f"/v1/events/{event_id}", None)
+        answered = await server.bytes_of("GET", f"/v1/events/{event_id}", None, expect=200)
         assert text in answered
         assert json.loads(answered)["payload_state"] == "stored"
 
@@ -68,6 +68,10 @@ async def test_a_payload_store_that_is_away_refuses_large_events_and_delays_larg
             lambda page: bool(page["data"]),
         )
         assert [waiting["reason"] for waiting in listed["data"]] == ["payload_store"]
+        told, said = await why(server, early, endpoint["endpoint_id"])
+        assert (told["status"], told["reason"], told["generation"]) == ("waiting", "payload_store", 1)
+        assert "cannot be read from the payload store" in said and "It is tried every few seconds" in said
+        assert "-> The operator looks why" in said
         folder.unlink()
         (server.folder / "unplugged").rename(folder)
         await found.until(lambda: found.counts["/hook", early] == 2, what="the replay")
@@ -95,15 +99,15 @@ async def test_what_has_moved_into_segments_is_shown_delivered_and_replayed_as_i
         text = b'{"n":  1, "pi": 3.1400}'
         ids = []
         for kind in (b"now", b"later"):
-            body = b'{"type": "' + kind + b'", "payload": ' + text + b"}"
-            _, _, answered = await server.raw("POST", "/v1/events", body)
+            body = b'{"type": "' + kind + b'", "payload": ' + text + b', "idempotency_key": "' + kind + b'"}'
+            answered = await server.bytes_of("POST", "/v1/events", body, expect=202)
             ids.append(json.loads(answered)["event_id"])
         now, waiting = ids
         await server.settled(now)
         await server.settled(waiting, "waiting")
 
         assert await moved_by_tomorrow(server) == 2
-        _, _, answered = await server.raw("GET", f"/v1/events/{now}", None)
+        answered = await server.bytes_of("GET", f"/v1/events/{now}", None, expect=200)
         assert text in answered
         await server.call("POST", f"/v1/events/{now}/replay", {}, expect=202)
         await server.call("POST", f"{path}/resume", {}, expect=200)

@@ -15,6 +15,8 @@ from tests.e2e.harness import Arrival, Hookpost, Receiver, accept, answer, comma
 pytestmark = pytest.mark.process
 
 EVENTS = 60
+# The slowest that may be asked for: one an hour.
+RATE_MIN = 1 / 3600
 
 
 async def refuse(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
@@ -97,7 +99,8 @@ async def test_f42_workers_and_servers_killed_during_a_replay_repeat_and_skip_no
 async def test_a_cancelled_replay_leaves_the_rest_dead() -> None:
     async with running() as server, receiver() as ledger:
         _, events = await died(server, ledger, 20)
-        replay_id = (await server.call("POST", "/v1/replays", {"rate_limit": 2}, expect=202))["replay_id"]
+        # So slow that nobody comes too late to cancel it.
+        replay_id = (await server.call("POST", "/v1/replays", {"rate_limit": RATE_MIN}, expect=202))["replay_id"]
         await server.polled(f"/v1/replays/{replay_id}", lambda job: job["replayed"] >= 1)
         await server.call("DELETE", f"/v1/replays/{replay_id}", expect=204)
         replay = await ended(server, replay_id)

@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.e2e.harness import Arrival, answer, receiver, running
+from tests.e2e.harness import WAIT_S, Arrival, answer, receiver, running
 
 pytestmark = pytest.mark.process
 
@@ -44,7 +44,7 @@ class Collector:
         writer.close()
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_S):
             while len(self.spans) < count:
                 self.changed.clear()
                 await self.changed.wait()
@@ -67,6 +67,8 @@ async def refuse(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
 
 async def test_every_attempt_is_a_span_in_the_trace_that_its_receiver_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    # A collector that is late is not given up: what was sent to it would be missed.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", str(WAIT_S))
     async with collector() as spans, receiver() as ledger, running(
         otel_endpoint=f"http://127.0.0.1:{spans.port}"
     ) as server:  # fmt: skip

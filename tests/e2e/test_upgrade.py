@@ -17,6 +17,7 @@ import pytest
 from hookpost.storage.postgres import migrate
 from hookpost.storage.postgres.embedded import find_running
 from tests.e2e.harness import Arrival, Hookpost, Load, answer, command, fresh_folder, receiver
+from tests.e2e.ports import free_port
 
 pytestmark = pytest.mark.process
 
@@ -53,7 +54,10 @@ def checkout(release: str, folder: Path) -> Path:
 
 async def test_f31_old_processes_deliver_on_the_new_schema_and_new_ones_take_over_what_they_left() -> None:
     folder = fresh_folder()
-    old = Hookpost(folder / "data", source=checkout(release_before(), folder), retry_base_s="0.5", retry_cap_s="1")
+    port = str(free_port())
+    old = Hookpost(
+        folder / "data", "--port", port, source=checkout(release_before(), folder), retry_base_s="0.5", retry_cap_s="1"
+    )
     broken = True
 
     async def later(arrival: Arrival, writer: asyncio.StreamWriter) -> None:
@@ -76,7 +80,6 @@ async def test_f31_old_processes_deliver_on_the_new_schema_and_new_ones_take_ove
             await old.settled(dead, "dead")
             await old.settled(waiting, "waiting")
 
-            port = old.url.rpartition(":")[2]
             async with Load(old) as load:
                 await load.until(SOME)
                 migrated = await command("migrate", data_dir=str(old.folder))

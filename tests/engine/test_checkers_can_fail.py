@@ -32,7 +32,7 @@ from tests.sim.ordered import OrderedWorld
 from tests.sim.world import simulate, small_fetches
 
 SEEDS = range(30)
-# Worlds that find what most others do not.
+# Worlds that find what most others do not, or find it sooner: they are tried first.
 TELLING = {"a_fetch_reaches_rows_that_are_not_committed": 65, "a_row_may_lie_before_what_was_fetched": 81}
 Fault = Callable[[pytest.MonkeyPatch], None]
 FAULTS: dict[str, Fault] = {}
@@ -327,7 +327,7 @@ ELSEWHERE: dict[str, tuple[Callable[[int], object], str]] = {
 def test_the_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     FAULTS[name](monkeypatch)
     live, convicted_by = ELSEWHERE.get(name, (simulate, ""))
-    for seed in (TELLING[name],) if name in TELLING else SEEDS:
+    for seed in (*((TELLING[name],) if name in TELLING else ()), *SEEDS):
         try:
             live(seed)
         except Violation as violation:

@@ -707,6 +707,23 @@ def test_after_a_crash_whatever_the_last_owner_may_have_sent_says_so() -> None:
     assert [work.possible_duplicate for work in bench.sends()] == [True, True, False]
 
 
+def test_what_the_last_owner_may_have_sent_says_so_though_the_clock_was_set_back() -> None:
+    """Its clock may have shown `doubtful_to`: what was appended, stored or due by then it may have sent."""
+    waiting = LaneSummary(E1, TENANT, 1, NOW + 9, NEVER, 0, 1)
+    takeover = Takeover(
+        0, 2, settle_no=1, read_to=1, read_day=9000, lanes=(waiting,), clean=False, doubtful_to=NOW + 10
+    )
+    bench = Bench(takeovers=(takeover,))
+    bench.seqs[0] = 1
+    bench.wait(9.5)
+    bench.post()
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1, due_at=NOW + 9, stored_at=NOW + 8, retry_count=1))
+    bench.now += 1
+    bench.post()
+    assert {work.entry.seq: work.possible_duplicate for work in bench.sends()} == {1: True, 2: True, 3: False}
+
+
 def test_a_doubtful_delivery_that_was_parked_is_still_doubtful() -> None:
     takeover = Takeover(0, 2, settle_no=1, read_to=1, read_day=9000, rows=(row(1),), clean=False)
     bench = Bench(endpoint(status=EndpointStatus.PAUSED), takeovers=(takeover,))

@@ -84,6 +84,48 @@ def test_changed_health_is_handed_out_once() -> None:
     assert made.engine.take_health() == {E1: HEALTHY}
 
 
+def test_the_success_of_another_worker_ends_a_run_and_its_failures_go_on_here() -> None:
+    """The endpoints of a spread tenant have several owners. Two failures with days of others' successes between them
+    disabled an endpoint; and what one worker had charged stood for ever where it sent nothing more."""
+    made = bench()
+    attempt(made, BROKEN)
+    made.wait(200)
+    made.engine.hear_health({E1: HEALTHY})
+    attempt(made, BROKEN)
+    assert made.engine.take_gone() == []
+    made.engine.take_health()
+    made.engine.hear_health({E1: Health(2, NOW + 150)})
+    attempt(made, BROKEN)
+    assert announced(made) == [(FAILING, 3, NOW + 150)]
+    attempt(made, OK)
+    assert made.engine.take_health() == {E1: HEALTHY}
+
+
+def test_who_hears_that_it_is_well_still_has_its_recovery_told_that_was_announced_from_here() -> None:
+    made = bench()
+    for _ in range(3):
+        attempt(made, BROKEN)
+    assert announced(made) == [(FAILING, 3, NOW)]
+    made.engine.hear_health({E1: HEALTHY})
+    attempt(made, OK)
+    assert [type for type, _, _ in announced(made)] == [RECOVERED]
+
+
+def test_the_recovery_is_told_by_another_worker_than_the_failure() -> None:
+    made = bench()
+    attempt(made, OK)
+    made.engine.hear_health({E1: Health(7, NOW, announced=True)})
+    attempt(made, OK)
+    assert announced(made) == [(RECOVERED, 7, NOW)]
+
+
+def test_what_is_heard_of_an_endpoint_nobody_needs_here_is_dropped() -> None:
+    made = bench()
+    made.engine.hear_health({UUID(int=99): Health(7, NOW)})
+    attempt(made, OK)
+    assert made.engine.take_health() == {}
+
+
 def test_a_new_owner_goes_on_counting_where_it_was_written_down() -> None:
     made = bench(health=Health(2, NOW - 50))
     attempt(made, BROKEN)

@@ -1,4 +1,4 @@
-"""Three tenants in virtual time: what two of them do is not noticed by the third.
+"""I16, F27: three tenants in virtual time; what two of them do is not noticed by the third.
 
 One has a hundred endpoints that never answer and a backlog for each of them; one floods 100,000 fresh events, faster
 than the API of one node accepts them; the third one posts a hundred a second, at random times. Measured is the

@@ -1,4 +1,4 @@
-"""An outage of our own way out: nothing is sent but probes, nobody is charged, and all of it goes on when it is back."""
+"""An outage of our own way out (F18): nothing is sent but probes, nobody is charged, and all of it goes on when it is back."""
 
 from __future__ import annotations
 

@@ -28,11 +28,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.patience import PATIENCE_S
+
 CLOSED_PORT = "http://127.0.0.1:1"
 """Nobody listens there: whatever URL is made up, no request leaves."""
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-TIMEOUT_S = 20.0
+TIMEOUT_S = PATIENCE_S
 
 
 @dataclass(frozen=True)

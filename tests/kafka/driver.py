@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -13,21 +13,33 @@ from uuid_utils.compat import uuid7
 from hookpost.policy.journal import KafkaAddress
 from hookpost.pump import Pump
 from hookpost.storage.contract import Appended, NewEvent, Stale
-from hookpost.storage.kafka.clients import Reader
+from hookpost.storage.kafka.clients import Patience, Reader
 from hookpost.storage.kafka.record import decode
 from hookpost.storage.kafka.store import KafkaStore
 from hookpost.storage.postgres.vault import Vault
 from tests.conftest import KEYS
-from tests.storage.driver import PATIENCE_S, SHARDS, Postgres
+from tests.storage.driver import PATIENCE_S, SHARDS, Postgres, persist
 
 LEASE_S = 600.0
+# A slow machine fails no test: what a store gives up after seconds in production, it waits for here.
+PATIENT = Patience(
+    answer_s=PATIENCE_S,
+    heard_s=PATIENCE_S,
+    search_s=PATIENCE_S,
+    taken_over_s=PATIENCE_S,
+    figures_s=PATIENCE_S,
+    outdated_s=PATIENCE_S,
+)
+# How long one take waits for a record; what is waited for comes in one of many.
+TAKE_S = 0.2
 
 
 class PumpedStore(KafkaStore):
     """A store whose append returns once its events were taken over: what the suite appends it looks for at once."""
 
     def __init__(self, driver: Kafka, **options: Any) -> None:
-        super().__init__(driver.dsn, address=driver.address, vault=Vault(KEYS), application="test", **options)
+        options = {"vault": Vault(KEYS), "application": "test", "patience": PATIENT, **options}
+        super().__init__(driver.dsn, address=driver.address, **options)
         self._driver = driver
 
     async def append(
@@ -53,7 +65,7 @@ class Kafka(Postgres):
     async def prepare(self) -> None:
         """Make the topic, own all shards, and have a pump."""
         self.store = await self.open_kafka()
-        await self.store.prepare_topic()
+        await persist(self.store.prepare_topic)
         await self.own()
         self.pump, self.reader = self.new_pump()
 
@@ -65,18 +77,24 @@ class Kafka(Postgres):
         claimed = await self.store.claim(self.node_id, pool="default", limit=SHARDS, lease_s=LEASE_S)
         self.owned = {each.shard: each.fence for each in claimed}
 
-    def new_pump(self) -> tuple[Pump, Reader]:
-        """A pump of the present owner."""
-        reader = Reader(self.address)
+    def new_pump(
+        self,
+        owned: dict[int, int] | None = None,
+        *,
+        ensure: Callable[[int], Awaitable[None]] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> tuple[Pump, Reader]:
+        """A pump of the present owner, of what it owns now if that is not to change."""
+        reader = Reader(self.address, heard_s=PATIENCE_S)
         self._readers.append(reader)
-        owned = dict(self.owned)
+        owned = dict(self.owned) if owned is None else owned
         pump = Pump(
             self.store,
             reader,
             owned=lambda: owned,
             decode=decode,
-            ensure=self.store.tail.ensure_topic,
-            monotonic=time.monotonic,
+            ensure=ensure or self.store.tail.ensure_topic,
+            monotonic=monotonic,
         )
         return pump, reader
 
@@ -91,7 +109,13 @@ class Kafka(Postgres):
         store = KafkaStore(
             self.dsn,
             address=self.address,
-            **{"append_timeout_s": PATIENCE_S, "vault": Vault(KEYS), "application": "test", **options},
+            **{
+                "append_timeout_s": PATIENCE_S,
+                "vault": Vault(KEYS),
+                "application": "test",
+                "patience": PATIENT,
+                **options,
+            },
         )
         await store.open()
         self._kafka_stores.append(store)
@@ -100,11 +124,22 @@ class Kafka(Postgres):
     async def pump_dry(self, pump: Pump | None = None) -> None:
         """Take over until nothing waits in Kafka."""
         pump = pump or self.pump
+        async with self._pumping, asyncio.timeout(2 * PATIENCE_S):
+            await persist(pump.follow)
+            while await self._waits():
+                await pump.once(TAKE_S)
+                await persist(pump.follow)
+
+    async def _waits(self) -> bool:
+        """Also while a broker has not heard yet of a partition that was made a moment ago."""
+        lag = await persist(self.store.lag)
+        return any(lag.values()) or len(lag) < await self.store.shard_count()
+
+    async def take_over(self, pump: Pump) -> None:
+        """Let this pump take what comes next, however long that takes to come."""
         async with self._pumping, asyncio.timeout(PATIENCE_S):
-            await pump.follow()
-            while any((await self.store.lag()).values()):
-                await pump.once(0.2)
-                await pump.follow()
+            while not await pump.once(TAKE_S):
+                pass
 
     async def close(self) -> None:
         for reader in self._readers:

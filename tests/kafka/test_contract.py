@@ -1,14 +1,13 @@
 """The part of the storage suite that is about the journal, on Kafka: the same claims, each append by way of a record.
 
-Left out is what an append that waits for a lock does, and a claim that includes the order of `created_at`, which with
-Kafka is when an event was accepted (test_journal has its own about numbers). How rows are read does not depend on how
-they came in, and is not asked twice.
+Left out is what an append that waits for a lock does, a claim that includes the order of `created_at`, which with Kafka is
+when an event was accepted (test_journal has its own about numbers), and half a million ids (it has a fifth of them). How
+rows are read does not depend on how they came in, and is not asked twice.
 """
 
 import pytest
 
 from tests.storage.test_append import (  # noqa: F401 - they are collected here
-    test_a_full_group_with_wide_fan_outs_is_appended_in_time,
     test_a_later_call_gets_the_first_id_and_count_or_a_conflict,
     test_a_poisoned_event_is_rejected_and_its_group_writes_nothing,
     test_a_reader_never_sees_a_number_before_a_smaller_one,

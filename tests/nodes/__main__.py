@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long nodes come and go at random, in the end")
     parser.add_argument("--seed", type=int, help="of what happens at random")
     parser.add_argument("--rate", type=float, default=20.0, help="events a second")
+    parser.add_argument("--patience", type=float, default=1.0, help="how often longer than promised balancing may take")
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if reason := network.why_not():
@@ -26,11 +27,12 @@ def main() -> int:
         return 2
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
     if not given.isolated:
-        arguments = [f"--minutes={given.minutes}", f"--rate={given.rate}", f"--seed={seed}", "--isolated"]
+        arguments = [f"--{name}={getattr(given, name)}" for name in ("minutes", "rate", "patience")]
+        arguments += [f"--seed={seed}", "--isolated"]
         os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", "tests.nodes", *arguments])
     # However it is ended, it takes its processes with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = asyncio.run(run(rate=given.rate, seconds=given.minutes * 60, seed=seed))
+    report = asyncio.run(run(rate=given.rate, seconds=given.minutes * 60, seed=seed, patience=given.patience))
     for line in report.verdict.lines():
         print(line)
     print(f"  the same again: python -m tests.nodes --seed {seed} --minutes {given.minutes:g}")

@@ -8,16 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
 from hookpost.storage.postgres.embedded import find_running
-from tests.e2e.harness import ADMIN_KEY, ENCRYPTION_KEYS, PROGRAM, Hookpost, command
+from tests.e2e.harness import ADMIN_KEY, ENCRYPTION_KEYS, PROGRAM, WAIT_S, Hookpost, command
 from tests.nodes import hosts
 from tests.nodes.hosts import Host
+from tests.torture.system import LEASE_LOST
 
 PORT = 8080
 # How often it is looked who owns what; every bound here is in seconds.
@@ -53,6 +55,7 @@ class Fleet:
         self._folder = folder
         self._settings = dict(settings)
         self._last_number = 1
+        self._skews_s: dict[str, float] = {}
         self.database_host = self._new_host()
         self.dsn = f"postgresql://postgres@{self.database_host.address}:5432/hookpost"
         self.apis: list[Node] = []
@@ -85,10 +88,8 @@ class Fleet:
         assert migrated.code == 0, migrated.err
         key = next(line.split()[-1] for line in migrated.out.splitlines() if "its API key" in line)
         self.apis = [self._node("api", "api") for _ in range(apis)]
+        await asyncio.gather(*(api.process.start(ready="api_ready") for api in self.apis))
         for api in self.apis:
-            await api.process.start(wait=False)
-        for api in self.apis:
-            await api.process.until_line("api_ready")
             api.process.key = key
         return key
 
@@ -98,9 +99,8 @@ class Fleet:
         for name in names:
             node = self.workers[name] = self._node("worker", name, program, "--name", name)
             self.islands[node.host.address] = name
-            await node.process.start(wait=False)
-        for name in names:
-            await self.workers[name].process.until_line("worker_ready")
+            self._skews_s[name] = skew_s
+        await asyncio.gather(*(self.workers[name].process.start(ready="worker_ready") for name in names))
 
     def _node(self, kind: str, name: str, program: tuple[str, ...] = PROGRAM, *arguments: str) -> Node:
         host = self._new_host()
@@ -119,14 +119,21 @@ class Fleet:
             name: process.pid for name, process in found.items() if process is not None and process.returncode is None
         }
 
+    def lost_leases(self) -> Iterator[tuple[str, float]]:
+        """Which worker has said when that its lease is lost, by the machine's clock."""
+        for name, node in self.workers.items():
+            for moment, _ in LEASE_LOST.findall("\n".join(node.process.lines)):
+                yield name, datetime.fromisoformat(moment).timestamp() - self._skews_s[name]
+
     async def stop(self) -> list[str]:
-        """In order; what ended otherwise, with its last words."""
+        """In order; what ended otherwise, with its last words. What does not end is killed: why is to be seen, and what
+        went wrong before."""
         running = [node for node in (*self.apis, *self.workers.values()) if node.process.process is not None]
-        codes = await asyncio.gather(*(node.process.stop() for node in running))
+        codes = await asyncio.gather(*(self._end(node) for node in running))
         if self._database is not None:
             assert self._database.stdin is not None
             self._database.stdin.close()
-            await asyncio.to_thread(self._database.wait, 30)
+            await asyncio.to_thread(self._database.wait, WAIT_S)
         for host in self._hosts:
             host.close()
         return [
@@ -134,6 +141,14 @@ class Fleet:
             for node, code in zip(running, codes, strict=True)
             if code not in (0, -signal.SIGKILL)
         ]
+
+    async def _end(self, node: Node) -> int | str:
+        try:
+            return await node.process.stop()
+        except TimeoutError:
+            node.kill()
+            await node.process.stop()
+            return "nothing, and was killed"
 
     # ---- what the database says ----------------------------------------------------------------------------------------
 

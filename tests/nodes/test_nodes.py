@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +14,11 @@ from tests.torture import network
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
-WHOLE = bool(os.environ.get("WHOLE_TESTS"))  # `make whole`
-COMMAND = ["-m", "tests.nodes", "--minutes", "0", "--seed", "1"]
+# Other tests run beside it, and the machine may stand still; `make nodes` holds the promised bounds.
+COMMAND = ["-m", "tests.nodes", "--minutes", "0", "--seed", "1", "--patience", "10"]
 HAPPENED = {"start", "join", "leave", "death", "heal", "shards added"}
 
 
-@pytest.mark.skipif(
-    not WHOLE, reason="takes a minute, and once in three runs beside other tests did not end: make nodes"
-)
 def test_nodes_that_come_and_go_share_the_shards_in_time_and_lose_invent_and_charge_nothing() -> None:
     reason = network.why_not()
     require(not reason, reason)
@@ -30,7 +26,7 @@ def test_nodes_that_come_and_go_share_the_shards_in_time_and_lose_invent_and_cha
         [sys.executable, *COMMAND],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
         check=False,
         cwd=Path(__file__).parents[2],
     )
@@ -38,5 +34,5 @@ def test_nodes_that_come_and_go_share_the_shards_in_time_and_lose_invent_and_cha
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["lost"], found["invented"], found["violations"]) == (0, 0, {})
     assert found["balanced_within_s"].keys() == HAPPENED
-    assert found["accepted"] > 50, "there was load, however slow the machine is"
+    assert found["accepted"] > 10, "there was load, however slow the machine is"
     assert sum(found["duplicates_by"].values()) == found["duplicates"]

@@ -13,9 +13,9 @@ import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from hookpost.storage import payloads
 from hookpost.storage.payloads import ObjectStore
-
-PATIENCE_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 class S3:
@@ -59,6 +59,12 @@ CREDENTIALS = {
     "AWS_REGION": "us-east-1",
     "AWS_ALLOW_HTTP": "true",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stands still is no store that dawdles."""
+    monkeypatch.setattr(payloads, "REQUEST_S", PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

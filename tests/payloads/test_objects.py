@@ -107,10 +107,10 @@ async def test_a_store_that_answers_503_is_unavailable(s3: S3, bucket: str, meth
 async def test_a_store_that_dawdles_is_given_up_in_time(
     s3: S3, bucket: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REQUEST_S", 0.2)
     objects = ObjectStore(bucket)
     ref = await objects.put("a/b", PAYLOAD)
     s3.slow.add(method)
+    monkeypatch.setattr(module, "REQUEST_S", 0.2)
     with pytest.raises(StoreUnavailable, match="a/"):
         await (objects.put("a/c", PAYLOAD) if method == "PUT" else objects.get(ref))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hookpost.policy.diagnosis import Diagnosis, Known, diagnose, read_headers
+from hookpost.policy.diagnosis import UNTOLD, Diagnosis, Known, diagnose, read_headers
 from hookpost.policy.signing import show_secret, signature_header
 
 KEY = bytes(range(24))
@@ -110,6 +110,9 @@ def test_a_secret_that_was_not_decoded_is_recognised(key: bytes) -> None:
 def test_another_id_is_recognised() -> None:
     headers = message(webhook_id="msg_1", x_webhook_event_id=ID)
     assert found(headers).finding.startswith("Wrong id")
+    headers = message(webhook_id="evt_2")
+    assert found(headers) == UNTOLD
+    assert found(headers, known=Known(ids=["evt_3", ID])).finding.startswith(f"Wrong id: the signature is for '{ID}'")
 
 
 def test_another_secret_is_told_and_named_if_it_is_known() -> None:

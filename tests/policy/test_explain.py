@@ -94,6 +94,30 @@ def test_what_is_queued_for_a_paused_endpoint_is_told_that_it_will_wait() -> Non
     assert "The endpoint is paused: it will wait." in told.summary
 
 
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize(
+    ("endpoint", "words", "until"),
+    [
+        ({"rate_limit": 0.5}, "What may hold it: its rate_limit lets 0.5 a second through.", None),
+        ({"ordered": True, "moving": True}, "moved to another shard is delivered first; the endpoint is ordered", None),
+        ({"hold_until": NOW + 240}, "left alone (Retry-After) until 2027-01-15 08:04:00 UTC.", NOW + 240),
+        (
+            {"breaker": "open", "reopen_at": NOW + 30},
+            "is open: the next probe goes at 2027-01-15 08:00:30 UTC",
+            NOW + 30,
+        ),
+        ({"breaker": "half_open", "reopen_at": NOW - 1}, "is half open: a probe is due", None),
+    ],
+)
+def test_what_is_queued_is_told_which_gates_may_hold_it(
+    read: bool, endpoint: dict[str, Any], words: str, until: float | None
+) -> None:
+    """It waits in its worker's memory, and no row says what for."""
+    told = why(Queued(1, read, "w1"), endpoint=replace(ENDPOINT, **endpoint))
+    assert words in told.summary
+    assert told.until == until
+
+
 OPEN = {"breaker": "open", "reopen_at": NOW + 30}
 GATES: list[tuple[Waiting, dict[str, Any], str, float | None]] = [
     # state · what is different of the endpoint · words · until
@@ -133,6 +157,7 @@ def test_what_waits_is_told_which_gate_holds_it_and_until_when(
     assert (told.status, told.reason, told.until) == ("waiting", state.reason, until)
     assert words in told.summary
     assert told.summary.endswith("It is given up at 2027-01-15 10:00:00 UTC.")
+    assert "_ID" not in (told.next_step or ""), "what is to be done can be pasted"
 
 
 def test_every_gate_is_in_the_table() -> None:
@@ -164,7 +189,7 @@ def test_what_is_dead_is_told_what_of_and_how_to_replay_it(reason: DeadReason, f
     assert (told.status, told.reason) == ("dead", reason)
     assert told.summary.startswith("Given up at 2027-01-15 07:59:55 UTC: ")
     assert words in told.summary
-    assert told.next_step is not None and "hookpost replay EVENT_ID" in told.next_step
+    assert told.next_step is not None and f"`hookpost replay evt_{EVENT.event_id.hex}`" in told.next_step
 
 
 def test_every_death_is_in_the_table() -> None:
@@ -188,7 +213,7 @@ def test_what_was_delivered_is_told_when_and_by_which_attempt() -> None:
     told = why(Arrived(NOW - 58.75, 200, 1))
     assert (told.status, told.reason, told.next_step) == ("delivered", None, None)
     assert told.summary == (
-        "Delivered at 2027-01-15 07:59:01 UTC by the first attempt, answered with 200, 1 s after it was asked for."
+        "Delivered at 2027-01-15 07:59:01 UTC by the first attempt, answered with 200, 1 s after it was accepted."
     )
     assert "by attempt 3" in why(Arrived(NOW, 204, 3)).summary
 

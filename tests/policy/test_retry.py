@@ -1,4 +1,4 @@
-"""What follows from an attempt: one table for every outcome, the schedule, Retry-After, the deadline."""
+"""What follows from an attempt (I10): one table for every outcome, the schedule, Retry-After, the deadline."""
 
 from __future__ import annotations
 
@@ -308,6 +308,7 @@ def test_a_retry_behind_the_deadline_is_brought_forward_to_it() -> None:
 
 @pytest.mark.parametrize(("retry_count", "verdict"), [(0, "retry"), (1, "retry"), (2, "internal_error")])
 def test_our_own_bug_is_tried_three_times(retry_count: int, verdict: str) -> None:
+    """F44."""
     assert verdict_on(Outcome(ErrorCode.INTERNAL_ERROR), retry_count=retry_count) == verdict
 
 

@@ -1,4 +1,4 @@
-"""Standard Webhooks: the published vectors, the reference library as judge, and what must be refused."""
+"""Standard Webhooks (I11): the published vectors, the reference library as judge, and what must be refused."""
 
 from base64 import b64encode
 from datetime import UTC, datetime
@@ -109,6 +109,7 @@ def test_valid_keys_are_newest_first_and_end_with_their_expiry() -> None:
 
 
 def test_each_key_signs_in_the_given_order_and_either_verifies() -> None:
+    """I13."""
     other = b"k" * 32
     header = signature_header(ID, AT, BODY, [other, KEY])
     assert header.split(" ")[1] == GOOD

@@ -1,14 +1,19 @@
 """Judges that never convict prove nothing: faults put into the production code, at least one for each checker.
 
-``python -m tests.sim.mutants`` puts each of them in and lives through seeds until its checker convicts it.
+``python -m tests.sim.mutants`` puts each of them in and lives through seeds until its checker convicts it, in as many
+processes as there are cores.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -20,10 +25,13 @@ from hookpost.engine import roster as roster_module
 from hookpost.engine.books import Books
 from hookpost.engine.engine import Engine
 from hookpost.engine.findings import Findings
-from hookpost.engine.lanes import Lane
+from hookpost.engine.gates import OverBudget
+from hookpost.engine.lanes import NEVER, Lane
 from hookpost.engine.progress import ShardProgress
 from hookpost.engine.timers import Timers
 from hookpost.ingest import Ingest
+from hookpost.maintenance import Maintenance
+from hookpost.policy import budget as budget_module
 from hookpost.policy import retry as retry_module
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.budget import RetryBudget
@@ -33,9 +41,12 @@ from hookpost.storage.memory import alerts as memory_alerts
 from hookpost.storage.memory.admin import AdminTables
 from hookpost.storage.memory.alerts import AlertTables
 from hookpost.storage.memory.ingest import IngestTables
+from hookpost.storage.memory.retention import RetentionTables
+from hookpost.storage.memory.rollups import RollupTables
 from hookpost.storage.memory.settle import SettleTables
 from hookpost.storage.memory.tables import Database
 from hookpost.worker import Worker
+from tests.sim import hashes
 from tests.sim.checkers import broken
 from tests.sim.system.world import live
 
@@ -46,21 +57,25 @@ Patch = pytest.MonkeyPatch
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """``by``: the checkers that may convict it; ``dies``: or a process dies of it, which ends the world."""
+    """``by``: the checkers that may convict it; ``dies``: or a process dies of it, which ends the world. ``kind``: the
+    worlds that have enough of what it takes."""
 
     put: Callable[[Patch], None]
     by: frozenset[str]
     dies: bool = False
+    kind: str | None = None
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(*by: str, dies: bool = False) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+def mutant(
+    *by: str, dies: bool = False, kind: str | None = None
+) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     """Found by one of these checkers."""
 
     def enter(put: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        MUTANTS[put.__name__] = Mutant(put, frozenset(by), dies)
+        MUTANTS[put.__name__] = Mutant(put, frozenset(by), dies, kind)
         return put
 
     return enter
@@ -118,8 +133,8 @@ def the_same_number_is_given_twice(patch: Patch) -> None:
     def append(original: Any, self: Database, number: int, *args: Any, **values: Any) -> None:
         original(self, number, *args, **values)
         journal = self.shards[number].journal
-        if len(journal) % 50 == 0:
-            journal[-1] = replace(journal[-1], seq=journal[-1].seq - 1)
+        if journal.last_seq % 50 == 0:
+            journal.rows[-1] = replace(journal.rows[-1], seq=journal.last_seq - 1)
 
     wrap(patch, Database, "append", append)
 
@@ -155,9 +170,9 @@ def a_settle_that_failed_is_given_up(patch: Patch) -> None:
 @mutant("metering")
 def attempts_are_not_stored(patch: Patch) -> None:
     def write(original: Any, self: SettleTables, parts: Any) -> None:
-        kept = list(self._db.attempts)
+        kept = {day: list(attempts) for day, attempts in self._db.attempts.items()}
         original(self, parts)
-        if len(kept) > 20:
+        if sum(map(len, kept.values())) > 20:
             self._db.attempts = kept
 
     wrap(patch, SettleTables, "_write", write)
@@ -197,13 +212,18 @@ def duplicates_are_not_marked(patch: Patch) -> None:
     wrap(patch, Engine, "open_shard", lambda f, e, takeover, *, now: f(e, replace(takeover, clean=True), now=now))
 
 
-@mutant("fates", "duplicates", "cursors", dies=True)
+@mutant("duplicates", kind="sick receivers and clocks")
+def what_the_last_owners_clock_had_shown_is_not_asked(patch: Patch) -> None:
+    wrap(patch, Engine, "open_shard", lambda f, e, takeover, *, now: f(e, replace(takeover, doubtful_to=0.0), now=now))
+
+
+@mutant("fates", "duplicates", "cursors")
 def replays_of_one_event_share_a_generation(patch: Patch) -> None:
-    def again(original: Any, self: AdminTables, *args: Any) -> int:
-        shard: int = original(self, *args)
-        journal = self._db.shards[shard].journal
-        journal[-1] = replace(journal[-1], generation=1)
-        return shard
+    def again(original: Any, self: AdminTables, *args: Any) -> set[int]:
+        shards: set[int] = original(self, *args)
+        for journal in (self._db.shards[shard].journal for shard in shards):
+            journal.rows[-1] = replace(journal.rows[-1], generation=1)
+        return shards
 
     wrap(patch, AdminTables, "_owe_again", again)
 
@@ -224,7 +244,7 @@ def a_bucket_is_never_empty(patch: Patch) -> None:
     patch.setattr(TokenBucket, "take", lambda self, *, now, tokens=1: 0.0)
 
 
-@mutant("caps")
+@mutant("caps", kind="half of it fails")
 def a_cap_is_doubled(patch: Patch) -> None:
     share = roster_module.cap_share
     patch.setattr(roster_module, "cap_share", lambda *args, **named: 2 * share(*args, **named) + 1)
@@ -277,6 +297,45 @@ def what_waits_has_an_earlier_deadline(patch: Patch) -> None:
     wrap(patch, Books, "store", store)
 
 
+@mutant("order", kind="deaths in order")
+def what_follows_a_dead_head_is_sent_before_the_death_is_committed(patch: Patch) -> None:
+    """The next one goes with what is in memory; whoever takes over knows of no death and sends the dead one again."""
+
+    def bury(original: Any, self: Books, work: Any, *rest: Any, **named: Any) -> None:
+        original(self, work, *rest, **named)
+        work.lane.dying, self._dying = 0, []
+
+    wrap(patch, Books, "bury", bury)
+
+
+@mutant("rests", "fates", "deadlines", kind="sick receivers and clocks")
+def a_probe_that_is_refused_as_the_breaker_is_closed_keeps_it_open(patch: Patch) -> None:
+    def grant(original: Any, self: Breaker, probe: Any, **named: Any) -> bool:
+        self.told = False
+        return bool(original(self, probe, **named))
+
+    wrap(patch, Breaker, "grant", grant)
+
+
+@mutant("budget", kind="half of it fails")
+def failed_retries_are_forgotten_after_ten_seconds(patch: Patch) -> None:
+    patch.setattr(budget_module, "WINDOW_S", 10)
+
+
+@mutant("budget", kind="half of it fails")
+def a_tenant_may_take_all_of_the_retry_budget(patch: Patch) -> None:
+    patch.setattr(RetryBudget, "admits", lambda self, tenant_id, *, now: self._used < self.size(now=now))
+
+
+@mutant("rests", "drained", "fates", kind="half of it fails")
+def a_lane_that_waits_for_the_retry_budget_is_forgotten(patch: Patch) -> None:
+    def share(self: OverBudget, now: float) -> list[Lane]:
+        self._lanes, self.look_at = {}, NEVER
+        return []
+
+    patch.setattr(OverBudget, "share", share)
+
+
 # ---- what is told -----------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +371,37 @@ def lanes_are_woken_a_minute_late(patch: Patch) -> None:
     wrap(patch, Timers, "wake_at", lambda f, timers, lane, moment: f(timers, lane, moment + 60.0))
 
 
+# ---- what leaves --------------------------------------------------------------------------------------------------------
+
+
+@mutant("retention", "fates", dies=True)
+def what_waits_leaves_with_its_day(patch: Patch) -> None:
+    patch.setattr(RetentionTables, "_is_needed", lambda self, day: False)
+
+
+@mutant("retention")
+def a_day_leaves_one_day_early(patch: Patch) -> None:
+    wrap(patch, Maintenance, "__init__", lambda f, m, *a, keep_days, **k: f(m, *a, keep_days=keep_days - 1, **k))
+
+
+@mutant("retention")
+def attempts_never_leave(patch: Patch) -> None:
+    async def nothing(self: Maintenance) -> None:
+        """What is over stays."""
+
+    patch.setattr(Maintenance, "_retire_attempts", nothing)
+
+
+@mutant("metering")
+def what_is_counted_is_counted_again(patch: Patch) -> None:
+    def count(original: Any, self: RollupTables, shard: Any, events_max: int) -> int:
+        marks = self._marks(shard)
+        marks.seq = max(0, marks.seq - 1)
+        return int(original(self, shard, events_max))
+
+    wrap(patch, RollupTables, "_count_accepted", count)
+
+
 # ---- the trial ------------------------------------------------------------------------------------------------------
 
 
@@ -329,7 +419,7 @@ def convict(name: str, seeds: range = SEEDS) -> str | None:
     for seed in seeds:
         try:
             with put_in(name):
-                found = broken(live(seed))
+                found = broken(live(seed, case.kind))
         except Exception as error:  # noqa: BLE001 - the code itself may stumble over the fault
             if case.dies:
                 return f"seed {seed}: {type(error).__name__}: {str(error)[:100]}"
@@ -341,14 +431,28 @@ def convict(name: str, seeds: range = SEEDS) -> str | None:
 
 def main() -> int:
     """The exit code: 1 when a fault was not found."""
-    missed = 0
-    for name in sys.argv[1:] or MUTANTS:
-        found = convict(name)
-        missed += found is None
-        print(f"{name}: {found or 'NOT FOUND'}", flush=True)
-    print(f"mutants: {len(MUTANTS)}, {missed} not found")
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.mutants")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these alone; all without")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="so many processes at once")
+    options = parser.parse_args()
+    names, missed = options.names or list(MUTANTS), 0
+    if unknown := set(names) - MUTANTS.keys():
+        parser.error(f"there is no {min(unknown)}; there are {', '.join(MUTANTS)}")
+    # A worker that begins anew with each fault: nothing of one is left for the next.
+    with get_context("spawn").Pool(options.jobs, maxtasksperchild=1) as pool:
+        for name, found, seconds in pool.imap_unordered(_timed, names, chunksize=1):
+            missed += found is None
+            print(f"{name}: {found or 'NOT FOUND'} ({seconds:.0f} s)", flush=True)
+    print(f"mutants: {len(names)}, {missed} not found")
     return 1 if missed else 0
 
 
+def _timed(name: str) -> tuple[str, str | None, float]:
+    """What finds it, and how long that took, in seconds."""
+    began = time.monotonic()
+    return name, convict(name), time.monotonic() - began
+
+
 if __name__ == "__main__":
+    hashes.fix("tests.sim.mutants")
     sys.exit(main())

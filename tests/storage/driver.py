@@ -20,14 +20,18 @@ from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, BacklogChange, DeadLe
 from hookpost.model import DeadReason, WaitReason
 from hookpost.storage.contract import NewEvent, Store, StoreUnavailable
 from hookpost.storage.memory.store import MemoryStore
-from hookpost.storage.memory.tables import Database, day_of
+from hookpost.storage.memory.tables import Database
+from hookpost.storage.postgres import shards
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.storage.postgres.vault import Vault
 from tests.conftest import KEYS
+from tests.patience import PATIENCE_S
 
 SHARDS = 4
-# Signals are awaited; this bounds the wait for one that does not come.
-PATIENCE_S = 20.0
+# Between two questions to a store that is away.
+AGAIN_S = 0.1
+# Between two looks at something that comes in a moment.
+LOOK_S = 0.005
 
 
 class Driver(Protocol):
@@ -62,6 +66,12 @@ class Driver(Protocol):
 
     async def turn_replays(self, *, ago_s: float) -> None:
         """Let it have been every bulk replay's turn so long ago."""
+
+    async def drain(self, shard: int) -> tuple[int, int]:
+        """Take a shard out of use; how many tenants moved, how many stay."""
+
+    async def undrain(self, shard: int) -> None:
+        """Into use again."""
 
     async def hold_shard(self, shard: int) -> Callable[[], Awaitable[None]]:
         """Keep appends to a shard waiting until the answer is called."""
@@ -136,6 +146,13 @@ class Postgres:
     async def turn_replays(self, *, ago_s: float) -> None:
         await self.run("update replays set next_at = now() - make_interval(secs => $1)", ago_s)
 
+    async def drain(self, shard: int) -> tuple[int, int]:
+        done = await shards.drain(self.dsn, Vault(KEYS), shard)
+        return done.moved, done.staying
+
+    async def undrain(self, shard: int) -> None:
+        await shards.undrain(self.dsn, Vault(KEYS), shard)
+
     async def hold_shard(self, shard: int) -> Callable[[], Awaitable[None]]:
         connection = await self.connect()
         await connection.execute("select pg_advisory_lock(7700, $1)", shard)
@@ -192,8 +209,8 @@ class Memory:
         db = self.database
         match table:
             case "attempts":
-                for each in db.attempts:
-                    yield {**dict(zip(ATTEMPT_COLUMNS, each, strict=True)), "day": day_of(db.now())}
+                for day, attempts in db.attempts.items():
+                    yield from ({**dict(zip(ATTEMPT_COLUMNS, each, strict=True)), "day": day} for each in attempts)
             case "backlog":
                 for (shard, _), lane in db.backlog.items():
                     yield from ({**asdict(change), "shard": shard} for change in lane.values())
@@ -204,6 +221,9 @@ class Memory:
             case "shards":
                 for each in db.shards.values():
                     yield {name: getattr(each, name) for name in ("shard", "pool", "owner", "fence", "quiet_until")}
+            case "metering":
+                for (day, tenant_id), metered in db.metering.items():
+                    yield {"day": day, "tenant_id": tenant_id, **asdict(metered)}
             case "endpoints":
                 yield from db.endpoints.values()
             case "outbox":
@@ -238,6 +258,12 @@ class Memory:
         for job in self.database.replays.values():
             job["next_at"] = self.database.now() - ago_s
 
+    async def drain(self, shard: int) -> tuple[int, int]:
+        return await self._stores[0].drain(shard)
+
+    async def undrain(self, shard: int) -> None:
+        await self._stores[0].undrain(shard)
+
     async def hold_shard(self, shard: int) -> Callable[[], Awaitable[None]]:
         raise NotImplementedError("nothing waits here")
 
@@ -260,10 +286,11 @@ DRIVERS: dict[str, Callable[[Any], Driver]] = {"postgres": Postgres, "memory": l
 
 
 async def until(happened: Callable[[], Awaitable[Any]]) -> None:
-    """Ask again and again until the answer is true; fail after PATIENCE_S."""
+    """Ask again and again until the answer is true, leaving the machine to who is waited for in between; fail after
+    PATIENCE_S."""
     async with asyncio.timeout(PATIENCE_S):
         while not await happened():
-            await asyncio.sleep(0)
+            await asyncio.sleep(LOOK_S)
 
 
 # ---- what goes in ----------------------------------------------------------------------------------------------------
@@ -356,10 +383,13 @@ async def takeover(store: Store, shard: int, fence: int) -> Takeover:
 
 
 async def persist(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """Ask until the store answers, as every caller of it does."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                return await ask()
-            except StoreUnavailable:
-                await asyncio.sleep(0)
+    """Ask until the store answers, as every caller of it does: now and then, as who waits must not take the machine from
+    who is waited for. In the end it raises what the store said."""
+    until = asyncio.get_running_loop().time() + PATIENCE_S
+    while True:
+        try:
+            return await ask()
+        except StoreUnavailable:
+            if asyncio.get_running_loop().time() >= until:
+                raise
+            await asyncio.sleep(AGAIN_S)

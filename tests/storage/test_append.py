@@ -1,4 +1,4 @@
-"""What an append promises: gapless numbers in commit order, all or nothing, one event per idempotency key."""
+"""What an append promises (I3, I14): gapless numbers in commit order, all or nothing, one event per idempotency key."""
 
 from __future__ import annotations
 
@@ -109,9 +109,10 @@ async def test_the_event_is_stored_as_it_was_given(driver: Driver) -> None:
         assert (row["kind"], row["generation"], row["idempotency_key"]) == (0, 0, None)
 
 
-async def test_a_full_group_with_wide_fan_outs_is_appended_in_time(driver: Driver) -> None:
-    """500 events owed to 1000 endpoints each: half a million ids in one call, well within ingest's patience."""
-    store = await driver.open(append_timeout_s=5.0)
+@pytest.mark.postgres
+async def test_a_full_group_with_wide_fan_outs_is_appended_in_one_call(driver: Driver) -> None:
+    """500 events owed to 1000 endpoints each: half a million ids. How long it takes is for `make bench` to say."""
+    store = await driver.open(append_timeout_s=60.0)
     tenant = await new_tenant(store)
     wide, other = tuple(uuid7() for _ in range(1000)), tuple(uuid7() for _ in range(1000))
     events = [event(tenant, owed=wide if n % 2 else other) for n in range(500)]
@@ -285,13 +286,17 @@ async def test_of_concurrent_calls_one_wins_and_the_loser_waits_for_its_commit(d
 
 @pytest.mark.postgres
 async def test_when_the_winner_is_rolled_back_the_loser_wins(driver: Driver) -> None:
-    one, two = await driver.open(append_timeout_s=0.3), await driver.open()
+    assert isinstance(driver, Postgres)
+    one, two = await driver.open(), await driver.open()
     tenant = await new_tenant(one, (0, 1))
     versions = await version(one, tenant)
     let_go = await driver.hold_shard(0)
     first = asyncio.create_task(one.append(0, [event(tenant, key="k")], versions))
     await driver.waiting(1)
+    [blocked] = await driver.blocked()
     second = asyncio.create_task(two.append(1, [event(tenant, key="k")], versions))
+    await driver.waiting(2)
+    await driver.run("select pg_cancel_backend($1)", blocked["pid"])
     with pytest.raises(StoreUnavailable):
         await first
     assert verdicts(await second) == [NEW]
@@ -406,6 +411,30 @@ async def test_the_store_goes_on_after_its_connections_were_killed(driver: Drive
     await let_go()
     await until(lambda: _stored(store, tenant, versions))
     assert [row["seq"] for row in await driver.journal(0)] == [1]
+
+
+@pytest.mark.postgres
+async def test_f7_a_database_that_became_read_only_acknowledges_nothing_and_goes_on_when_it_may_write(
+    driver: Driver,
+) -> None:
+    """As one that was replaced by its standby, or whose disk is full."""
+    store = await driver.open(size_max=2)
+    tenant = await new_tenant(store)
+    versions = await version(store, tenant)
+    assert isinstance(driver, Postgres)
+    for read_only in ("on", "off"):
+        await driver.run(
+            "do $$ begin execute format('alter database %I set default_transaction_read_only = "
+            f"{read_only}', current_database()); end $$"
+        )
+        await driver.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'test'")
+        if read_only == "on":
+            for _ in range(4):
+                with pytest.raises(StoreUnavailable) as refusal:
+                    await store.append(0, [event(tenant, key="k")], versions)
+            assert "read-only" in str(refusal.value)
+            assert await driver.journal(0) == []
+    await until(lambda: _stored(store, tenant, versions))
 
 
 async def _stored(store: object, tenant: UUID, versions: dict[UUID, int]) -> bool:

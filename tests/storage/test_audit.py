@@ -48,7 +48,7 @@ async def test_each_change_says_who_what_and_from_where(store: PostgresStore) ->
     tenant_id, endpoint_id = UUID(int=uuid7().int), UUID(int=uuid7().int)
     act_as(Actor("admin", "192.0.2.1"))
     await store.create_tenant(tenant_id, {"name": "acme"})
-    await store.create_key({"key_id": "a" * 16, "tenant_id": tenant_id, "name": "k", "key_hash": b"h"})
+    await store.create_key({"key_id": "a" * 16, "tenant_id": tenant_id, "name": "k", "key_hash": b"h"}, keys_max=9)
     act_as(Actor("key_" + "a" * 16, "2001:db8::1"))
     headers = {"authorization": HeaderValue("canary-value", secret=True), "x-team": HeaderValue("a")}
     made = {"endpoint_id": endpoint_id, "tenant_id": tenant_id, "url": "https://example.com/", "headers": headers}
@@ -107,7 +107,7 @@ async def test_changes_at_once_make_one_chain_without_gaps(store: PostgresStore,
     other = PostgresStore(database, application="test", vault=Vault(KEYS))
     await other.open()
     keys = [{"key_id": f"{n:016x}", "tenant_id": tenant_id, "name": "k", "key_hash": b"h"} for n in range(20)]
-    await asyncio.gather(*((store, other)[n % 2].create_key(key) for n, key in enumerate(keys)))
+    await asyncio.gather(*((store, other)[n % 2].create_key(key, keys_max=99) for n, key in enumerate(keys)))
     rows = await sql.fetch("select seq from audit_log where chain = $1 order by seq", tenant_id)
     assert [row["seq"] for row in rows] == list(range(1, 21))
     assert await found(database) == {}

@@ -186,12 +186,13 @@ async def test_quiet_until_is_set_only_when_a_silent_owner_is_replaced(driver: D
     assert [row["quiet_until"] for row in await driver.rows("shards")] == [None] * SHARDS
     await store.settle([settle(0, clean=True)])
     await store.release(silent, {0: 1})
+    before = (await store.survey("default")).now
     await driver.expire_lease(silent)
     await claim(store, await register(store))
     quiet = {row["shard"]: row["quiet_until"] for row in await driver.rows("shards")}
     assert quiet[0] is None
     now = (await store.survey("default")).now
-    assert all(now + 25 < quiet[shard].timestamp() <= now + 30 for shard in (1, 2, 3))
+    assert all(before + 25 < quiet[shard].timestamp() <= now + 30 for shard in (1, 2, 3))
 
 
 @pytest.mark.parametrize("clean", [True, False, None])
@@ -212,6 +213,31 @@ async def test_a_shard_let_go_is_quiet_unless_this_owner_had_nothing_under_way(
     assert (quiet is None) == (clean is True)
     takeover = (await store.takeovers({0: 2}))[0]
     assert takeover.quiet_until == (0.0 if quiet is None else quiet.timestamp())
+
+
+@pytest.mark.parametrize("end", ["dies", "gives it back", "leaves", "lost track of it"])
+async def test_a_successor_hears_how_late_the_clock_of_the_last_owner_may_have_been(driver: Driver, end: str) -> None:
+    """A clock that is set back lets a lease end before its last end."""
+    store = await driver.open()
+    before = (await store.survey("default")).now
+    owner, heir = await register(store, lease_s=5000.0), await register(store, lease_s=3000.0)
+    await claim(store, owner, limit=1)
+    await store.renew(owner, lease_s=1000.0)
+    await store.register(owner, pool="default", name="w", lease_s=1000.0)
+    match end:
+        case "dies":
+            await driver.expire_lease(owner)
+        case "gives it back":
+            await store.release(owner, {0: 1})
+        case "leaves":
+            await store.leave(owner)
+        case _:
+            await store.disown(owner, [0])
+    assert (await claim(store, heir))[0] == 2
+    now = (await store.survey("default")).now
+    [first, never_owned] = await store.takeovers({0: 2, 1: 1})
+    assert before + 5000 <= first.doubtful_to <= now + 5000
+    assert never_owned.doubtful_to == 0.0
 
 
 async def test_disowned_shards_are_free_and_those_of_others_stay(driver: Driver) -> None:

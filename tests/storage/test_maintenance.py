@@ -65,6 +65,7 @@ async def test_partitions_that_cannot_be_made_now_give_up_soon(
     with pytest.raises(StoreUnavailable, match="lock timeout"):
         await store.make_partitions(days_ahead=10)
     await other.execute("commit")
+    monkeypatch.undo()
     assert await partitions(database_driver, "events") == set(range(-1, 4))
     assert await store.make_partitions(days_ahead=4) == 3
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,19 @@ async def ask(dsn: str, sql: str, *arguments: Any) -> Any:
         return await connection.fetchval(sql, *arguments)
     finally:
         await connection.close()
+
+
+JAN_3 = 1_767_398_400.0
+
+
+@asynccontextmanager
+async def connected_store(dsn: str) -> AsyncIterator[store.PostgresStore]:
+    opened = store.PostgresStore(dsn, size_max=2)
+    await opened.open()
+    try:
+        yield opened
+    finally:
+        await opened.close()
 
 
 def as_user(dsn: str, user: str) -> str:
@@ -80,13 +95,39 @@ async def test_a_migration_killed_in_the_middle_leaves_nothing_and_can_be_repeat
     migrating = asyncio.create_task(store.migrate_database(empty))
     blocked = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
     await until(lambda: ask(empty, blocked))
-    await ask(empty, f"select pg_terminate_backend(({blocked}), 5000)")
+
+    async def killed() -> bool:
+        """One that waited for too long meanwhile, as the machine stood still, waits anew."""
+        await ask(empty, f"select pg_terminate_backend(({blocked} limit 1), 5000)")
+        return migrating.done()
+
+    await until(killed)
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
         await migrating
     await other.execute("rollback")
     await other.close()
     assert await ask(empty, "select count(*) from pg_class where relnamespace = 'public'::regnamespace") == 0
     assert await store.migrate_database(empty) == ["empty", migrate.head()]
+
+
+async def test_a_migration_that_stands_in_a_circle_with_a_worker_gives_way_and_is_begun_anew(empty: str) -> None:
+    """The one to 0016 locks `nodes`, then `shards`; a worker has them the other way round."""
+    before, _ = re.split(r"(?=-- Running upgrade \w+ -> 0016)", migrate.upgrade_sql(None))
+    migrator, worker, watcher = [await asyncpg.connect(empty) for _ in range(3)]
+    try:
+        await migrator.execute(before)
+        # Who finds the circle gives way; the worker does not look for it.
+        await worker.execute("set deadlock_timeout = '1h'")
+        await worker.execute("begin; lock table shards in access share mode")
+        migrating = asyncio.create_task(migrate.migrate(migrator))
+        waits = "select exists (select from pg_locks where relation = 'shards'::regclass and not granted)"
+        await until(lambda: watcher.fetchval(waits))
+        await worker.execute("lock table nodes in access share mode")
+        await worker.execute("commit")
+        assert (await migrating)[1] == migrate.head()
+    finally:
+        for connection in (migrator, worker, watcher):
+            await connection.close()
 
 
 async def test_a_newer_schema_is_refused_with_advice(empty: str) -> None:
@@ -111,6 +152,53 @@ async def test_the_sql_for_a_database_administrator_makes_the_same_schema(empty:
     )
     assert await ask(empty, described) == await ask(database, described)
     assert "alembic_version" in await ask(empty, described)
+
+
+HOUR = "timestamptz '2026-01-05 08:00:00Z'"
+BEFORE_GRAINS = f"""
+insert into rollups
+select grain, {HOUR} + at * interval '1 minute', tenant, endpoint, 'delivered', '', false, 8, attempts, 9, 10, 20
+from (values
+    (86400, -480 - 1440 * 2, 7), (3600, -480 - 1440, 5), (3600, -480, 11),
+    -- of two hours that were being moved, and of the day before that one
+    (60, 30, 1), (3600, 0, 3), (3600, -480 - 1440 * 2, 2),
+    (60, 61, 1), (60, 95, 1)
+) r (grain, at, attempts)
+cross join (values ('00000000-0000-0000-0000-000000000000'::uuid), (gen_random_uuid())) t (tenant)
+cross join (values ('00000000-0000-0000-0000-000000000000'::uuid)) e (endpoint);
+update rollup_state set minutes_from = {HOUR} + interval '1 hour', hours_from = '2026-01-04'
+"""
+
+
+async def test_rollups_of_the_release_before_count_the_same_in_all_grains_and_its_builder_stands_still(
+    empty: str,
+) -> None:
+    before, after = re.split(r"(?=-- Running upgrade \w+ -> 0013)", migrate.upgrade_sql(None))
+    of_all = "select sum(attempts) from {} where tenant_id = '00000000-0000-0000-0000-000000000000'"
+    connection = await asyncpg.connect(empty)
+    try:
+        await connection.execute(before)
+        await connection.execute(BEFORE_GRAINS)
+        assert await connection.fetchval(of_all.format("rollups")) == 31
+        await connection.execute(after)
+        rows = await connection.fetch(
+            "select grain, sum(attempts)::int from rollup_counts"
+            " where tenant_id = '00000000-0000-0000-0000-000000000000' group by grain"
+        )
+        assert dict(rows) == {86_400: 9, 3_600: 20, 60: 2}
+        async with connected_store(empty) as whole:
+            for width, start in ((86_400, JAN_3), (86_400, JAN_3 - 86_400)):
+                series = await whole.series(None, None, start=start, end=JAN_3 + 4 * 86_400, step_s=width)
+                assert sum(sum(point.counts.values()) for point in series.points.values()) == 31
+            while await whole.build_rollups(rows_max=1_000):
+                pass
+            series = await whole.series(None, None, start=JAN_3, end=JAN_3 + 4 * 86_400, step_s=86_400)
+            assert sum(sum(point.counts.values()) for point in series.points.values()) == 31
+        assert await connection.fetchval(of_all.format("rollups")) == 31
+        with pytest.raises(asyncpg.PostgresError, match="by processes of a newer release"):
+            await connection.execute("insert into rollup_marks (shard) select 0 where false")
+    finally:
+        await connection.close()
 
 
 # ---- bootstrap ------------------------------------------------------------------------------------------------------
@@ -191,6 +279,7 @@ def careless() -> Iterator[EmbeddedPostgres]:
 
 
 async def test_a_server_without_fsync_is_refused(careless: EmbeddedPostgres) -> None:
+    """F12: what a loss of power leaves is what fsync has written."""
     dsn = await asyncio.to_thread(careless.start)
     await ask(dsn, "alter system set fsync = off")
     await ask(dsn, "select pg_reload_conf()")

@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 from hookpost.engine.work import Kind, Progress
 from hookpost.model import Endpoint, Tenant
 from hookpost.storage.contract import RECONFIGURED, Conflict, NewEvent, Stale, Store, Unfit
+from tests.patience import PATIENCE_S
 from tests.storage.driver import Driver, Postgres, dead, event, new_tenant, own, settle, version, waiting
 
 
@@ -274,7 +275,7 @@ async def test_moves_of_many_tenants_and_appends_to_the_same_shards_do_not_wait_
             await other.hold_endpoint(endpoint, 1.8e9 + until)
             await other.lift_barriers()
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         for number, (tenant, endpoint) in enumerate(zip(tenants, endpoints, strict=True)):
             tasks.create_task(change(tenant, endpoint))
             tasks.create_task(write(tenant, number))

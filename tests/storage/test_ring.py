@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hookpost.storage.contract import Store
-from tests.storage.driver import PATIENCE_S, Driver, Postgres
+from tests.patience import PATIENCE_S
+from tests.storage.driver import Driver, Postgres
 
 
 async def listening(driver: Driver) -> Store:

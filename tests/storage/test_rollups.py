@@ -12,8 +12,9 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from hookpost.model import DeadReason
-from hookpost.policy.latency import bucket_low
-from hookpost.storage.contract import Grain, NotFound, Series, Store, StoreUnavailable, Unfit
+from hookpost.policy.grains import FINER, Grain
+from hookpost.policy.latency import LOWS, bucket_low
+from hookpost.storage.contract import NotFound, Series, Store, StoreUnavailable, Unfit
 from hookpost.storage.postgres.rollups import SHARD_PART
 from tests.storage.driver import (
     SHARDS,
@@ -35,7 +36,6 @@ from tests.storage.driver import (
 pytestmark = pytest.mark.postgres
 
 # The minute that attempts of these tests end in, as a rule; it begins an hour.
-pytestmark = pytest.mark.postgres
 
 MINUTE = 1_800_000_000.0
 HOUR_S, DAY_S = 3600.0, 86_400.0
@@ -198,7 +198,7 @@ async def test_latencies_that_are_no_latencies_do_not_stop_the_builder(driver: D
     await own(store)
     await store.settle([settle(attempts=[ended(uuid7(), latency_ms=-40), ended(uuid7(), latency_ms=2**31 - 1)])])
     assert await roll_up(store) == (2, 0)
-    assert (await of_platform(store)).points[0].latencies == {0: 1, 131_072: 1}
+    assert (await of_platform(store)).points[0].latencies == {0: 1, LOWS[-1]: 1}
 
 
 # ---- accepted events -------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ async def blocked_at(driver: Postgres, table: str, work: Callable[[], Awaitable[
     return task, gate, blocked["pid"]
 
 
-@pytest.mark.parametrize("table", ["rollups", "metering", "rollup_marks", "rollup_state"])
+@pytest.mark.parametrize("table", ["rollup_counts", "metering", "rollup_progress", "rollup_state"])
 async def test_a_builder_killed_within_a_step_has_counted_nothing(database_driver: Postgres, table: str) -> None:
     store, other = await database_driver.open(), await database_driver.open()
     await own(store)
@@ -342,19 +342,67 @@ async def test_what_is_not_counted_is_kept(database_driver: Postgres) -> None:
     assert await store.prune_progress() == 1
 
 
+# ---- from acceptance to 2xx ------------------------------------------------------------------------------------------
+
+
+def accepted_at(unix_s: float) -> UUID:
+    """The id of an event that was accepted then (RFC 9562, UUIDv7)."""
+    return UUID(int=int(unix_s * 1000) << 80 | 0x7 << 76 | 0x8 << 60 | uuid7().int & 2**60 - 1)
+
+
+async def test_the_time_since_acceptance_is_counted_of_first_deliveries_alone(driver: Driver) -> None:
+    store = await driver.open()
+    await own(store)
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    mine: dict[str, Any] = {"tenant_id": tenant, "event_id": accepted_at(MINUTE)}
+    late: dict[str, Any] = {"tenant_id": tenant, "event_id": accepted_at(MINUTE - 2 * DAY_S)}
+    await store.settle([
+        settle(attempts=[
+            ended(endpoint, MINUTE + 0.3, latency_ms=5, outcome="retry", error_code="http_5xx", **mine),
+            ended(endpoint, MINUTE + 7, latency_ms=5, retry_count=1, **mine),
+            ended(endpoint, MINUTE + 8, latency_ms=5, generation=1, **mine),
+            ended(endpoint, MINUTE + 1, latency_ms=5, retry_count=9, **late),
+            ended(endpoint, MINUTE - 0.05, latency_ms=5, **mine),  # by a clock that is behind
+        ])
+    ])  # fmt: skip
+    assert await roll_up(store) == (5, 0)
+    for of in ((tenant, endpoint), (tenant, None), (None, None)):
+        series = await store.series(*of, start=MINUTE - 60, end=MINUTE + 60, step_s=60)
+        assert series.points[1].arrivals == {bucket_low(7_000): 1, bucket_low(round(2 * DAY_S * 1000)): 1}
+        assert series.points[0].arrivals == {0: 1}
+        assert sum(sum(point.counts.values()) for point in series.points.values()) == 5
+
+
 # ---- coarser grains --------------------------------------------------------------------------------------------------
 
 
-async def compact(store: Store, fine: Grain, coarse: Grain, *, age_s: float = 0.0, rows_max: int = 240) -> int:
-    moved = 0
-    while step := await store.compact_rollups(fine, coarse, age_s=age_s, rows_max=rows_max):
-        moved += step
-    return moved
+async def build(store: Store, *, rows_max: int = 360) -> int:
+    """All that is over into coarser grains; the steps that it took."""
+    steps = 0
+    while await store.build_rollups(rows_max=rows_max):
+        steps += 1
+    return steps
+
+
+async def prune(store: Store, grain: Grain, *, age_s: float = 0.0, rows_max: int = 50) -> int:
+    removed = 0
+    while step := await store.prune_rollups(grain, age_s=age_s, rows_max=rows_max):
+        removed += step
+    return removed
 
 
 async def grains(driver: Postgres) -> dict[int, int]:
-    rows = await driver.run("select grain, sum(attempts)::int as attempts from rollups group by grain")
+    """Attempts by grain."""
+    rows = await driver.run(
+        "select grain, sum(attempts)::int as attempts from rollup_counts where outcome <> 'arrived' group by grain"
+    )
     return {row["grain"]: row["attempts"] // 3 for row in rows}  # endpoint, tenant, platform
+
+
+async def arrived(store: Store, **when: Any) -> int:
+    series = await of_platform(store, **when)
+    return sum(sum(point.arrivals.values()) for point in series.points.values())
 
 
 async def filled(driver: Postgres) -> Store:
@@ -365,69 +413,139 @@ async def filled(driver: Postgres) -> Store:
     attempts = [ended(endpoints[n % 2], MINUTE + 60 * n, latency_ms=n) for n in range(90)]
     await store.settle([settle(attempts=attempts)])
     assert await roll_up(store) == (90, 0)
-    await driver.set_clock("2027-01-15 10:00:00Z")  # two hours after MINUTE
     return store
 
 
-async def test_no_step_of_compaction_changes_what_is_counted(database_driver: Postgres) -> None:
+TWO_HOURS: dict[str, Any] = {"start": MINUTE, "end": MINUTE + 2 * HOUR_S}
+TIMES = ("2027-01-15 09:29:59Z", "2027-01-15 09:31:00Z", "2027-01-15 10:01:00Z", "2027-01-16 00:01:00Z")
+
+
+async def test_no_step_of_building_changes_what_is_told_at_any_step_width(database_driver: Postgres) -> None:
     store = await filled(database_driver)
-    whole: dict[str, Any] = {"start": MINUTE, "end": MINUTE + 2 * HOUR_S, "step_s": 3600}
-    before = await of_platform(store, **whole)
-    steps = 0
-    while await store.compact_rollups(Grain.MINUTE, Grain.HOUR, age_s=0.0, rows_max=120):
-        steps += 1
-        assert await of_platform(store, **whole) == before
-    assert steps > 2
-    assert await grains(database_driver) == {Grain.HOUR: 90}
-    assert await compact(store, Grain.HOUR, Grain.DAY) == 0  # the day is not over
-    await database_driver.set_clock("2027-01-16 00:00:00Z")
-    assert await compact(store, Grain.HOUR, Grain.DAY) > 0
-    assert await grains(database_driver) == {Grain.DAY: 90}
+    widths = (60, 1800, 3600)
+    before = {width: await of_platform(store, step_s=width, **TWO_HOURS) for width in widths}
+    for moment in TIMES:  # MINUTE is 08:00
+        await database_driver.set_clock(moment)
+        more = True
+        while more:
+            more = await store.build_rollups(rows_max=120)
+            for width in widths:
+                assert await of_platform(store, step_s=width, **TWO_HOURS) == before[width]
+    assert await grains(database_driver) == dict.fromkeys(Grain, 90)
     day = MINUTE // DAY_S * DAY_S
     assert await counted(store, start=day, end=day + DAY_S, step_s=86_400) == 90
+    assert await arrived(store, start=day, end=day + DAY_S, step_s=86_400) == 90
+    assert await build(store) == 0
 
 
-async def test_only_whole_hours_that_are_old_enough_are_added_up(database_driver: Postgres) -> None:
+async def test_a_bucket_with_many_keys_is_built_in_bounded_steps_and_each_key_is_told_in_full(
+    database_driver: Postgres,
+) -> None:
+    store = await database_driver.open()
+    await own(store)
+    endpoints = [uuid7() for _ in range(20)]
+    await store.settle([settle(attempts=[ended(e, MINUTE + 60 * n) for e in endpoints for n in range(3)])])
+    assert await roll_up(store) == (60, 0)
+    await database_driver.set_clock("2027-01-15 08:31:00Z")
+    steps = 0
+    while await store.build_rollups(rows_max=30 * 6):
+        steps += 1
+        assert sum(sum(p.counts.values()) for p in (await of_platform(store, step_s=1800)).points.values()) == 60
+    assert steps > 4
+    assert (await grains(database_driver))[Grain.HALF_HOUR] == 60
+
+
+async def test_an_attempt_settled_after_its_time_was_built_counts_in_every_grain_once(
+    database_driver: Postgres,
+) -> None:
     store = await filled(database_driver)
-    assert await compact(store, Grain.MINUTE, Grain.HOUR, age_s=2 * HOUR_S + 1) == 0
-    assert await compact(store, Grain.MINUTE, Grain.HOUR, age_s=0.5 * HOUR_S) > 0
-    assert await grains(database_driver) == {Grain.HOUR: 60, Grain.MINUTE: 30}
-    # Over the border nothing is counted twice or left out, and finer than what is kept it is refused.
-    assert await counted(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=7200) == 90
-    assert await counted(store, start=MINUTE + HOUR_S, end=MINUTE + 2 * HOUR_S, step_s=60) == 30
-    with pytest.raises(Unfit, match="multiple of 3600") as refused:
-        await of_platform(store, start=MINUTE + HOUR_S - 60, end=MINUTE + 2 * HOUR_S, step_s=60)
-    assert refused.value.field == "step"
-
-
-async def test_an_attempt_settled_after_its_hour_was_added_up_is_counted_there(database_driver: Postgres) -> None:
-    store = await filled(database_driver)
-    await compact(store, Grain.MINUTE, Grain.HOUR)
+    await database_driver.set_clock("2027-01-15 10:01:00Z")
+    assert await build(store) > 0
     await database_driver.set_clock(None)
     await store.settle([settle(settle_no=2, attempts=[ended(uuid7(), MINUTE + 1, settle_no=2)])])
     assert await roll_up(store) == (1, 0)
-    assert await counted(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=7200) == 91
-    await database_driver.set_clock("2027-01-15 10:00:00Z")
-    assert await compact(store, Grain.MINUTE, Grain.HOUR) == 3
-    assert await counted(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=7200) == 91
-    assert await grains(database_driver) == {Grain.HOUR: 91}
+    assert await grains(database_driver) == {Grain.MINUTE: 91, Grain.HALF_HOUR: 91, Grain.HOUR: 91}
+    await database_driver.set_clock("2027-01-16 00:01:00Z")
+    await build(store)
+    assert await grains(database_driver) == dict.fromkeys(Grain, 91)
+    await database_driver.set_clock(None)
+    await store.settle([settle(settle_no=3, attempts=[ended(uuid7(), MINUTE + 7000, settle_no=3)])])
+    assert await roll_up(store) == (1, 0)
+    assert await grains(database_driver) == dict.fromkeys(Grain, 92)
+    for width in (60, 1800, 3600):
+        assert await counted(store, step_s=width, **TWO_HOURS) == 92
+    assert (await metered(database_driver))["attempts"] == 92
 
 
-async def test_a_compaction_killed_within_a_step_has_moved_nothing(database_driver: Postgres) -> None:
+async def test_an_attempt_settled_while_its_time_is_being_built_counts_once(database_driver: Postgres) -> None:
+    """Some keys are built already and others are not; it counts for all three: the endpoint, the tenant, the platform."""
+    store = await filled(database_driver)
+    await database_driver.set_clock("2027-01-15 08:31:00Z")
+    assert await store.build_rollups(rows_max=30)  # the platform's rows
+    await database_driver.set_clock(None)
+    await store.settle([settle(settle_no=2, attempts=[ended(uuid7(), MINUTE + 1, settle_no=2)])])
+    assert await roll_up(store) == (1, 0)
+    await database_driver.set_clock("2027-01-15 08:31:00Z")
+    await build(store)
+    assert (await grains(database_driver))[Grain.HALF_HOUR] == 31
+
+
+async def test_what_is_old_is_removed_where_a_coarser_grain_has_all_of_it(database_driver: Postgres) -> None:
+    store = await filled(database_driver)
+    assert await prune(store, Grain.MINUTE) == 0, "nothing is built"
+    await database_driver.set_clock("2027-01-15 10:01:00Z")
+    await build(store)
+    assert await prune(store, Grain.MINUTE, age_s=2 * HOUR_S) == 0, "08:01 is in a half hour that is not old enough"
+    assert await prune(store, Grain.MINUTE, age_s=HOUR_S) > 0
+    assert await grains(database_driver) == {Grain.MINUTE: 30, Grain.HALF_HOUR: 90, Grain.HOUR: 90}
+    for width in (1800, 3600):
+        assert await counted(store, step_s=width, **TWO_HOURS) == 90
+    assert await counted(store, start=MINUTE + HOUR_S, end=MINUTE + 2 * HOUR_S, step_s=60) == 30
+    with pytest.raises(Unfit, match=r"multiple of 1800 .*by the half hour") as refused:
+        await of_platform(store, start=MINUTE + HOUR_S - 60, end=MINUTE + 2 * HOUR_S, step_s=60)
+    assert refused.value.field == "step"
+    # An end within what is gone is that of the bucket that has it.
+    assert await counted(store, start=MINUTE, end=MINUTE + 600, step_s=1800) == 30
+    assert await prune(store, Grain.HALF_HOUR) > 0
+    with pytest.raises(Unfit, match="multiple of 3600"):
+        await of_platform(store, start=MINUTE, end=MINUTE + 2 * HOUR_S, step_s=1800)
+    assert await counted(store, step_s=3600, **TWO_HOURS) == 90
+    # What comes after its minute has gone counts in what is left.
+    await database_driver.set_clock(None)
+    await store.settle([settle(settle_no=2, attempts=[ended(uuid7(), MINUTE + 1, settle_no=2)])])
+    assert await roll_up(store) == (1, 0)
+    assert await counted(store, step_s=3600, **TWO_HOURS) == 91
+
+
+async def test_a_builder_killed_while_it_builds_or_removes_has_done_nothing(database_driver: Postgres) -> None:
     store = await filled(database_driver)
     other = await database_driver.open()
-    task, gate, pid = await blocked_at(
-        database_driver,
-        "rollup_state",
-        lambda: store.compact_rollups(Grain.MINUTE, Grain.HOUR, age_s=0.0, rows_max=10_000),
-    )
-    await database_driver.run("select pg_terminate_backend($1, 5000)", pid)
-    with pytest.raises(StoreUnavailable):
-        await task
-    await gate.execute("commit")
+    await database_driver.set_clock("2027-01-15 10:01:00Z")
+
+    async def killed(work: Callable[[], Awaitable[Any]]) -> None:
+        task, gate, pid = await blocked_at(database_driver, "rollup_grains", work)
+        await database_driver.run("select pg_terminate_backend($1, 5000)", pid)
+        with pytest.raises(StoreUnavailable):
+            await task
+        await gate.execute("commit")
+
+    await killed(lambda: store.build_rollups(rows_max=100_000))
     assert await grains(database_driver) == {Grain.MINUTE: 90}
-    assert await compact(other, Grain.MINUTE, Grain.HOUR) == 90 * 3
-    assert await grains(database_driver) == {Grain.HOUR: 90}
+    await build(other)
+    built = {Grain.MINUTE: 90, Grain.HALF_HOUR: 90, Grain.HOUR: 90}
+    await killed(lambda: store.prune_rollups(Grain.MINUTE, age_s=0.0, rows_max=100_000))
+    assert await grains(database_driver) == built
+    assert await prune(other, Grain.MINUTE) > 0
+    assert await grains(database_driver) == {Grain.HALF_HOUR: 90, Grain.HOUR: 90}
+
+
+async def test_a_day_without_attempts_is_not_in_the_way_of_the_next(database_driver: Postgres) -> None:
+    store = await filled(database_driver)
+    await database_driver.set_clock("2027-01-19 00:02:00Z")
+    await build(store)
+    rows = await database_driver.run("select grain, extract(epoch from bucket)::float8 as bucket from rollup_grains")
+    ends = {row["grain"]: row["bucket"] + row["grain"] for row in rows if row["grain"] != Grain.MINUTE}
+    assert ends == dict.fromkeys(FINER, (MINUTE // DAY_S + 4) * DAY_S)
 
 
 # ---- the present -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from hookpost.engine.work import Fetch, LaneSummary, Progress
 from hookpost.model import DeadReason, WaitReason
 from hookpost.storage.contract import CommitUnknown, ControlAction, DataRejected, FenceLost, Store, StoreUnavailable
 from hookpost.storage.postgres import worker
+from tests.patience import PATIENCE_S
 from tests.storage.driver import (
     Driver,
     Postgres,
@@ -415,7 +416,7 @@ async def test_f8_a_server_that_stands_still_is_given_up_and_the_repeat_is_harml
     part = settle(0, attempts=[attempt(uuid7())])
     os.kill(row["pid"], signal.SIGSTOP)
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(StoreUnavailable):
                 await store.settle([part])
     finally:
@@ -427,7 +428,6 @@ async def test_f8_a_server_that_stands_still_is_given_up_and_the_repeat_is_harml
 
 @pytest.mark.postgres
 async def test_f5_a_commit_that_does_not_answer_is_unknown(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "SETTLE_TIMEOUT_S", 0.2)
     store = await driver.open(size_max=1)
     await own(store)
     stopped: list[int] = []
@@ -435,13 +435,14 @@ async def test_f5_a_commit_that_does_not_answer_is_unknown(driver: Driver, monke
 
     async def stop(connection: Any, *arguments: Any) -> None:
         await kept(connection, *arguments)
+        monkeypatch.setattr(worker, "SETTLE_TIMEOUT_S", 0.2)  # for the commit alone: what comes before it has time
         stopped.append(connection.get_server_pid())
         os.kill(stopped[0], signal.SIGSTOP)
 
     monkeypatch.setattr(worker, "_settle_rare", stop)
     part = settle(0, attempts=[attempt(uuid7())])
     try:
-        async with asyncio.timeout(5.0):
+        async with asyncio.timeout(PATIENCE_S):
             with pytest.raises(CommitUnknown):
                 await store.settle([part])
     finally:

@@ -14,6 +14,7 @@ from hookpost.storage.postgres import shards
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.storage.postgres.vault import Vault
 from tests.conftest import KEYS, SHARDS
+from tests.patience import PATIENCE_S
 from tests.storage.driver import event, new_tenant, own, settle
 
 pytestmark = pytest.mark.postgres
@@ -51,7 +52,7 @@ async def test_a_listing_tells_owner_fence_depth_age_and_who_is_at_home(database
     [zero, one, *_] = await shards.listing(database, "default")
     assert (zero.owner, zero.fence, zero.depth, zero.age_s, zero.tenants) == ("w", 1, 0, None, 1)
     assert (one.depth, one.tenants) == (2, 2)
-    assert one.age_s is not None and 0 <= one.age_s < 60
+    assert one.age_s is not None and 0 <= one.age_s < PATIENCE_S
     assert await shards.listing(database, "acme") == []
 
 

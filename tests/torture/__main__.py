@@ -22,10 +22,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of the plan of faults; random when not given")
     parser.add_argument("--rate", type=float, default=80.0, help="events a second")
     parser.add_argument("--kafka", action="store_true", help="the journal in three brokers; nothing is cut off then")
+    parser.add_argument("--patience", type=float, default=1.0, help="how often slower a crowded machine may be")
     parser.add_argument("--isolated", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
-    options = Options(seed, given.minutes * 60, given.kills, given.rate, given.kafka)
+    options = Options(seed, given.minutes * 60, given.kills, given.rate, given.kafka, given.patience)
     # Workers apart, on islands of their own, would not reach brokers on loopback.
     if not given.isolated and not given.kafka and not network.why_not():
         os.execvp("unshare", ["unshare", "--net", "--mount", *inside(options)])
@@ -38,7 +39,8 @@ def main() -> int:
 
 def inside(options: Options) -> list[str]:
     """The command for a process in namespaces of its own."""
-    arguments = {"minutes": options.seconds / 60, "kills": options.kills, "seed": options.seed, "rate": options.rate}
+    names = ("kills", "seed", "rate", "patience")
+    arguments = {"minutes": options.seconds / 60, **{name: getattr(options, name) for name in names}}
     shown = [f"--{name}={value}" for name, value in arguments.items()]
     return [sys.executable, "-m", "tests.torture", "--isolated", *shown]
 

@@ -24,6 +24,16 @@ class Fault(StrEnum):
     """The same between a worker and the receiver."""
     DISK_FULL = "disk_full"
     """No byte is left where the data lies."""
+    BROKER = "broker"
+    """kill -9 of one broker of Kafka, which is started again."""
+    LEADER = "leader"
+    """The same of the one that leads most partitions of the journal."""
+    BROKERS = "brokers"
+    """The same of all of them at once."""
+
+
+OF_KAFKA = frozenset({Fault.BROKER, Fault.LEADER, Fault.BROKERS})
+"""Faults that there are with the journal in Kafka alone. They are no excuse for anything: a judge does not know them."""
 
 
 ALL = "all"
@@ -126,3 +136,6 @@ class Books:
     waiting: int = 0
     """Deliveries that are still owed at the end."""
     faults: list[Window] = field(default_factory=list)
+    starved: list[Window] = field(default_factory=list)
+    """When workers lost their leases by their own account, on a machine that had other things to do: as if they had been
+    stopped."""

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from tests.torture.books import ALL, Accepted, Arrival, Books, Fault, Recorded, Window
 
+# All of these are of a machine that does nothing else; with ``Timing.patience`` they grow.
 # An answer is written down within so long, while nothing is in the way: a settle is begun every 10 ms, and the machine
 # is busy with the processes that are being started.
 SETTLE_S = 2.0
@@ -77,6 +78,8 @@ class Timing:
     renew_s: float
     first_byte_s: float
     total_timeout_s: float
+    patience: float = 1.0
+    """How often slower than usual a machine may be that has other things to do."""
 
 
 def judge(books: Books, timing: Timing) -> Verdict:
@@ -87,7 +90,7 @@ def judge(books: Books, timing: Timing) -> Verdict:
     arrivals = _by_owed(books.arrivals)
     recorded = _by_owed(books.recorded)
     _judge_inventions(books, known, owed, verdict)
-    explanations = _Explanations(books.faults, timing)
+    explanations = _Explanations([*books.faults, *books.starved], timing)
     spans = {row.span: row for row in books.recorded}
     dead = set(books.dead)
     verdict.violations["lost"] += [f"{e} was accepted and is not stored" for e in known.keys() - books.stored]
@@ -201,11 +204,15 @@ class _Explanations:
     def __init__(self, faults: Iterable[Window], timing: Timing) -> None:
         self._faults = sorted(faults, key=lambda window: window.began)
         self._timing = timing
+        self._settle_s = SETTLE_S * timing.patience
+        self._slack_s = SLACK_S * timing.patience
+        self._read_late_s = READ_LATE_S * timing.patience
+        self._recovery_s = RECOVERY_S * timing.patience
 
     def unrecorded(self, arrival: Arrival) -> Window | None:
         """What kept its worker from writing it down; None: nothing did."""
         timed_out = arrival.at + self._timing.total_timeout_s
-        until = (timed_out if arrival.status is None else arrival.done) + SETTLE_S
+        until = (timed_out if arrival.status is None else arrival.done) + self._settle_s
         for window in self._faults:
             if window.ended < arrival.at - self._late_s(window, arrival) or not _hits(window, arrival):
                 continue
@@ -214,35 +221,35 @@ class _Explanations:
             if window.fault is Fault.KILL:
                 return window
             if window.fault is Fault.CUT_RECEIVER:
-                until = max(until, timed_out + SETTLE_S)
+                until = max(until, timed_out + self._settle_s)
             if window.fault in _SILENCING:
                 lasted = window.ended - window.began
                 if window.fault in _USURPING and lasted >= self._timing.lease_s - self._timing.renew_s:
                     return window
                 # It wrote nothing down while that lasted, nor until it had noticed that it was over.
-                until = max(until, window.ended + lasted + RECOVERY_S)
+                until = max(until, window.ended + lasted + self._recovery_s)
         return None
 
     def _late_s(self, window: Window, arrival: Arrival) -> float:
         """How long before the arrival the fault may have been over and yet have hit it."""
         if window.fault is not Fault.KILL or arrival.pid is not None:
-            return SLACK_S
+            return self._slack_s
         cut_off = any(
             each.fault is Fault.CUT_RECEIVER
             and each.target == window.target
             and each.began <= window.began <= each.ended
             for each in self._faults
         )
-        return GHOST_S if cut_off else READ_LATE_S
+        return GHOST_S if cut_off else self._read_late_s
 
     def unheard(self, arrival: Arrival, row: Recorded) -> Window | str | None:
         """What kept its answer from the worker, which recorded a failure; None: nothing did."""
-        if arrival.done - row.started >= self._timing.first_byte_s - SLACK_S:
+        if arrival.done - row.started >= self._timing.first_byte_s - self._slack_s:
             return LATE
         for window in self._faults:
             if window.fault in _DEAFENING and _hits(window, arrival):
-                waited_until = arrival.at + self._timing.total_timeout_s + SLACK_S
-                if window.began <= waited_until and window.ended >= arrival.at - SLACK_S:
+                waited_until = arrival.at + self._timing.total_timeout_s + self._slack_s
+                if window.began <= waited_until and window.ended >= arrival.at - self._slack_s:
                     return window
         return None
 

@@ -45,5 +45,6 @@ def show(report: Report) -> None:
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) or "none" if isinstance(value, dict) else value
         print(f"  {name:<18} {shown}")
     replay = f"python -m tests.torture --seed {report.options.seed} --minutes {report.options.seconds / 60:g}"
-    print(f"\n  the same faults again: {replay} --kills {report.options.kills} --rate {report.options.rate:g}\n")
+    replay += f" --kills {report.options.kills} --rate {report.options.rate:g}" + " --kafka" * report.options.kafka
+    print(f"\n  the same faults again: {replay}\n")
     print(json.dumps({"scenario": "torture", **found}))

@@ -7,19 +7,19 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.e2e.harness import Receiver, fresh_folder, receiver
+from tests.e2e.ports import free_port
 from tests.e2e.processes import memory_mb, stopped
 from tests.kafka.cluster import Cluster
 from tests.torture import network
-from tests.torture.books import ALL, Books, Fault, Window
+from tests.torture.books import ALL, OF_KAFKA, Books, Fault, Window
 from tests.torture.judge import Timing, Verdict, judge
 from tests.torture.network import Way, Wire
 from tests.torture.schedule import SUPERVISOR, Planned, flapping, plan
@@ -35,18 +35,20 @@ SETTINGS = {
     "connect_timeout_s": "1", "first_byte_timeout_s": f"{TIMING.first_byte_s:g}", "total_timeout_s": f"{TIMING.total_timeout_s:g}",
     "total_timeout_max_s": f"{TIMING.total_timeout_s:g}",
     "retry_base_s": "0.5", "retry_cap_s": "4", "retry_max_attempts": "1000", "retry_budget_floor": "100000",
-    "breaker_pause_s": "0.5", "breaker_pause_max_s": "3", "shards": "8", "stop_s": "5",
+    "breaker_pause_s": "0.5", "breaker_pause_max_s": "3", "shards": "8", "ingest_timeout_s": "0.9",
     "allow_networks": "127.0.0.0/8,10.70.0.0/16",
 }  # fmt: skip
+TOPIC = "torture"
 # What is posted, by the first word of its type, and where it is owed to. One producer each.
 PATHS = {"plain": ("/hook",), "flap": ("/flap",), "fan": ("/hook", "/flap"), "ordered": ("/ordered",)}
 PRODUCERS = ["plain.a"] * 6 + ["flap.a"] * 2 + ["fan.a"] * 2 + ["ordered.a"]
 # The disk of the data: what a run of an hour writes, and small enough for memory.
 DISK_MB = 3072
-# After the last fault everything must have drained by then.
+# After the last fault everything must have drained by then. This, and what else is waited for, grows with the patience.
 DRAIN_S_MAX = 180.0
 # A process that was to be killed and is just being started is waited for so long.
 VICTIM_S_MAX = 15.0
+STOP_S = 5.0
 WATCH_S = 1.0
 # No process may ever need more. The most seen is about half of it.
 MEMORY_MB_MAX = 400.0
@@ -61,6 +63,8 @@ class Options:
     kills: int
     rate: float
     kafka: bool = False
+    patience: float = 1.0
+    """How often slower than usual the machine may be, as it has other things to do."""
 
 
 @dataclass(slots=True)
@@ -79,31 +83,31 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
 
 
-def abilities(*, isolated: bool) -> tuple[frozenset[Fault], dict[str, str]]:
-    """The faults that this machine lets us make, and why not the others."""
+def abilities(*, isolated: bool, kafka: bool) -> tuple[frozenset[Fault], dict[str, str]]:
+    """The faults that this machine lets us make, and why not the others; without Kafka there are none of its own."""
     unable: dict[str, str] = {}
     if not isolated:
         reason = network.why_not() or "not in a namespace of its own: start it by `python -m tests.torture`"
         unable = {str(fault): reason for fault in (Fault.CUT_DATABASE, Fault.CUT_RECEIVER, Fault.DISK_FULL)}
-    return frozenset(Fault) - {Fault(name) for name in unable}, unable
+    return frozenset(Fault) - {Fault(name) for name in unable} - (frozenset() if kafka else OF_KAFKA), unable
 
 
 async def run(options: Options, *, isolated: bool) -> Report:
     """Torture; ``isolated``: this process is in network and mount namespaces of its own."""
-    able, unable = abilities(isolated=isolated)
+    able, unable = abilities(isolated=isolated, kafka=options.kafka)
     async with _place(isolated) as folder:
-        with _brokers(folder) if options.kafka else contextlib.nullcontext({}) as journal:
-            return await _Rig(options, folder, able, unable, isolated, journal).run()
+        with _brokers(folder) if options.kafka else contextlib.nullcontext() as cluster:
+            return await _Rig(options, folder, able, unable, isolated, cluster).run()
 
 
 @contextlib.contextmanager
-def _brokers(folder: Path) -> Iterator[dict[str, str]]:
-    """Three brokers of Kafka, and the setting that makes them the journal."""
+def _brokers(folder: Path) -> Iterator[Cluster]:
+    """Three brokers of Kafka."""
     (folder / "kafka").mkdir()
     cluster = Cluster(folder / "kafka")
     cluster.start()
     try:
-        yield {"journal_url": f"kafka://{cluster.servers}/torture"}
+        yield cluster
     finally:
         cluster.kill()
 
@@ -138,21 +142,25 @@ class _Rig:
         able: Collection[Fault],
         unable: dict[str, str],
         isolated: bool,
-        journal: Mapping[str, str],
+        cluster: Cluster | None,
     ) -> None:
         self._options, self._folder, self._isolated = options, folder, isolated
-        self._settings = {**SETTINGS, **journal}
+        self._cluster = cluster
+        journal = {} if cluster is None else {"journal_url": f"kafka://{cluster.servers}/{TOPIC}"}
+        self._settings = {**SETTINGS, "stop_s": f"{STOP_S * options.patience:g}", **journal}
         self._able, self._unable = frozenset(able), unable
         self._books = Books(PATHS, ordered=frozenset({"/ordered"}))
         self._memory: dict[str, float] = {}
         # One at a time of the same on the same: the end of one must not end the other.
         self._busy: defaultdict[tuple[Fault, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._brokers = asyncio.Lock()
+        self._begun: set[Fault] = set()
         (folder / "logs").mkdir()
 
     async def run(self) -> Report:
         """Everything, in order."""
         options = self._options
-        port = _free_port()
+        port = free_port()
         self._system = system = System(
             self._folder / "disk",
             self._folder / "logs",
@@ -160,6 +168,7 @@ class _Rig:
             workers=WORKERS,
             port=port,
             settings=self._settings,
+            patience=options.patience,
         )
         host = network.RECEIVER_HOST if self._isolated else "127.0.0.1"
         await system.start()
@@ -182,7 +191,7 @@ class _Rig:
                     watching[0].cancel()
                     log("calm: every fault is over")
                     await producers.stop()
-                    drained_s = await self._drain()
+                    drained_s = await self._drain(len(producers.accepted))
                     watching[1].cancel()
                 books = self._books
                 books.accepted, books.arrivals = producers.accepted, self._witness.arrivals
@@ -194,7 +203,12 @@ class _Rig:
 
     def _report(self, producers: Producers, drained_s: float, code: int) -> Report:
         books = self._books
-        verdict = judge(books, TIMING)
+        patience = self._options.patience
+        if patience > 1:
+            books.starved = [
+                Window(Fault.STOP, name, at - 2 * TIMING.lease_s, at) for name, at in self._system.lost_leases(SKEWS_S)
+            ]
+        verdict = judge(books, replace(TIMING, patience=patience))
         if code != 0:
             verdict.violations["bad end"].append(f"the server ended with {code}")
         verdict.violations["gave up"] += self._system.given_up
@@ -221,11 +235,12 @@ class _Rig:
             paths[made["endpoint_id"].removeprefix("ep_")] = path
         return paths
 
-    async def _drain(self) -> float:
-        """Until nothing is owed any more; how long it took."""
+    async def _drain(self, accepted: int) -> float:
+        """Until all that was accepted is stored, and nothing is owed any more; how long it took."""
         began = time.monotonic()
         await self._system.until_answers()
-        while (owed := await self._system.owed()) and time.monotonic() - began < DRAIN_S_MAX:
+        drain_s_max = DRAIN_S_MAX * self._options.patience
+        while (owed := await self._system.owed(accepted)) and time.monotonic() - began < drain_s_max:
             await asyncio.sleep(0.5)
         self._books.waiting = owed
         return time.monotonic() - began
@@ -255,13 +270,24 @@ class _Rig:
         planned = plan(
             options.seed, seconds=options.seconds, kills=options.kills, supervised=system.supervised,
             apart=list(system.apart), able=self._able,
+            brokers=[] if self._cluster is None else [f"broker-{broker}" for broker in self._cluster.ports],
         )  # fmt: skip
         began = time.monotonic()
         async with asyncio.TaskGroup() as strikes:
             for each in planned:
                 await asyncio.sleep(max(0.0, began + each.at - time.monotonic()))
-                strikes.create_task(self._strike(each))
+                if not self._left_out(each):
+                    strikes.create_task(self._strike(each))
             await asyncio.sleep(max(0.0, began + options.seconds - time.monotonic()))
+
+    def _left_out(self, planned: Planned) -> bool:
+        """Is this one of a kind that there was, while brokers are still starting after another? They take longer for it
+        than it is to the next one, and the run would never end."""
+        if planned.fault not in OF_KAFKA:
+            return False
+        known = planned.fault in self._begun
+        self._begun.add(planned.fault)
+        return known and self._brokers.locked()
 
     async def _strike(self, planned: Planned) -> None:
         async with self._busy[planned.fault, planned.target]:
@@ -280,6 +306,8 @@ class _Rig:
                     await self._cut(planned, Wire.RECEIVER)
                 case Fault.DISK_FULL:
                     await self._fill_disk(planned)
+                case Fault.BROKER | Fault.LEADER | Fault.BROKERS:
+                    await self._kill_brokers(planned)
 
     def _happened(self, fault: Fault, target: str, began: float, pids: tuple[int, ...] = ()) -> None:
         window = Window(fault, target, began, time.time(), pids)
@@ -292,15 +320,17 @@ class _Rig:
             began = time.time()
             for name, killed in self._system.kill_server().items():
                 self._happened(Fault.KILL, name, began, (killed,))
-        elif (pid := await self._living(target)) is not None:
+        # One that ended at this very moment is not killed: the next one of its name is.
+        while target != SUPERVISOR and (pid := await self._living(target)) is not None:
             began = time.time()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self._happened(Fault.KILL, target, began, (pid,))
+                return
 
     async def _living(self, name: str) -> int | None:
         """The process of this name, once there is one; None if there is none for long."""
-        deadline = time.monotonic() + VICTIM_S_MAX
+        deadline = time.monotonic() + VICTIM_S_MAX * self._options.patience
         while (pid := self._system.pid(name)) is None and time.monotonic() < deadline:
             await asyncio.sleep(POLL_S)
         return pid
@@ -353,6 +383,25 @@ class _Rig:
         await self._system.until_answers()
         self._happened(Fault.DISK_FULL, ALL, began)
 
+    async def _kill_brokers(self, planned: Planned) -> None:
+        """kill -9 of one broker, of the leader or of all, and after a while start them again."""
+        cluster = self._cluster
+        assert cluster is not None
+        # One fault of brokers at a time: two of three that are down by chance are another one's.
+        async with self._brokers:
+            match planned.fault:
+                case Fault.LEADER:
+                    victims = [await asyncio.to_thread(cluster.leader, TOPIC)]
+                case Fault.BROKERS:
+                    victims = list(cluster.ports)
+                case _:
+                    victims = [int(planned.target.removeprefix("broker-"))]
+            began, pids = time.time(), tuple(cluster.pids[broker] for broker in victims)
+            await asyncio.to_thread(cluster.kill, *victims)
+            await asyncio.sleep(planned.seconds)
+            await asyncio.to_thread(cluster.start, *victims)
+            self._happened(planned.fault, "+".join(f"broker-{broker}" for broker in victims), began, pids)
+
 
 def _fill(fd: int) -> None:
     """Until no byte is left."""
@@ -361,9 +410,3 @@ def _fill(fd: int) -> None:
             while True:
                 at = os.fstat(fd).st_size
                 os.posix_fallocate(fd, at, size)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -32,7 +32,8 @@ class Planned:
 
 
 # How often each fault that takes its time comes, in seconds, and how long it takes: shortest, longest. A stop and a cut of
-# the database are longer than the lease of the rig; a cut of the receiver is longer than its longest request.
+# the database are longer than the lease of the rig; a cut of the receiver is longer than its longest request. A broker
+# takes some seconds more to start.
 EVERY: dict[Fault, tuple[float, float, float]] = {
     Fault.STOP: (20.0, 5.0, 9.0),
     Fault.POSTGRES: (45.0, 0.0, 0.0),
@@ -40,6 +41,9 @@ EVERY: dict[Fault, tuple[float, float, float]] = {
     Fault.CUT_DATABASE: (30.0, 5.0, 10.0),
     Fault.CUT_RECEIVER: (30.0, 4.0, 10.0),
     Fault.DISK_FULL: (100.0, 3.0, 8.0),
+    Fault.BROKER: (30.0, 2.0, 6.0),
+    Fault.LEADER: (45.0, 2.0, 6.0),
+    Fault.BROKERS: (75.0, 1.0, 4.0),
 }
 # Nothing is begun in the first seconds, when the processes start, nor so late that it would not be over.
 CALM_S = 3.0
@@ -47,6 +51,8 @@ CALM_S = 3.0
 SUPERVISOR_KILLS = 0.05
 FLAP_GOOD_S, FLAP_BAD_S = (4.0, 12.0), (2.0, 8.0)
 SUPERVISOR = "server"
+KAFKA = "kafka"
+"""The target of a fault of several brokers, or of one that is chosen when it comes."""
 
 
 def plan(
@@ -57,11 +63,12 @@ def plan(
     supervised: Collection[str],
     apart: Collection[str],
     able: Collection[Fault],
+    brokers: Collection[str] = (),
 ) -> list[Planned]:
     """The faults of one run in their order.
 
     ``supervised`` processes are replaced by their supervisor, workers ``apart`` have none and networks of their own;
-    ``able``: what this machine lets us do.
+    ``able``: what this machine lets us do; ``brokers``: of Kafka, if the journal is there.
     """
     rng = Random(seed)
     everyone = [*supervised, *apart]
@@ -69,6 +76,7 @@ def plan(
     targets = {
         Fault.STOP: workers, Fault.POSTGRES: [ALL], Fault.HANG: [ALL], Fault.CUT_DATABASE: [*apart],
         Fault.CUT_RECEIVER: [*apart], Fault.DISK_FULL: [ALL],
+        Fault.BROKER: [*brokers], Fault.LEADER: [KAFKA], Fault.BROKERS: [KAFKA],
     }  # fmt: skip
     planned = [Planned(at, Fault.KILL, _victim(rng, everyone)) for at in _moments(rng, kills, seconds)]
     for fault, (every_s, shortest, longest) in EVERY.items():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,11 @@ from tests.torture.network import DATABASE_HOST, Island
 # As the service manager of a machine would wait.
 RESTART_S = 0.5
 POLL_S = 0.05
+# With the rig's patience it grows.
 BACK_S_MAX = 90.0
+LEASE_LOST = re.compile(r"(\S+) WARNING +(\S+) +lease_lost:")
+
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 OWED = """
 select (select coalesce(sum(cardinality(owed)), 0) from events where kind = 0)
@@ -78,7 +84,15 @@ class System:
     """All processes, by name."""
 
     def __init__(
-        self, folder: Path, logs: Path, *, api: int, workers: int, port: int, settings: Mapping[str, str]
+        self,
+        folder: Path,
+        logs: Path,
+        *,
+        api: int,
+        workers: int,
+        port: int,
+        settings: Mapping[str, str],
+        patience: float,
     ) -> None:
         arguments = ["--port", str(port), "--api-processes", str(api), "--workers", str(workers)]
         self.server = Hookpost(folder / "data", *arguments, source=None, **settings)
@@ -88,6 +102,7 @@ class System:
         self.given_up: list[str] = []
         """What the server said last, each time it ended although nobody had killed it; and a database that stayed away."""
         self._settings, self._logs = settings, logs
+        self._back_s_max = BACK_S_MAX * patience
         self._killed = False
         self._closing = False
         self._keepers: list[asyncio.Task[None]] = []
@@ -190,6 +205,13 @@ class System:
                 os.kill(pid, signal.SIGKILL)
         return living
 
+    def lost_leases(self, skews_s: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+        """Which worker has said when that its lease is lost, once all have ended."""
+        for log in self._logs.glob("*.log"):
+            for moment, process in LEASE_LOST.findall(log.read_text()):
+                name = log.stem if log.stem in self.apart else process
+                yield name, datetime.fromisoformat(moment).timestamp() - skews_s.get(name, 0.0)
+
     # ---- the database -----------------------------------------------------------------------------------------------
 
     async def ask(self, sql: str) -> Any:
@@ -202,17 +224,21 @@ class System:
 
     async def until_answers(self) -> None:
         """Until the database answers again; that it does not is held against the server."""
-        deadline = time.monotonic() + BACK_S_MAX
+        deadline = time.monotonic() + self._back_s_max
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with contextlib.suppress(*_AWAY):
                 await self.ask("select 1")
                 return
             await asyncio.sleep(POLL_S)
-        self.given_up.append(f"the database did not answer for {BACK_S_MAX} s")
+        self.given_up.append(f"the database did not answer for {self._back_s_max} s")
 
-    async def owed(self) -> int:
-        """Deliveries that are neither delivered nor dead, by the database."""
-        return int(await self.ask(OWED))
+    async def owed(self, accepted: int) -> int:
+        """Deliveries that are neither delivered nor dead, by the database, and events that still lie in Kafka. All that
+        was accepted, as far as is known, while the database does not answer."""
+        with contextlib.suppress(*_AWAY):
+            owed, stored = await self.ask(OWED), await self.ask(f"select count(*) from ({_STORED}) s")
+            return int(owed) + max(0, accepted - int(stored))
+        return accepted
 
     async def books(self, paths: Mapping[str, str]) -> tuple[set[str], list[Recorded], list[tuple[str, str]]]:
         """Stored events, attempts and dead letters; ``paths`` are those of endpoint ids."""

@@ -188,6 +188,18 @@ def test_a_fault_that_did_not_hit_explains_nothing(fault: list[Window]) -> None:
     assert found(repeated(*fault)) == {"not recorded", "unexplained duplicate"}
 
 
+def test_a_lease_that_a_worker_of_a_crowded_machine_has_lost_by_its_own_account_explains_a_repetition() -> None:
+    books = repeated()
+    books.starved.append(window(Fault.STOP, 100, 108))
+    assert verdict(books).explained == {"stop": 1}
+    assert not verdict(books).guilty
+
+
+def test_with_patience_an_answer_may_be_written_down_later_and_no_later() -> None:
+    for killed_at, guilty in ((109.0, False), (114.0, True)):
+        assert judge(repeated(kill(killed_at)), replace(TIMING, patience=4.0)).guilty == guilty
+
+
 def test_a_repetition_that_does_not_say_so_is_convicted() -> None:
     assert found(repeated(kill(105.1), marked=False)) == {"repetition not marked"}
 

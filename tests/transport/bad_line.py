@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from random import Random
 
-from hookpost.model import Timeouts
+from hookpost.model import Outcome, Timeouts
 from hookpost.policy.egress import EgressPolicy
 from hookpost.transport import Transport
 from tests.transport.conftest import sent
@@ -40,6 +40,7 @@ VNET_HEADER = 10
 FRAME_MAX = 70_000
 # What waits for its turn on the line; more is lost, as in any router.
 QUEUE_S_MAX = 20.0
+STANDING_LOOK_S = 0.02
 
 
 @dataclass
@@ -138,17 +139,37 @@ async def serving(listener: socket.socket) -> Receiver:
     return receiver
 
 
-async def tried(line: Line, timeouts: Timeouts, bodies: list[int]) -> dict[str, object]:
-    """What became of requests of these sizes, all at once; and of one more when the line is good again."""
+@dataclass
+class Standing:
+    """For how long at most nothing here had its turn, in seconds: neither the line nor its ends."""
+
+    longest_s: float = 0.0
+
+    async def look(self) -> None:
+        """Until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + STANDING_LOOK_S
+            await asyncio.sleep(STANDING_LOOK_S)
+            self.longest_s = max(self.longest_s, clock() - due)
+
+
+async def tried(line: Line, timeouts: Timeouts, bodies: list[int], *, at_once: bool = True) -> dict[str, object]:
+    """What became of requests of these sizes, all at once or one after the other; and of one more when the line is good
+    again."""
     receiver = await serving(lay(line))
+    standing = Standing()
+    looking = asyncio.create_task(standing.look())
+    turn = asyncio.Semaphore(len(bodies) if at_once else 1)
     transport = Transport(egress=EgressPolicy(allow_networks=(ip_network("10.72.0.0/24"),)), now=time.time)
     url = receiver.url(host=RECEIVER)
-    outcomes = await asyncio.gather(
-        *(
-            sent(transport, url, body=b"x" * size, timeouts=timeouts, headers=[f"x-n: {n}"])
-            for n, size in enumerate(bodies)
-        )
-    )
+
+    async def one(number: int, size: int) -> Outcome:
+        async with turn:
+            return await sent(transport, url, body=b"x" * size, timeouts=timeouts, headers=[f"x-n: {number}"])
+
+    outcomes = await asyncio.gather(*(one(number, size) for number, size in enumerate(bodies)))
+    looking.cancel()
     in_flight = transport.in_flight
     line.good = True
     last = await sent(transport, url, headers=["x-n: last"])
@@ -161,6 +182,7 @@ async def tried(line: Line, timeouts: Timeouts, bodies: list[int]) -> dict[str, 
         "shortest_ms": min(each.total_ms for each in outcomes),
         "lost": line.lost,
         "in_flight": in_flight,
+        "stood_ms": round(standing.longest_s * 1000),
         "last": last.status,
     }
 
@@ -177,7 +199,7 @@ async def distant() -> dict[str, object]:
 
 async def narrow() -> dict[str, object]:
     """A thousand bytes a second, for a small one and one that takes half a minute."""
-    return await tried(Line(bytes_s=1000.0), Timeouts(5.0, 6.0, 7.0), [500, 30_000])
+    return await tried(Line(bytes_s=1000.0), Timeouts(5.0, 6.0, 7.0), [500, 30_000], at_once=False)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ import trustme
 from hookpost.model import Outcome, Request, Timeouts
 from hookpost.policy.egress import EgressPolicy
 from hookpost.transport import Transport
+from tests.patience import PATIENCE_S
 
 LOOPBACK = EgressPolicy(allow_networks=(ip_network("127.0.0.1/32"),))
-QUICK = Timeouts(connect_s=2.0, first_byte_s=5.0, total_s=10.0)
+# For whoever is to be answered; a busy machine is no reason for another outcome.
+PATIENT = Timeouts(connect_s=60.0, first_byte_s=60.0, total_s=60.0)
 
 Send = Callable[..., Awaitable[Outcome]]
 MakeTransport = Callable[..., Transport]
@@ -34,7 +36,7 @@ async def sent(
     *,
     body: bytes = b"{}",
     headers: list[str] | None = None,
-    timeouts: Timeouts = QUICK,
+    timeouts: Timeouts = PATIENT,
     acks: tuple[bytes, ...] | None = None,
 ) -> Outcome:
     """The outcome of one request; a second call of ``done`` fails the test (see ``no_loop_errors``)."""
@@ -42,7 +44,7 @@ async def sent(
     lines = ["content-type: application/json"] if headers is None else headers
     transport.send(Request(url, "\r\n".join(lines), body, timeouts, acks), ended.set_result)
     assert not ended.done(), "done must not be called inside send"
-    return await asyncio.wait_for(ended, 30)
+    return await asyncio.wait_for(ended, PATIENCE_S)
 
 
 @pytest.fixture
@@ -123,7 +125,8 @@ def namespace() -> Iterator[str]:
     name = f"hp{os.getpid()}"
     config = Path("/etc/netns") / name
     config.mkdir(parents=True)
-    (config / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:5 attempts:2\n")
+    # So late that a server that has no time for a while is not asked twice, nor a name given up.
+    (config / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
     (config / "nsswitch.conf").write_text("hosts: files dns\n")
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:

@@ -20,7 +20,7 @@ def head(*fields: bytes, status: bytes = b"200 OK") -> bytes:
     return b"\r\n".join([b"HTTP/1.1 " + status, *fields, b"", b""])
 
 
-SHORT = Timeouts(connect_s=0.2, first_byte_s=0.3, total_s=0.6)
+SHORT = Timeouts(connect_s=60.0, first_byte_s=60.0, total_s=1.0)
 EMPTY = b"content-length: 0"
 
 

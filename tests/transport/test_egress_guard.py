@@ -1,4 +1,4 @@
-"""The address of every socket is judged before it connects: canaries on forbidden addresses must see nothing."""
+"""I20: the address of every socket is judged before it connects: canaries on forbidden addresses must see nothing."""
 
 from __future__ import annotations
 

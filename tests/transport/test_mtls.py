@@ -11,7 +11,8 @@ import trustme
 
 from hookpost.model import ErrorCode, Outcome, Request, TlsIdentity
 from hookpost.transport import Transport
-from tests.transport.conftest import QUICK, MakeTransport
+from tests.patience import PATIENCE_S
+from tests.transport.conftest import PATIENT, MakeTransport
 from tests.transport.receivers import Receiver, listening
 
 SERVER_CA, CLIENT_CA = trustme.CA(), trustme.CA()
@@ -51,8 +52,8 @@ async def naming(receiver: Receiver, reader: asyncio.StreamReader, writer: async
 
 async def sent_as(transport: Transport, url: str, tls: TlsIdentity | None) -> Outcome:
     ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    transport.send(Request(url, "", b"{}", QUICK, tls=tls), ended.set_result)
-    return await asyncio.wait_for(ended, 30)
+    transport.send(Request(url, "", b"{}", PATIENT, tls=tls), ended.set_result)
+    return await asyncio.wait_for(ended, PATIENCE_S)
 
 
 def seen(outcome: Outcome) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 pytestmark = pytest.mark.netns
 SCRIPT = "tests.transport.namespace_scenarios"
 ROOT = Path(__file__).parents[2]
@@ -17,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(namespace: str, scenario: str) -> dict[str, Any]:
     command = ["ip", "netns", "exec", namespace, sys.executable, "-m", SCRIPT, scenario]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5 * PATIENCE_S, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
@@ -33,11 +35,10 @@ def test_an_old_answer_is_looked_up_again(namespace: str) -> None:
 
 def test_f17_sixty_names_that_hang_delay_nobody_else(namespace: str) -> None:
     result = run(namespace, "hanging")
-    assert result["good"] == [[200, True]] * 10
+    assert result["good"] == [200] * 10
     assert result["hung_before"] == 0, "the good names were answered while all others still hung"
-    assert result["hung"] == ["dns_failure"]
-    assert result["hung_ms"][0] >= 2000
-    assert result["hung_ms"][1] < 3500
+    assert result["given_up"] == ["dns_failure"] * 3
+    assert 500 <= result["given_up_ms"][0] <= result["given_up_ms"][1] < 60_000
 
 
 def test_n12_rebinding_to_a_forbidden_address_is_caught(namespace: str) -> None:

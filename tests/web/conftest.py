@@ -59,11 +59,10 @@ def payloads() -> ObjectStore:
     return ObjectStore("memory:///")
 
 
-@pytest.fixture
-async def admin(
-    store: PostgresStore, payloads: ObjectStore, clock: Clock, submitted: Submitted
-) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with the admin key."""
+def application(
+    store: PostgresStore, payloads: ObjectStore, clock: Clock, submitted: Submitted, **settings: Any
+) -> httpx.ASGITransport:
+    """One API process, as it is asked."""
     authenticator = Authenticator(
         store, admin_key_hash=hash_secret(ADMIN_KEY), now=clock.now, monotonic=clock.monotonic
     )
@@ -77,13 +76,32 @@ async def admin(
             cursor_secret=b"c" * 32,
             egress=EgressPolicy(allow_networks=(ip_network("127.0.0.0/8"),)),
             endpoints_max=20,
+            api_keys_max=20,
+            **settings,
         ),
     )
-    transport = httpx.ASGITransport(app=app, client=("192.0.2.7", 5000))
+    return httpx.ASGITransport(app=app, client=("192.0.2.7", 5000))
+
+
+@pytest.fixture
+async def admin(
+    store: PostgresStore, payloads: ObjectStore, clock: Clock, submitted: Submitted
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with the admin key."""
     async with httpx.AsyncClient(
-        transport=transport, base_url="http://test", headers={"Authorization": f"Bearer {ADMIN_KEY}"}
+        transport=application(store, payloads, clock, submitted),
+        base_url="http://test",
+        headers={"Authorization": f"Bearer {ADMIN_KEY}"},
     ) as client:
         yield client
+
+
+@pytest.fixture
+def another_process(
+    store: PostgresStore, payloads: ObjectStore, clock: Clock, submitted: Submitted
+) -> httpx.ASGITransport:
+    """A second one on the same store: what it remembers is its own."""
+    return application(store, payloads, clock, submitted)
 
 
 @pytest.fixture

@@ -64,3 +64,11 @@ async def test_pages_and_filters_and_the_export(tenant: TenantClient) -> None:
     assert (await tenant.get(LOG, params={"format": "ndjson", "limit": 2})).status_code == 422
     first = (await tenant.get(LOG, params={"limit": 1})).json()["next_cursor"]
     assert (await tenant.get(LOG, params={"cursor": first, "action": "endpoint.create"})).status_code == 400
+
+
+async def test_ids_are_shown_as_everywhere(tenant: TenantClient) -> None:
+    endpoint = await tenant.endpoint()
+    asked = {"endpoint_id": endpoint["endpoint_id"], "status": "any"}
+    assert (await tenant.post("/v1/replays", asked)).status_code == 202
+    [row] = (await tenant.get("/v1/audit_log?action=replay.create")).json()["data"]
+    assert row["after"]["endpoint_id"] == endpoint["endpoint_id"]

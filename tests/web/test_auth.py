@@ -56,6 +56,8 @@ class Keys:
     async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
         assert seconds_back >= auth.REVOKED_OVERLAP_S
         self.looked += 1
+        if self.away:
+            raise StoreUnavailable("away")
         found = frozenset(self.revoked)
         await self.answering.wait()
         return found
@@ -339,7 +341,8 @@ async def test_a_revocation_reaches_every_process_within_a_second_whatever_each_
         parsed = parse_key(key)
         assert parsed is not None
         await store.create_key(
-            {"key_id": parsed.key_id, "tenant_id": tenant_id, "name": "k", "key_hash": hash_secret(parsed.secret)}
+            {"key_id": parsed.key_id, "tenant_id": tenant_id, "name": "k", "key_hash": hash_secret(parsed.secret)},
+            keys_max=9,
         )
     revoked, kept = (f"Bearer {key}" for key in keys)
     one, other = (Authenticator(each, now=clock.now, monotonic=clock.monotonic) for each in (store, other_store))
@@ -377,6 +380,88 @@ async def test_when_a_key_was_last_used_is_written_down_now_and_then_and_survive
     await authenticator.note_used()
     [noted] = store.used
     assert noted == {store.key.key_id: pytest.approx(last)}
+
+
+# ---- while the store is away, and events need none -------------------------------------------------------------------
+
+
+async def known_for_half_a_minute(clock: Any) -> tuple[Keys, Authenticator]:
+    """A store, and a process that has seen the key and outlives the store for so long."""
+    store = Keys()
+    authenticator = made(store, clock, outage_s=30.0)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    return store, authenticator
+
+
+async def test_a_known_key_outlives_a_store_that_is_away_for_so_long_and_no_longer(clock: Any) -> None:
+    store, authenticator = await known_for_half_a_minute(clock)
+    store.away = True
+    clock.advance(29.0)
+    assert (await authenticator.principal(f"Bearer {KEY}", None)).tenant_id == TENANT
+    assert authenticator.known(f"Bearer {KEY}", None) is not None
+    clock.advance(1.5)
+    assert authenticator.known(f"Bearer {KEY}", None) is None
+    with pytest.raises(StoreUnavailable):
+        await authenticator.principal(f"Bearer {KEY}", None)
+
+
+async def test_nobody_waits_for_a_look_that_is_late(clock: Any) -> None:
+    store, authenticator = await known_for_half_a_minute(clock)
+    store.answering.clear()
+    clock.advance(0.6)
+    assert authenticator.known(f"Bearer {KEY}", None) is not None, "the look began ahead of its time"
+    for _ in range(20):
+        clock.advance(0.5)
+        assert authenticator.known(f"Bearer {KEY}", None) is not None
+        assert (await authenticator.principal(f"Bearer {KEY}", None)).tenant_id == TENANT
+    store.answering.set()
+
+
+async def test_nobody_waits_for_the_looks_that_come_after_one_that_failed(clock: Any) -> None:
+    store, authenticator = await known_for_half_a_minute(clock)
+    store.away = True
+    clock.advance(1.5)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    store.away = False
+    store.answering.clear()
+    for _ in range(4):
+        clock.advance(0.2)
+        assert authenticator.known(f"Bearer {KEY}", None) is not None
+        await asyncio.sleep(0)
+    assert store.looked == 2
+    store.answering.set()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+async def test_a_key_that_was_revoked_meanwhile_ends_with_the_first_look_that_is_answered(
+    clock: Any, *, fast: bool
+) -> None:
+    store, authenticator = await known_for_half_a_minute(clock)
+    store.away = True
+    clock.advance(2.0)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    store.revoke()
+    store.away = False
+    # It is looked for again and again, whoever asks in whatever way.
+    clock.advance(auth.LOOK_AHEAD_S)
+    if fast:
+        assert authenticator.known(f"Bearer {KEY}", None) is not None
+    else:
+        await authenticator.principal(f"Bearer {KEY}", None)
+    await asyncio.sleep(0)
+    assert authenticator.known(f"Bearer {KEY}", None) is None
+    assert await refused(authenticator, f"Bearer {KEY}") == 401
+
+
+async def test_with_a_journal_that_needs_the_store_a_key_is_as_old_as_ever(clock: Any) -> None:
+    store = Keys()
+    authenticator = made(store, clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    store.away = True
+    clock.advance(auth.KEY_CACHE_S + 0.1)
+    assert authenticator.known(f"Bearer {KEY}", None) is None
+    with pytest.raises(StoreUnavailable):
+        await authenticator.principal(f"Bearer {KEY}", None)
 
 
 # ---- over HTTP -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.app import WebSettings, make_app
 from hookpost.web.auth import Authenticator
 from hookpost.web.events import EventLimits, EventRoutes
+from tests.patience import PATIENCE_S
 from tests.web.conftest import ADMIN_KEY
 from tests.web.rows import Submitted, TenantClient, make_tenant
 
@@ -34,7 +35,7 @@ SCHEMA: dict[str, Any] = {
 async def admin(store: PostgresStore) -> AsyncIterator[httpx.AsyncClient]:
     """The application with its real ingest; small limits."""
     payloads = ObjectStore("memory:///")
-    ingest = Ingest(store, payloads, now=time.time, limits=IngestLimits(timeout_s=20.0))
+    ingest = Ingest(store, payloads, now=time.time, limits=IngestLimits(timeout_s=PATIENCE_S))
     authenticator = Authenticator(store, admin_key_hash=hash_secret(ADMIN_KEY))
     application = make_app(
         store=store,

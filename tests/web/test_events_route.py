@@ -24,6 +24,7 @@ from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web import events
 from hookpost.web.auth import Authenticator
 from hookpost.web.events import EventLimits, EventRoutes
+from tests.patience import PATIENCE_S
 
 LIMITS = EventLimits(body_max_bytes=200_000, batch_max_events=1000, receiving_max_bytes=1_000_000)
 JSON = (b"content-type", b"application/json")
@@ -121,7 +122,7 @@ async def posting(store: PostgresStore, database: str, request: pytest.FixtureRe
     tenant = uuid7()
     await store.create_tenant(tenant, {"name": "acme"})
     ingest = Ingest(
-        store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits(timeout_s=20.0, inline_max=2**24)
+        store, ObjectStore("memory:///"), now=time.time, limits=IngestLimits(timeout_s=PATIENCE_S, inline_max=2**24)
     )
     routes = EventRoutes(ingest, Authenticator(store), limits=LIMITS)
     db = await asyncpg.connect(database)
@@ -143,7 +144,7 @@ async def new_key(
     await store.create_key({
         "key_id": parsed.key_id, "tenant_id": tenant, "name": "k", "key_hash": hash_secret(parsed.secret),
         "scopes": list(scopes), "expires_at": expires_at,
-    })  # fmt: skip
+    }, keys_max=99)  # fmt: skip
     return text
 
 
@@ -160,17 +161,30 @@ async def test_what_must_be_looked_up_first_is_not_answered_in_place(posting: Po
     posting.in_place = True
     # The key is looked up anew each second; in this test the second does not pass.
     posting.routes = EventRoutes(posting.ingest, Authenticator(posting.store, monotonic=lambda: 0.0), limits=LIMITS)
-    assert (await posting.post(body_of(target_endpoints=[]))).status == 202
+    assert (await posting.post(body_of())).status == 202
     stranger = await new_key(posting.store, posting.tenant)
     assert (await posting.post(body_of(), key=stranger)).status == 202
-    assert (await posting.post(body_of(target_endpoints=[]))).status == 202
+    assert (await posting.post(body_of(target_endpoints=[f"ep_{uuid7().hex}"]))).status == 422
     assert (await posting.post(b"x" * (LIMITS.body_max_bytes + 1))).status == 413
     assert (await posting.batch(b'{"events":[1]}')).json["results"][0]["error"]["status"] == 422
     assert posting.taken == 0
     assert (await posting.post(body_of())).status == 202
     assert (await posting.post(b"no JSON")).status == 400
     assert (await posting.batch(b'{"events":[{"type":"a.b","payload":1},2]}')).status == 202
-    assert posting.taken == 3
+    assert (await posting.post(body_of(target_endpoints=[]))).status == 202
+    assert posting.taken == 4
+
+
+async def test_known_targets_and_a_limit_keep_the_short_cut(posting: Posting) -> None:
+    values = {"tenant_id": posting.tenant, "url": "https://example.com/", "events": ["other"], "endpoint_id": uuid7()}
+    await posting.store.create_endpoint(values, b"k" * 24, endpoints_max=9)
+    aimed = body_of(target_endpoints=[f"ep_{values['endpoint_id'].hex}"])
+    await limited(posting, 1000.0)
+    assert (await posting.post(aimed)).json["delivery_count"] == 1, "the tenant's routes are known after it"
+    posting.in_place, posting.taken = True, 0
+    answer = await posting.post(aimed)
+    assert (answer.json["delivery_count"], posting.taken) == (1, 1)
+    assert LIMIT.fullmatch(answer.headers[b"ratelimit"]) is not None
 
 
 # ---- accepted -------------------------------------------------------------------------------------------------------
@@ -267,7 +281,9 @@ def members(draw: Any, inner: Any) -> str:
 PAYLOADS = st.recursive(SCALARS, lambda inner: st.one_of(spaced(inner, "[]"), members(inner)), max_leaves=12)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(st.tuples(PAYLOADS, SPACES, SPACES), min_size=1, max_size=4))
 def test_a_payload_is_cut_out_byte_for_byte(payloads: list[tuple[str, str, str]]) -> None:
     """The form alone, thousands of times: what goes into the submission is what stood in the body."""
@@ -373,6 +389,22 @@ async def test_a_bad_field_is_422_and_named(posting: Posting, body: bytes, field
     [result] = (await posting.batch(b'{"events":[' + body + b"]}")).json["results"]
     assert [error["field"] for error in result["error"]["errors"]] == [field]
     assert await posting.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (body_of(type=1), "type: must be a string"),
+        (body_of(target_endpoints="ep_1"), "target_endpoints: must be a list or null"),
+        (body_of(tpye="a"), "tpye: is not a known field"),
+        (b'{"type": "a"}', "payload: is required"),
+        (b"[]", "the body: must be an object"),
+    ],
+)
+async def test_a_bad_field_is_told_in_the_words_of_the_other_routes(
+    posting: Posting, body: bytes, message: str
+) -> None:
+    assert (await posting.post(body)).json["detail"] == message
 
 
 @pytest.mark.parametrize(

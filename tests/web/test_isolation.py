@@ -1,4 +1,4 @@
-"""Whatever names another tenant's thing is answered as if there were none, on every route that there is.
+"""I19: whatever names another tenant's thing is answered as if there were none, on every route that there is.
 
 The routes, their parameters and the fields of their bodies are those of the OpenAPI document, so that a new one is tried
 by itself. What cannot be built from the document is an error here, not a gap.
@@ -26,6 +26,7 @@ from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.app import WebSettings, make_app
 from hookpost.web.auth import Authenticator
 from hookpost.web.events import EventLimits, EventRoutes
+from tests.patience import PATIENCE_S
 from tests.web.conftest import ADMIN_KEY
 from tests.web.rows import Submitted, TenantClient, add_attempt, add_dead, add_waiting, append_event, make_tenant
 
@@ -60,7 +61,7 @@ class Case:
 async def app(store: PostgresStore) -> AsyncIterator[httpx.AsyncClient]:
     """The whole application, the real handler of events included; with the admin key."""
     payloads = ObjectStore("memory:///")
-    ingest = Ingest(store, payloads, now=time.time, limits=IngestLimits(timeout_s=20.0, inline_max=2**24))
+    ingest = Ingest(store, payloads, now=time.time, limits=IngestLimits(timeout_s=PATIENCE_S, inline_max=2**24))
     authenticator = Authenticator(store, admin_key_hash=hash_secret(ADMIN_KEY))
     application = make_app(
         store=store,
@@ -328,7 +329,7 @@ OF_A_TENANT = [
     "backlog",
     "dead_letters",
     "idempotency_keys",
-    "rollups",
+    "rollup_counts",
     "replays",
     "breakers",
     "audit_log",
@@ -347,6 +348,7 @@ WITHOUT_A_TENANT = {
         "take_replay", "next_replay_in", "move_replay", "hold_replay", "finish_replay",
     },
     "key ids are ours, and nobody names them": {"note_used_keys", "revoked_keys", "find_key"},
+    "an address is throttled before it is known whose it is, and sees none of it": {"refused_sign_ins"},
     "maintenance, whoever's they are": {"seal_secrets", "plain_secrets", "chains"},
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.web.rows import TenantClient, add_waiting, append_event, endpoint_uuid, set_progress
 
 
@@ -20,6 +21,7 @@ async def test_the_page_says_how_the_platform_stands(admin: httpx.AsyncClient, s
     for _ in range(3):
         event_id, seq = await append_event(sql, tenant.uuid, [endpoint])
     await sql.execute("update events set created_at = now() - interval '90 s' where seq = 2")
+    await sql.execute("update events set created_at = now() - interval '7 s' where seq = 3")
     await set_progress(sql, read_to=2, open="{[2,3)}")
     for number in range(4):
         await add_waiting(sql, tenant.uuid, event_id, endpoint, seq + number, reason="retry" if number else "ordered")
@@ -31,7 +33,10 @@ async def test_the_page_says_how_the_platform_stands(admin: httpx.AsyncClient, s
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
     page = answer.text
     assert value(page, 'hookpost_journal_depth{pool="default",shard="0"}') == 2
-    assert 90 <= value(page, 'hookpost_journal_age_seconds{pool="default",shard="0"}') < 100
+    assert 90 <= value(page, 'hookpost_journal_age_seconds{pool="default",shard="0"}') < 90 + PATIENCE_S
+    unread_s = value(page, 'hookpost_journal_unread_seconds{pool="default",shard="0"}')
+    assert 7 <= unread_s < 7 + PATIENCE_S, "the one before it was read, and waits for its turn"
+    assert value(page, 'hookpost_journal_unread_seconds{pool="default",shard="1"}') == 0
     assert value(page, 'hookpost_journal_depth{pool="default",shard="1"}') == 0
     assert value(page, 'hookpost_journal_age_seconds{pool="default",shard="1"}') == 0
     assert value(page, "hookpost_shards_unowned") == 4

@@ -52,7 +52,8 @@ PLANS: list[tuple[str, str, str]] = [
     ("list_attempts_of_event", "tenant, event, endpoint, null, null, null, null, null, 51", "event_id_endpoint_id_idx"),
     ("list_attempts_of_all", "null, null, null, null, null, 51", "tenant_id_scheduled_at_idx"),
     ("get_event", "event, tenant, extract(epoch from now())", "event_id_idx"),
-    ("delivery_states", "event, tenant", "event_id_endpoint_id_idx"),
+    ("delivery_states", "event, tenant, null", "event_id_endpoint_id_idx"),
+    ("delivery_states", "event, tenant, endpoint", "event_id_endpoint_id_idx"),
     ("list_waiting", "tenant, endpoint, null, null, 51", "backlog_"),
     ("list_dead_of_endpoint", "tenant, endpoint, null, null, null, null, null, 51", "dead_letters_endpoint"),
     ("list_dead_of_tenant", "tenant, null, null, null, null, null, null, 51", "dead_letters_tenant"),
@@ -81,6 +82,7 @@ async def plan_of(sql: Any, name: str, parameters: str) -> str:
     arguments = re.sub(r"\b(event|tenant|endpoint)\b", lambda named: f"'{values[named[0]]}'::uuid", parameters)
     await sql.execute(f"prepare {name} as {SQL[name]}")
     rows = await sql.fetch(f"explain (analyze, costs off, timing off, buffers off) execute {name}({arguments})")
+    await sql.execute(f"deallocate {name}")
     return "\n".join(row[0] for row in rows)
 
 

@@ -39,7 +39,7 @@ async def test_a_replay_is_created_runs_and_is_shown(
     schemas.ReplayAnswer.model_validate(shown)
     assert shown | {"created_at": None} == {
         "replay_id": started["replay_id"], "tenant_id": tenant.tenant_id, "endpoint_id": endpoint["endpoint_id"],
-        "type": None, "status": "dead", "since": "2020-01-01T00:00:00.000Z", "until": None, "rate_limit": 20.5,
+        "type": None, "status": "dead", "reason": None, "since": "2020-01-01T00:00:00.000Z", "until": None, "rate_limit": 20.5,
         "matched": 3, "matched_exact": True, "replayed": 0, "state": "running", "failure": None, "created_at": None,
         "finished_at": None,
     }  # fmt: skip
@@ -58,6 +58,15 @@ async def test_without_a_body_it_is_all_that_is_dead_at_the_default_rate(sql: An
     assert (shown["status"], shown["rate_limit"], shown["matched"]) == ("dead", 500.0, 1)
 
 
+async def test_only_what_died_of_a_reason_is_replayed(sql: Any, tenant: TenantClient) -> None:
+    await dead(sql, tenant, await tenant.endpoint(), 2)
+    for reason, matched in (("http_4xx", 0), ("deadline", 2)):
+        await sql.execute("update dead_letters set reason = 'deadline'")
+        started = (await tenant.post(REPLAYS, {"reason": reason})).json()
+        shown = (await tenant.get(f"{REPLAYS}/{started['replay_id']}")).json()
+        assert (shown["reason"], shown["status"], shown["matched"]) == (reason, "dead", matched)
+
+
 async def test_a_dry_run_counts_and_creates_nothing(sql: Any, tenant: TenantClient) -> None:
     await dead(sql, tenant, await tenant.endpoint(), 2)
     answer = await tenant.post(REPLAYS, {"dry_run": True})
@@ -72,6 +81,8 @@ async def test_a_dry_run_counts_and_creates_nothing(sql: Any, tenant: TenantClie
         ({"endpoint_id": "evt_1"}, "endpoint_id"),
         ({"endpoint_id": 5}, "endpoint_id"),
         ({"status": "waiting"}, "status"),
+        ({"reason": "boredom"}, "reason"),
+        ({"reason": "deadline", "status": "delivered"}, "reason"),
         ({"type": ""}, "type"),
         ({"type": "a\0"}, "type"),
         ({"since": "yesterday"}, "since"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 
+from hookpost.model import show_id
 from hookpost.storage.postgres import search as scanning
 from hookpost.web import schemas
 from hookpost.web.problems import Problem
@@ -70,3 +72,39 @@ async def test_a_rare_status_is_found_page_by_page_without_looking_at_all_there_
     assert pages == 3
     answer = await tenant.get("/v1/search", params={"http_status": "503", "cursor": cursor or "x"})
     assert answer.status_code == 400
+
+
+async def test_a_text_is_found_in_payloads_page_by_page(
+    sql: Any, tenant: TenantClient, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanning, "PAYLOADS_SCANNED_MAX", 2)
+    ids = [
+        show_id("evt", (await append_event(sql, tenant.uuid, [], type=type_, payload=payload))[0])
+        for type_, payload in (
+            ("a.b", b'{"name": "G\xc3\xbcnther"}'), ("a.b", b'{"name": "50%_\\\\"}'), ("a.b", b"{}"),
+            ("c.d", b'{"name": "G\xc3\xbcnther"}'), ("a.b", b"{}"),
+        )
+    ]  # fmt: skip
+    await sql.execute("update events set payload = null, payload_ref = 'x' where seq = 3")
+
+    async def found(**query: str) -> list[str]:
+        names, cursor, pages = list[str](), None, 0
+        while pages < 10:
+            asked = query | ({"cursor": cursor} if cursor else {})
+            answer = (await tenant.get("/v1/search", params=asked)).json()
+            assert answer["kind"] == "events" and answer["looked_at"] <= 2
+            names += [row["event_id"] for row in answer["data"]]
+            pages, cursor = pages + 1, answer["next_cursor"]
+            if cursor is None:
+                break
+        return names
+
+    assert await found(payload="Günther") == [ids[3], ids[0]]
+    assert await found(payload="Günther", q="c.d") == [ids[3]]
+    assert await found(payload="50%_") == [ids[1]], "no character is a wild card"
+    assert await found(payload="günther") == []
+    of_all = (await admin.get("/v1/search", params={"payload": "Günther"})).json()
+    assert [row["event_id"] for row in of_all["data"]] == [ids[3]], "one of the newest two"
+    for query in ({"payload": "ab"}, {"payload": "abc", "outcome": "retry"}, {"payload": "abc", "status": "dead"}):
+        answer = await tenant.get("/v1/search", params=query)
+        assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "payload", query

@@ -30,7 +30,8 @@ TRIES = [
 
 
 async def attempted(sql: Any, tenant: UUID, endpoint: UUID, *, settle_no: int = 1, tries: Any = tuple(TRIES)) -> None:
-    """A settle of the first shard with these attempts; each sent 100 and got 50 bytes."""
+    """A settle of the first shard with these attempts, of events accepted a second before; each sent 100 and got 50
+    bytes."""
     await sql.execute(
         "insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)"
         " values (hookpost_today(), 0, $1, 1, 0, 0, hookpost_today())",
@@ -41,7 +42,9 @@ async def attempted(sql: Any, tenant: UUID, endpoint: UUID, *, settle_no: int = 
             "insert into attempts (day, attempt_id, shard, settle_no, position, event_id, endpoint_id, tenant_id,"
             " generation, scheduled_at, started_at, finished_at, retry_count, latency_ms, dns_ms, connect_ms, tls_ms,"
             " first_byte_ms, request_bytes, response_bytes, possible_duplicate, outcome, error_code, worker, address,"
-            " protocol, response_head) select hookpost_today(), gen_random_uuid(), 0, $1, 1, gen_random_uuid(), $2, $3, 0,"
+            " protocol, response_head) select hookpost_today(), gen_random_uuid(), 0, $1, 1,"
+            " (lpad(to_hex((extract(epoch from t) * 1000)::bigint - 1000), 12, '0') || '7abc8' || left(md5($8::text), 15))::uuid,"
+            " $2, $3, 0,"
             " t, t, t, $4, $5, 0, 0, 0, 0, 100, 50, false, $6, $7, 'w', '', '', ''"
             " from (select timestamptz '2026-01-02 03:00:00Z' + make_interval(secs => $8)) m (t)",
             settle_no, endpoint, tenant, retries, latency_ms, outcome, code, after_s,
@@ -81,12 +84,15 @@ async def test_a_series_has_a_point_for_each_step_and_adds_up(tenant: TenantClie
     ]  # fmt: skip
     assert len(shown["series"]) == 60
     first, second, *rest = shown["series"]
+    arrived = {"estimate_ms": 935.0, "low_ms": 861, "high_ms": 1023, "relative_error": 0.086}
     assert first == {
         "start": MINUTE, "attempts": 2, "retries": 0, "outcomes": {"delivered": 1, "retry": 1, "dead": 0},
         "errors": {"http_429": 1}, "latency": first["latency"],
         "latency_buckets": [
             {"low_ms": 8, "high_ms": 9, "attempts": 1}, {"low_ms": 91, "high_ms": 107, "attempts": 1},
         ],
+        "acceptance_to_2xx": dict.fromkeys(("p50", "p95", "p99"), arrived),
+        "acceptance_to_2xx_buckets": [{"low_ms": 861, "high_ms": 1023, "deliveries": 1}],
     }  # fmt: skip
     assert first["latency"]["p50"] == {"estimate_ms": 8.5, "low_ms": 8, "high_ms": 9, "relative_error": 0.059}
     assert (second["attempts"], second["retries"], second["errors"]) == (2, 1, {"http_4xx": 1})
@@ -175,12 +181,12 @@ async def test_a_bad_question_is_refused_by_field(tenant: TenantClient, query: d
 async def test_a_step_finer_than_what_is_kept_is_refused_with_one_that_is_not(
     tenant: TenantClient, sql: Any, endpoint: dict[str, Any]
 ) -> None:
-    await sql.execute("update rollup_state set minutes_from = '2026-01-03', hours_from = '2026-01-02'")
+    await sql.execute("update rollup_grains set kept_from = '2026-01-03' where grain = 60")
     answer = await tenant.get(STATS, params={**WINDOW, "step": 60})
     assert answer.status_code == 422
     [error] = answer.json()["errors"]
-    assert (error["field"], "multiple of 3600" in error["message"]) == ("step", True)
-    assert (await ask(tenant, STATS, step=3600, **WINDOW))["totals"]["attempts"] == 4
+    assert (error["field"], "multiple of 1800" in error["message"]) == ("step", True)
+    assert (await ask(tenant, STATS, step=1800, **WINDOW))["totals"]["attempts"] == 4
 
 
 async def test_too_many_points_are_refused_with_a_step_that_fits(tenant: TenantClient) -> None:

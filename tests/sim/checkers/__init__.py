@@ -23,6 +23,7 @@ from tests.sim.checkers import (
     owners,
     rates,
     rests,
+    retention,
     retry_after,
 )
 from tests.sim.system.trace import Trace, Violation
@@ -31,7 +32,7 @@ CHECKERS: dict[str, Callable[[Trace], None]] = {
     module.__name__.rpartition(".")[2]: module.judge
     for module in (
         accepted, alerts, attempts, breakers, budget, caps, configuration, cursors, deadlines, drained, duplicates, fates,
-        idempotency, metering, order, owners, rates, rests, retry_after,
+        idempotency, metering, order, owners, rates, rests, retention, retry_after,
     )
 }  # fmt: skip
 

@@ -19,10 +19,8 @@ from tests.sim.system.trace import Answered, Began, Configured, Jumped, Sent, Se
 WINDOW_S = 60.0
 # Books are kept by the second, at both ends of the window; clocks are corrected by fractions of one.
 BLUR_S = 2.0
-# So many failures in a row, and a breaker is open.
-FAILURES = 4
-# The failure comes before the settle that writes its row.
-UNWRITTEN_S = 12.0
+# So many failures in a row, and a breaker is open, for so long at most.
+FAILURES, PAUSE_S = 4, 12.0
 _Receiver = tuple[UUID, str]
 
 
@@ -65,8 +63,10 @@ def _judge(retry: _Retry, before: Sequence[_Retry], size: float) -> None:
 
 def _plain(trace: Trace) -> list[_Retry]:
     """All plain retries that failed."""
-    rows: dict[tuple[int, UUID, int], tuple[float, Waits]] = {}
-    sent: dict[str, tuple[int, Sent, tuple[float, Waits] | None]] = {}
+    rows: dict[tuple[int, UUID, int], Waits] = {}
+    # Each request with its number, the row that it was sent for, and when the last one of its delivery ended.
+    sent: dict[str, tuple[int, Sent, Waits | None, float]] = {}
+    last_end: dict[tuple[UUID, UUID], float] = {}
     ended: dict[str, Answered] = {}
     places: dict[UUID, list[tuple[int, int]]] = defaultdict(list)
     upset: dict[_Receiver, float] = defaultdict(lambda: float("-inf"))
@@ -86,24 +86,26 @@ def _plain(trace: Trace) -> list[_Retry]:
                     hurried.add(entry.event_id)
             case Sent():
                 here = (rows.get((shard, entry.endpoint_id, seq)) for shard, seq in places[entry.event_id])
-                sent[entry.span] = len(sent), entry, next((row for row in here if row is not None), None)
+                row = next((row for row in here if row is not None), None)
+                before = last_end.get((entry.event_id, entry.endpoint_id), 0.0)
+                sent[entry.span] = len(sent), entry, row, before
             case Answered():
                 ended[entry.span] = entry
+                last_end[entry.event_id, entry.endpoint_id] = entry.at
                 key = entry.node, receiver[entry.endpoint_id]
                 in_a_row[key] = 0 if entry.error is None or entry.status == 400 else in_a_row[key] + 1
                 if in_a_row[key] >= FAILURES:
                     upset[key[1]] = entry.at
             case Settled():
                 for wait in entry.waits:
-                    rows[entry.shard, wait.endpoint_id, wait.position] = entry.at, wait
+                    rows[entry.shard, wait.endpoint_id, wait.position] = wait
                 for attempt in entry.attempts:
-                    number, request, row = sent[attempt.span]
+                    number, request, row, since = sent[attempt.span]
                     answer = ended.get(attempt.span)
                     if not attempt.retry_count or attempt.error is None or row is None or answer is None:
                         continue
-                    since = row[0] - UNWRITTEN_S
-                    held = max(upset[receiver[attempt.endpoint_id]], changed[attempt.endpoint_id]) > since
-                    early = row[1].reason != "retry" or attempt.event_id in hurried
+                    held = max(upset[receiver[attempt.endpoint_id]], changed[attempt.endpoint_id]) > since - PAUSE_S
+                    early = row.reason != "retry" or attempt.event_id in hurried
                     if not held and not early:
                         found.append(_Retry(number, request.node, attempt.tenant_id, request.at, answer.at))
     return found

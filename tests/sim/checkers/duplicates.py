@@ -1,7 +1,7 @@
 """F2: a request is repeated only if it was under way when its worker died or lost its shard, and then the repeat says so.
 
-Of each generation of a delivery one success is recorded. An answered request that is not recorded belonged to a worker
-that was killed or whose shard was claimed by another one.
+However the database's clock goes. Of each generation of a delivery one success is recorded. An answered request that is
+not recorded belonged to a worker that was killed or whose shard was claimed by another one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections import defaultdict
 from uuid import UUID
 
-from tests.sim.system.trace import Answered, Arrived, Claimed, Ended, Killed, Sent, Settled, Stored, Trace, check
+from tests.sim.system.trace import (
+    Answered,
+    Arrived,
+    Claimed,
+    Ended,
+    Killed,
+    Sent,
+    Settled,
+    Stored,
+    Trace,
+    check,
+)
 
 _Pair = tuple[UUID, UUID]
 

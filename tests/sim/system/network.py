@@ -12,12 +12,14 @@ from tests.sim.system.loop import Loop, Node
 from tests.sim.system.trace import Answered, Arrived, Sent, Trace
 
 MOODS = ("ok", "ok", "ok", "slow", "hang", "refuse", "500", "busy", "400", "flaky", "lost", *("half",) * 5)
+EVERY_OTHER = {"half": "500", "deaf": "refuse"}
 FLAKY = ("ok", "ok", "500", "hang", "busy", "lost")
 
 
 @dataclass(slots=True)
 class Receiver:
-    """An endpoint's other end and its mood. ``half``: it fails every other time, so that no breaker opens."""
+    """An endpoint's other end and its mood. ``half``, ``deaf``: it fails, or is not there, every other time, so that no
+    breaker opens."""
 
     endpoint_id: UUID
     mood: str = "ok"
@@ -25,10 +27,10 @@ class Receiver:
 
     def next_mood(self) -> str:
         """That of the request that comes now."""
-        if self.mood != "half":
+        if self.mood not in EVERY_OTHER:
             return self.mood
         self.fails_next = not self.fails_next
-        return "500" if self.fails_next else "ok"
+        return EVERY_OTHER[self.mood] if self.fails_next else "ok"
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class Network:
         match mood:
             case "flaky":
                 return self.answer(rng.choice(FLAKY), timeout_s)
+            case "fickle":
+                return self.answer(rng.choice(("ok", "refuse")), timeout_s)
             case "slow":
                 return _Answer(Outcome(None, 200), there_s, there_s + rng.random() * (timeout_s - there_s))
             case "hang":

@@ -15,7 +15,7 @@ from hookpost.alerts import Alerts, alert_key
 from hookpost.app.clock import DatabaseClock
 from hookpost.app.compose import publish
 from hookpost.ingest import Ingest, IngestLimits
-from hookpost.maintenance import Maintenance, Replays, Spreading
+from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
 from hookpost.policy.spread import Bounds
 from hookpost.storage.contract import Channel, DueAlert, StoreUnavailable
 from hookpost.storage.memory import alerts as alerts_module
@@ -61,7 +61,7 @@ class Process:
     def __init__(self, loop: Loop, server: Server, name: str, rng: Random) -> None:
         self.loop = loop
         self.node: Node = loop.add(name)
-        # Machines whose clocks are set wrong.
+        # Machines whose clocks are set wrong (I25).
         self.wall_offset_s = rng.choice((0.0, 0.0, -3600.0, 3600.0, 365 * 86_400.0))
         self._boot_s = rng.random() * 1e6
         self.clock = DatabaseClock(
@@ -88,6 +88,7 @@ class WorkerProcess(Process):
         rng: Random,
         ids: Ids,
         settings: WorkerSettings,
+        keep_days: int,
     ) -> None:
         super().__init__(loop, server, name, rng)
         self.pool = settings.pool
@@ -103,7 +104,8 @@ class WorkerProcess(Process):
             rng=Random(rng.getrandbits(64)),
         )
         self._tending = [
-            Maintenance(store, server.payloads, days_ahead=3, keep_days=30),
+            Maintenance(store, server.payloads, days_ahead=3, keep_days=keep_days),
+            Rollups(store, minutes_kept_s=3600.0, hours_kept_s=86_400.0, monotonic=self.clock.monotonic),
             Replays(store),
             Spreading(store, node_id=node_id, bounds=Bounds(depth=30.0, rate=20.0), monotonic=self.clock.monotonic),
         ]

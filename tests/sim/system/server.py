@@ -1,10 +1,11 @@
 """The database as its clients know it: calls travel, wait, fail before anything is written or after all of it is, and
-are carried out though their caller has died. What is committed is noted in the trace.
+are lost or carried out when their caller has died. What is committed is noted in the trace.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,13 @@ from hookpost.storage.memory.payloads import MemoryPayloads
 from hookpost.storage.memory.store import MemoryStore
 from hookpost.storage.memory.tables import Database
 from tests.sim.system.loop import Loop, Node
-from tests.sim.system.trace import Attempted, Claimed, Died, Settled, Stored, Trace, Waits
+from tests.sim.system.trace import Attempted, AttemptsLeft, Claimed, Died, Left, Settled, Stored, Trace, Waits
 
 _COLUMN = {name: index for index, name in enumerate(ATTEMPT_COLUMNS)}
 # What a call takes at most on a good day, and on a bad one.
 QUICK_S, SLOW_S = 0.004, 8.0
+# The part of the calls that were on their way when their process died and never come here.
+LOST_WITH_CALLER = 0.5
 
 
 @dataclass(slots=True)
@@ -39,7 +42,9 @@ NONE = Faults()
 class Server:
     """One database, its clock and its moods."""
 
-    def __init__(self, loop: Loop, rng: Random, trace: Trace, *, shards: int, epoch: float, **options: Any) -> None:
+    def __init__(
+        self, loop: Loop, rng: Random, trace: Trace, *, shards: int, epoch: float, day_s: float, **options: Any
+    ) -> None:
         self.loop = loop
         self.rng = rng
         self.trace = trace
@@ -48,11 +53,22 @@ class Server:
         self.offset_s = 0.0
         self.away_until = 0.0
         self.faults = Faults()
-        self.database = Database(shards=shards, clock=self.clock)
+        self.database = Database(shards=shards, clock=self.clock, day_s=day_s)
         self.options = options
         self.payloads = MemoryPayloads()
+        # How often each process has asked.
+        self.calls: Counter[str] = Counter()
         self._seen_rows: dict[int, int] = {}
         self._seen_settles: dict[int, int] = {}
+        self._kept: dict[int, set[int]] = {}
+        self._days: dict[int, list[Attempt]] = {}
+        self._awaited: asyncio.Future[Node] | None = None
+        self._with_deaths = False
+
+    def next_settle(self, *, with_deaths: bool) -> asyncio.Future[Node]:
+        """Who asks for the next settle (that buries somebody), the moment it does; of several who wait the last is told."""
+        self._awaited, self._with_deaths = self.loop.create_future(), with_deaths
+        return self._awaited
 
     def clock(self) -> float:
         """The database's time."""
@@ -77,11 +93,20 @@ class Server:
 
     async def call(self, client: Client, name: str, /, *args: Any, **values: Any) -> Any:
         """One call of a client, carried out in the database's own process."""
+        self.calls[client.node.name] += 1
         answer: asyncio.Future[Any] = self.loop.create_future()
         carry_out = partial(getattr(client.store, name), *args, **values)
+        if name == "settle":
+            self._tell(client.node, args[0])
         serving = self._serve(client, name, carry_out, args, answer)
         self.loop.create_task(serving, context=self.node.context)
         return await answer
+
+    def _tell(self, node: Node, parts: Sequence[ShardSettle]) -> None:
+        waits = self._awaited is not None and not self._awaited.done()
+        if waits and (not self._with_deaths or any(part.dead for part in parts)):
+            assert self._awaited is not None
+            self._awaited.set_result(node)
 
     async def _serve(
         self,
@@ -94,6 +119,8 @@ class Server:
         faults = NONE if client.reliable else self.faults
         try:
             await self._travel(client, faults)
+            if not client.node.alive and self.rng.random() < LOST_WITH_CALLER:
+                return
             self._maybe_fail(faults.before, "the connection was lost", StoreUnavailable)
             result = await carry_out()
             self._note(client.node, name, args, result)
@@ -102,6 +129,7 @@ class Server:
             )
             await self._travel(client, faults)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            self._note_left()
             if not answer.done():
                 answer.set_exception(error)
         else:
@@ -129,17 +157,42 @@ class Server:
                 self.trace.add(Claimed(at, node.name, claimed.shard, claimed.fence))
         for shard in self.database.shards.values():
             known = self._seen_rows.get(shard.shard, 0)
-            for row in shard.journal[known:]:
+            kept = self._kept.setdefault(shard.shard, set())
+            for row in shard.journal.behind(known, shard.journal.last_seq):
+                kept.add(row.seq)
                 self.trace.add(
                     Stored(
                         at, row.shard, row.seq, int(row.kind), row.event_id, row.tenant_id, row.type, row.payload,
                         row.owed, row.generation, row.created_at, row.idempotency_key,
                     )
                 )  # fmt: skip
-            self._seen_rows[shard.shard] = len(shard.journal)
+            self._seen_rows[shard.shard] = shard.journal.last_seq
+        self._note_left()
         if name in ("settle", "settle_by_row"):
             for part in args[0]:
                 self._note_settle(at, node, part)
+
+    def _note_left(self) -> None:
+        """What was there before, and is not even on its way out."""
+        db, at = self.database, self.loop.time()
+        here = (
+            {shard.shard: {row.seq for row in shard.journal} for shard in db.shards.values()} if self._fewer() else {}
+        )
+        for rows in db.detached.values() if here else ():
+            for row in rows:
+                here[row.shard].add(row.seq)
+        for shard, seqs in here.items():
+            for seq in sorted(self._kept[shard] - seqs):
+                self.trace.add(Left(at, shard, seq))
+            self._kept[shard] &= seqs
+        for day in self._days.keys() - db.attempts.keys():
+            self.trace.add(AttemptsLeft(at, tuple(map(_span, self._days.pop(day)))))
+        self._days.update(db.attempts)
+
+    def _fewer(self) -> bool:
+        db = self.database
+        here = sum(len(shard.journal.rows) for shard in db.shards.values()) + sum(map(len, db.detached.values()))
+        return here < sum(map(len, self._kept.values()))
 
     def _note_settle(self, at: float, node: Node, part: ShardSettle) -> None:
         last = self.database.shards[part.shard].last
@@ -163,11 +216,16 @@ def _attempted(attempt: Attempt) -> Attempted:
         return attempt[_COLUMN[name]]
 
     return Attempted(
-        column("attempt_id").hex[16:], column("event_id"), column("endpoint_id"), column("tenant_id"),
+        _span(attempt), column("event_id"), column("endpoint_id"), column("tenant_id"),
         column("position"), column("generation"), column("retry_count"), str(column("outcome")),
         None if column("error_code") is None else str(column("error_code")), column("started_at"),
         column("possible_duplicate"),
     )  # fmt: skip
+
+
+def _span(attempt: Attempt) -> str:
+    span: str = attempt[_COLUMN["attempt_id"]].hex[16:]
+    return span
 
 
 class Client:

@@ -30,13 +30,17 @@ def check(holds: bool, *what: object) -> None:
 @dataclass(frozen=True, slots=True)
 class Began:
     """The platform's own settings: this part of the attempts of a minute may be retries that fail, and at least so many.
-    An endpoint's failures are told behind so many in a row, its deaths at most once in so many seconds."""
+    An endpoint's failures are told behind so many in a row, its deaths at most once in so many seconds. Events and attempts
+    are kept for ``keep_s``, and leave by the day, within ``retire_s`` of its end."""
 
     at: float
     retry_part: float
     retry_floor: int
     announce_after: int
     deaths_every_s: float
+    keep_s: float
+    day_s: float
+    retire_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +197,23 @@ class Settled:
     dead: tuple[Died, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A row of the journal has left: it was kept for long enough."""
+
+    at: float
+    shard: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptsLeft:
+    """Recorded attempts have left."""
+
+    at: float
+    spans: tuple[str, ...]
+
+
 # ---- receivers ------------------------------------------------------------------------------------------------------
 
 
@@ -294,12 +315,13 @@ class Healed:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The world's end: what the store says is left."""
+    """The world's end: what the store says is left, and what it has counted: (tenant, events, attempts)."""
 
     at: float
     backlog: int
     depth: int
     stored_attempts: int
+    counted: tuple[tuple[UUID, int, int], ...]
 
 
 class Trace:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
-from hookpost import alerts
+from hookpost import alerts, maintenance
 from hookpost.engine import backlog
 from hookpost.engine.limits import Limits, Policies
-from hookpost.ingest import Answer, Ingest, Overloaded, RateLimited, Submission, UnknownTenant
+from hookpost.ingest import Ingest, Overloaded, RateLimited, UnknownTenant
+from hookpost.intake import Answer, Submission
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy import alerts as alerts_policy
 from hookpost.policy.breaker import BreakerPolicy
@@ -61,6 +65,16 @@ HEALTH = HealthPolicy(announce_after=6)
 DEATHS_TOLD_EVERY_S, ALERT_LEASE_S = 5.0, 10.0
 BUDGET, BUDGET_SMALL = BudgetPolicy(floor=120), BudgetPolicy(part=0.05, floor=4)
 DEADLINES_S = (20.0, 60.0, 120.0)
+# Where days are brief, events and attempts leave while others are still posted. As in app/config, whatever is owed ends
+# two days before its event leaves.
+DAY_S, BRIEF_DAY_S = 86_400.0, 4.0
+KEEP_DAYS, BRIEF_KEEP_DAYS = 30, 7
+BRIEF_DEADLINES_S = (8.0, 20.0)
+# How often maintenance looks, there, and how long it may take for what is over to have left: a look, one that failed and
+# is repeated, and what the clock went back meanwhile.
+RETIRE_EVERY_S, RETIRE_S = 3.0, 40.0
+# Who is to die in a settle is waited for so long.
+SETTLES_WITHIN_S = 4.0
 # A producer that has no answer by then goes on.
 PATIENCE_S = 2.0
 # Shards of all pools, the added ones too.
@@ -69,12 +83,60 @@ TYPES = ("order.paid", "order.sent", "user.new")
 FILTERS = (("*",), ("*",), ("order.*",), ("order.paid",))
 
 
-class World:
-    """Everything around the processes. Every choice comes from one Random."""
+TROUBLES = ("kill", "kill", "kill settling", "kill api", "pause", "pause", "stop", "away", "jump", "jump wall", "storm")
 
-    def __init__(self, seed: int) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a world has more of than others. ``ordered``: the part of its endpoints that are; ``slow``: of its calls;
+    ``attempts``: how many an endpoint's deliveries have at most; ``back_s``: so far the database's clock is set back when the
+    trouble ends; ``brief``: the part of the worlds whose days are."""
+
+    troubles: tuple[str, ...] = TROUBLES
+    moods: tuple[str, ...] = MOODS
+    ordered: float = 0.35
+    on_dead: tuple[str, ...] = ("block", "skip")
+    slow: float = 0.004
+    attempts: tuple[int | None, ...] = (None,)
+    back_s: float = 0.0
+    brief: float = 0.4
+
+
+KINDS = {
+    "plain": Kind(),
+    # Who dies at the first failure has not arrived: what follows it must not be overtaken by a second try.
+    "deaths in order": Kind(
+        ("kill settling", "kill settling", "kill", "pause", "stop"),
+        ("ok", "deaf", "fickle", "slow"),
+        ordered=1.0,
+        on_dead=("block", "skip", "skip"),
+        slow=0.06,
+        attempts=(1, 1, None),
+    ),
+    # Breakers that are open then are closed by the operator, before the time at which they opened.
+    "sick receivers and clocks": Kind(
+        ("jump", "jump", "kill", "pause"), ("ok", "500", "refuse", "busy", "lost"), back_s=20.0
+    ),
+    "deployments": Kind(("stop", "stop", "stop", "kill api", "jump wall")),
+    # Workers that live for long, and receivers that fail too seldom for a breaker: what holds these is the retry budget.
+    "half of it fails": Kind(("kill api", "jump wall"), ("ok", "flaky", *("half",) * 6)),
+    "a database in trouble": Kind(("away", "away", "storm", "storm", "jump", "pause"), slow=0.02),
+}
+# Every other world is of the first kind.
+KINDS_DRAWN = (*KINDS, *["plain"] * 4)
+
+
+class World:
+    """Everything around the processes. Every choice comes from one Random; ``kind``: or a key of KINDS, drawn if None."""
+
+    def __init__(self, seed: int, kind: Kind | str | None = None) -> None:
         self.rng = rng = Random(seed)
+        drawn = rng.choice(KINDS_DRAWN)
+        self.kind = kind if isinstance(kind, Kind) else KINDS[kind or drawn]
         self.trace = Trace()
+        self.brief = rng.random() < self.kind.brief
+        self.day_s, self.keep_days = (BRIEF_DAY_S, BRIEF_KEEP_DAYS) if self.brief else (DAY_S, KEEP_DAYS)
+        self.deadlines_s = BRIEF_DEADLINES_S if self.brief else DEADLINES_S
         self.loop = Loop(Random(rng.getrandbits(64)))
         self.server = Server(
             self.loop,
@@ -82,6 +144,7 @@ class World:
             self.trace,
             shards=rng.choice((2, 3, 5)),
             epoch=EPOCH,
+            day_s=self.day_s,
             retry=RetryPolicy(base_s=0.5, cap_s=8.0),
             timeouts=TIMEOUTS,
             longest_s=LONGEST_S,
@@ -92,7 +155,12 @@ class World:
         self.roomy = rng.random() < 0.5
         # Where memory is short there is enough to be looked at without a budget that is short, too.
         self.budget = BUDGET_SMALL if self.roomy else BUDGET
-        self.trace.add(Began(0.0, self.budget.part, self.budget.floor, HEALTH.announce_after, DEATHS_TOLD_EVERY_S))
+        self.trace.add(
+            Began(
+                0.0, self.budget.part, self.budget.floor, HEALTH.announce_after, DEATHS_TOLD_EVERY_S,
+                self.keep_days * self.day_s, self.day_s, RETIRE_S,
+            )
+        )  # fmt: skip
         self.chaos = True
         self.tenants: list[UUID] = []
         self.endpoints: dict[UUID, dict[str, Any]] = {}
@@ -112,7 +180,7 @@ class World:
             self._start_worker(pool)
         for _ in range(2):
             self._start_api()
-        self.server.faults = Faults(before=0.01, after=0.01, slow=0.004)
+        self.server.faults = Faults(before=0.01, after=0.01, slow=self.kind.slow)
         actors = [
             *(self.loop.spawn(self.loop.world, self._produce()) for _ in range(2)),
             self.loop.spawn(self.loop.world, self._again(self._trouble, 0.5, 4.0)),
@@ -144,7 +212,7 @@ class World:
         )
         self.names += 1
         name = f"worker-{self.names}"
-        worker = WorkerProcess(self.loop, self.server, self.network, name, rng, self.ids, settings)
+        worker = WorkerProcess(self.loop, self.server, self.network, name, rng, self.ids, settings, self.keep_days)
         self._started(worker, self.workers)
 
     def _start_api(self) -> None:
@@ -173,20 +241,22 @@ class World:
             for _ in range(self.rng.choice((1, 2, 3))):
                 await self._create(tenant_id)
 
-    async def _create(self, tenant_id: UUID) -> None:
+    async def _create(self, tenant_id: UUID, **fixed: Any) -> None:
         rng, endpoint_id = self.rng, self.ids.uuid7()
         host = rng.choice(("a", "b"))
-        ordered = rng.random() < 0.35
+        ordered = rng.random() < self.kind.ordered
         values: dict[str, Any] = {
             "endpoint_id": endpoint_id,
             "tenant_id": tenant_id,
             "url": f"https://{host}.example/{endpoint_id.hex}",
             "events": rng.choice(FILTERS),
             "ordered": ordered,
-            "on_dead": rng.choice(("block", "skip")) if ordered else None,
+            "on_dead": rng.choice(self.kind.on_dead) if ordered else None,
             "rate_limit": rng.choice((None, None, 2.0, 10.0)),
             "max_in_flight": rng.choice((1, 3, 64, 64)),
-            "deadline_s": rng.choice(DEADLINES_S),
+            "deadline_s": rng.choice(self.deadlines_s),
+            "max_attempts": rng.choice(self.kind.attempts),
+            **fixed,
         }
         self.network.receivers[values["url"]] = Receiver(endpoint_id)
         await self._configure(lambda: self.operator.create_endpoint(values, b"k" * 24, endpoints_max=99))
@@ -284,6 +354,9 @@ class World:
                 "spread",
                 "grow",
                 "grow",
+                "drain",
+                "drain",
+                "undrain",
                 "replay",
                 "bulk",
                 "control",
@@ -309,8 +382,14 @@ class World:
                 await self._move(tenant_id, spread=rng.choice((None, 1, 2)))
             case "grow" if len(self.server.database.shards) < SHARDS_MAX:
                 await self._grow(tenant_id)
+            case "drain":
+                await self._drain(rng.choice(list(self.server.database.shards)))
+            case "undrain" if drained := [s.shard for s in self.server.database.shards.values() if s.draining]:
+                with suppress(Conflict):
+                    await self.operator.undrain(rng.choice(drained))
             case "replay" | "control" as what if self.events:
-                await self._single(what, *rng.choice(self.events[-60:]))
+                # Where days are brief, also of what is about to leave, or has left.
+                await self._single(what, *rng.choice(self.events if self.brief else self.events[-60:]))
             case "bulk":
                 wanted = ReplayFilter(status=rng.choice(("dead", "delivered", "any")))
                 if wanted.status == "dead" or rng.random() < 0.3:
@@ -341,6 +420,18 @@ class World:
         await self.operator.grow_pool(pool, more, shards_max=99)
         await self._move(tenant_id, pool=pool, spread=more if pool == row["pool"] else 1)
 
+    async def _drain(self, shard: int) -> None:
+        """Its tenants leave it, as far as they can."""
+        before = {tenant_id: (await self.operator.get_tenant(tenant_id))["home_shards"] for tenant_id in self.tenants}
+        try:
+            await self.operator.drain(shard)
+        except Unfit:
+            return
+        for tenant_id in self.tenants:
+            homes = (await self.operator.get_tenant(tenant_id))["home_shards"]
+            if homes != before[tenant_id]:
+                self.trace.add(Moved(self.loop.time(), tenant_id, tuple(homes)))
+
     async def _single(self, what: str, tenant_id: UUID, event_id: UUID) -> None:
         try:
             if what == "replay":
@@ -354,22 +445,21 @@ class World:
     # ---- trouble ----------------------------------------------------------------------------------------------------
 
     async def _mood(self) -> None:
-        self.rng.choice(list(self.network.receivers.values())).mood = self.rng.choice(MOODS)
+        self.rng.choice(list(self.network.receivers.values())).mood = self.rng.choice(self.kind.moods)
 
     async def _trouble(self) -> None:
         rng, now = self.rng, self.loop.time()
         if not self.workers:
             return
-        match rng.choice(("kill", "kill", "kill api", "pause", "pause", "stop", "away", "jump", "jump wall", "storm")):
+        match rng.choice(self.kind.troubles):
             case "kill":
-                worker = rng.choice(self.workers)
-                self._kill(worker, self.workers)
-                # Never all of a pool for long: what waits for its owner is not what is looked at here.
-                self.loop.after(rng.uniform(0.0, 8.0), self.loop.world, self._start_worker, worker.pool)
+                self._kill_worker(rng.choice(self.workers))
+            case "kill settling":
+                await self._kill_settling()
             case "kill api" if len(self.apis) > 1:
                 self._kill(rng.choice(self.apis), self.apis)
                 self._start_api()
-            case "pause":
+            case "pause":  # Stopped, suspended, or its loop stands still (F3, F30, F37).
                 process: Process = rng.choice([*self.workers, *self.workers, *self.apis])
                 seconds = rng.choice((0.3, 2.0, LEASE_S + 1, 3 * LEASE_S))
                 self.loop.pause(process.node, seconds)
@@ -384,20 +474,34 @@ class World:
                 self.server.database.started_at = self.server.clock() + seconds
                 self.trace.add(Away(now, seconds))
             case "jump":
-                by_s = rng.choice((-20.0, -2.0, 1.0, 2.0))
-                self.server.offset_s += by_s
-                self.trace.add(Jumped(now, "database", by_s))
+                self._set_clock(rng.choice((-20.0, -2.0, 1.0, 2.0)))
             case "jump wall":
                 process = rng.choice([*self.workers, *self.apis])
                 by_s = rng.choice((-3600.0, 3600.0, -365 * 86_400.0))
                 process.wall_offset_s += by_s
                 self.trace.add(Jumped(now, process.node.name, by_s))
-            case "storm":
+            case "storm":  # Deadlocks, lock timeouts, lost answers (F9).
                 kept, self.server.faults = self.server.faults, Faults(before=0.1, after=0.1, slow=0.05)
                 await asyncio.sleep(rng.uniform(0.5, 4.0))
                 self.server.faults = kept
             case _:
                 pass
+
+    def _kill_worker(self, worker: WorkerProcess) -> None:
+        self._kill(worker, self.workers)
+        # Never all of a pool for long: what waits for its owner is not what is looked at here.
+        self.loop.after(self.rng.uniform(0.0, 8.0), self.loop.world, self._start_worker, worker.pool)
+
+    async def _kill_settling(self) -> None:
+        """A worker dies as it writes down what it alone knows."""
+        asked = self.server.next_settle(with_deaths=self.rng.random() < 0.7)
+        await asyncio.wait([asked], timeout=SETTLES_WITHIN_S)
+        for worker in [worker for worker in self.workers if asked.done() and worker.node is asked.result()]:
+            self._kill_worker(worker)
+
+    def _set_clock(self, by_s: float) -> None:
+        self.server.offset_s += by_s
+        self.trace.add(Jumped(self.loop.time(), "database", by_s))
 
     def _kill(self, process: Any, among: list[Any]) -> None:
         if process.task.done():
@@ -424,6 +528,8 @@ class World:
         await asyncio.sleep(max(0.0, self.server.away_until - self.loop.time()))
         for receiver in self.network.receivers.values():
             receiver.mood = "ok"
+        if self.kind.back_s:
+            self._set_clock(-self.kind.back_s)
         for endpoint_id in list(self.endpoints):
             await self._update(endpoint_id, status="enabled", on_dead="skip", rate_limit=None)
         for pool in ("default", "other"):
@@ -434,10 +540,22 @@ class World:
         while not self._drained() and self.loop.time() < until:
             await asyncio.sleep(1.0)
         await asyncio.sleep(LONGEST_S + 1.0)
+        if self.brief:
+            await asyncio.sleep((self.keep_days + 1) * self.day_s + RETIRE_S)
         for worker in list(self.workers):
             await self._stop(worker)
         backlog, depth = self._left()
-        self.trace.add(Ended(self.loop.time(), backlog, depth, len(self.server.database.attempts)))
+        stored = sum(map(len, self.server.database.attempts.values()))
+        self.trace.add(Ended(self.loop.time(), backlog, depth, stored, self._metered()))
+
+    def _metered(self) -> tuple[tuple[UUID, int, int], ...]:
+        """Events and attempts of each tenant, of all days."""
+        events: Counter[UUID] = Counter()
+        attempts: Counter[UUID] = Counter()
+        for (_, tenant_id), metered in self.server.database.metering.items():
+            events[tenant_id] += metered.accepted
+            attempts[tenant_id] += metered.attempts
+        return tuple((tenant_id, events[tenant_id], attempts[tenant_id]) for tenant_id in events)
 
     def _left(self) -> tuple[int, int]:
         db = self.server.database
@@ -445,7 +563,19 @@ class World:
 
     def _drained(self) -> bool:
         jobs = self.server.database.replays.values()
-        return self._left() == (0, 0) and all(job["state"] != "running" for job in jobs) and self._all_told()
+        ended = self._left() == (0, 0) and all(job["state"] != "running" for job in jobs)
+        return ended and self._all_told() and self._all_counted()
+
+    def _all_counted(self) -> bool:
+        db = self.server.database
+        return all(
+            shard.last is None
+            or (
+                (marks := db.marks.get(shard.shard)) is not None
+                and (marks.settle_no, marks.seq) == (shard.last.settle_no, shard.journal.last_seq)
+            )
+            for shard in db.shards.values()
+        )
 
     def _all_told(self) -> bool:
         db = self.server.database
@@ -460,9 +590,14 @@ async def _answer(ingest: Ingest, tenant_id: UUID, submission: Submission) -> An
         return error
 
 
-def live(seed: int) -> Trace:
-    """Live through one seed; what happened. Raises whatever a process dies of."""
-    world = World(seed)
+def live(seed: int, kind: str | None = None) -> Trace:
+    """Live through one seed, in a world of this kind or of the one that is drawn; what happened. Raises whatever a process
+    dies of."""
+    return live_in(World(seed, kind))
+
+
+def live_in(world: World) -> Trace:
+    """Live through this world, once."""
     loop = world.loop
     logging.disable(logging.CRITICAL)
     gc.disable()
@@ -473,6 +608,8 @@ def live(seed: int) -> Trace:
             patch.object(backlog, "FETCH_MAX", fetch_max),
             patch.object(alerts, "LEASE_S", ALERT_LEASE_S),
             patch.object(alerts_policy, "EVERY_S", DEATHS_TOLD_EVERY_S),
+            patch.object(maintenance, "EVERY_S", RETIRE_EVERY_S if world.brief else maintenance.EVERY_S),
+            patch.object(maintenance, "AGAIN_S", RETIRE_EVERY_S if world.brief else maintenance.AGAIN_S),
         ):
             loop.run_until_complete(loop.spawn(loop.world, world.live()))
         if loop.failures:

@@ -56,6 +56,13 @@ async def stranger(admin: httpx.AsyncClient) -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
+async def elsewhere(admin: httpx.AsyncClient, another_process: httpx.ASGITransport) -> AsyncIterator[Browser]:
+    """The same nobody, whose connections another API process on the same database accepts."""
+    async with httpx.AsyncClient(transport=another_process, base_url=HOST) as client:
+        yield Browser(client)
+
+
+@pytest.fixture
 async def browser(stranger: Browser, tenant: TenantClient) -> Browser:
     """Signed in with the tenant's key."""
     answer = await stranger.sign_in(tenant.key)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
+import time
+from html import unescape
+from itertools import pairwise
 from typing import Any
 
 import httpx
 
 from hookpost.model import show_id
+from hookpost.policy.signing import parse_secret, verify
 from hookpost.storage.postgres.store import PostgresStore
+from hookpost.web.dashboard.pages.search import OWED_MAX
+from tests.patience import PATIENCE_S
 from tests.web.dashboard.conftest import Browser, text_of
 from tests.web.rows import (
     Submitted,
@@ -51,14 +58,31 @@ async def test_an_event_shows_its_payload_its_attempts_and_where_it_stands(
     told = text_of(page)
     assert '"n": 1.50' in told, "as it was posted: no parser has rounded it"
     assert endpoint["url"] in told
-    assert "attempt 1" in told and "attempt 2" in told and "503" in told
+    assert "Attempt 1" in told and "Attempt 2" in told and "503" in told
     assert "Delivered at" in told
+    assert "Retry now" not in told, "nothing waits"
+    assert re.search(r"Accepted by the API \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} UTC", told)
     assert page.count('<svg class="phases"') == 2
     told = text_of(await browser.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}"))
     assert f"webhook-id: {event_id}" in told
     assert "webhook-signature: v1," in told
     assert "curl -i" in told and "--data-binary" in told
     assert "HTTP/1.1 200 OK" in told and "\\xff" in told, "bytes that are no text are shown as what they are"
+
+
+async def test_the_command_that_is_copied_carries_a_signature_that_is_good_now(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    event_id, endpoint, attempt_id = await delivered(sql, tenant)
+    page = await browser.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}")
+    command = re.search(r'id="curl" data-text="([^"]*)"', page)
+    assert command
+    words = shlex.split(unescape(command[1]).replace("\\\n", " "))
+    assert words[:3] == ["curl", "-i", endpoint["url"]]
+    headers = dict(line.split(": ", 1) for flag, line in pairwise(words) if flag == "-H")
+    assert (headers["webhook-id"], headers["content-type"]) == (event_id, "application/json")
+    body = words[words.index("--data-binary") + 1].encode()
+    verify(headers, body, [parse_secret(endpoint["secret"])], time.time(), tolerance_s=PATIENCE_S)
 
 
 async def test_two_attempts_are_compared(sql: Any, tenant: TenantClient, browser: Browser) -> None:
@@ -93,6 +117,7 @@ async def test_a_waiting_delivery_says_why_and_when_and_can_be_hurried(
     await add_waiting(sql, tenant.uuid, event, uuid, seq)
     path = f"/dashboard/events/{show_id('evt', event)}"
     told = text_of(await browser.shown(path))
+    assert "Retry now" in told and "Cancel" in told
     assert "waiting: retry" in told and "2030-01-02 03:04:05" in told
     answer = await browser.post(f"{path}/retry_now")
     assert answer.headers["location"] == f"{path}?did=retrying"
@@ -209,7 +234,9 @@ async def test_a_key_that_may_only_read_sees_no_buttons_and_can_press_none(
     assert "curl" not in await stranger.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}")
     assert "/pause" not in await stranger.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}")
     assert (await stranger.post(f"/dashboard/events/{event_id}/replay")).status_code == 403
-    await stranger.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}/secret", 403)
+    one = f"/dashboard/endpoints/{endpoint['endpoint_id']}"
+    for form in (f"{one}/secret", f"{one}/edit", f"{one}/test", "/dashboard/endpoints/new"):
+        assert "lacks the scope endpoints:write" in await stranger.shown(form, 403), "before anything is filled in"
 
 
 # ---- search -----------------------------------------------------------------------------------------------------------
@@ -245,6 +272,28 @@ async def test_filters_are_in_the_url_and_narrow_the_list_down(
         for visitor in (browser, operator):
             page = await visitor.shown(f"/dashboard/search?{filters}")
             assert len(re.findall(rf'href="/dashboard/events/{event_id}"', page)) == found, filters
+
+
+async def test_a_list_of_events_tells_where_each_stands(
+    sql: Any, tenant: TenantClient, browser: Browser, operator: Browser
+) -> None:
+    arrived, endpoint, _ = await delivered(sql, tenant)
+    uuid = endpoint_uuid(endpoint)
+    (waits, seq), (died, _), (unwanted, last) = [
+        await append_event(sql, tenant.uuid, owed) for owed in ([uuid], [uuid], [])
+    ]
+    await set_progress(sql, read_to=last)
+    await add_waiting(sql, tenant.uuid, waits, uuid, seq)
+    await add_dead(sql, tenant.uuid, died, uuid)
+    wide, _ = await append_event(sql, tenant.uuid, [uuid] * (OWED_MAX + 1))
+    for visitor in (browser, operator):
+        page = await visitor.shown("/dashboard/search")
+        told = {row[0]: text_of(row[1]) for row in re.findall(r"events/(evt_[0-9a-f]+)\"(.*?)</tr>", page, re.DOTALL)}
+        assert " delivered " in told[arrived]
+        assert " on its way " in told[show_id("evt", waits)]
+        assert " dead " in told[show_id("evt", died)]
+        assert " no endpoint wanted it " in told[show_id("evt", unwanted)]
+        assert " – " in told[show_id("evt", wide)], "its own page tells"
 
 
 async def test_a_filter_that_makes_no_sense_is_refused_in_words(browser: Browser) -> None:
@@ -345,12 +394,31 @@ async def test_dead_letters_are_grouped_filtered_and_replayed(
     page = await browser.shown("/dashboard/dead-letters")
     assert show_id("evt", event) in page and "deadline" in text_of(page)
     assert show_id("evt", event) not in await browser.shown("/dashboard/dead-letters?reason=http_4xx")
+    filtered = f"/dashboard/dead-letters?reason=deadline&endpoint_id={endpoint['endpoint_id']}"
+    all_of_them = re.search(r'href="(/dashboard/replays/new[^"]+)"', await browser.shown(filtered))
+    assert all_of_them
+    assert "1 delivery matches" in text_of(await browser.shown(unescape(all_of_them[1])))
+    none_of_them = all_of_them[1].replace("deadline", "http_4xx")
+    assert "0 deliveries match" in text_of(await browser.shown(unescape(none_of_them)))
     chosen = re.search(r'name="delivery" value="([^"]+)"', page)
     assert chosen
     for visitor in (browser, operator):
         answer = await visitor.post("/dashboard/dead-letters/replay", {"delivery": [chosen[1]]})
         assert answer.headers["location"] == "/dashboard/dead-letters?did=replayed", answer.text
+    action = re.search(r'action="(/dashboard/dead-letters/replay[^"]+)"', await browser.shown(filtered))
+    assert action
+    answer = await browser.post(unescape(action[1]), {"delivery": [chosen[1]]})
+    assert answer.headers["location"] == f"{filtered}&did=replayed", "the same filter shows what is left"
     assert (await browser.post("/dashboard/dead-letters/replay")).status_code == 422
+
+
+async def test_whoever_has_posted_nothing_yet_is_told_how_and_sees_whose_key_it_is(
+    tenant: TenantClient, browser: Browser, operator: Browser
+) -> None:
+    for visitor, query in ((browser, ""), (operator, f"?tenant_id={tenant.tenant_id}")):
+        page = await visitor.shown(f"/dashboard{query}")
+        assert "curl http://localhost/v1/events" in text_of(page) and "Nothing has happened here yet" in page
+        assert "acme" in text_of(page), "the tenant's name"
 
 
 async def test_the_overview_has_figures_and_plots_of_every_span(
@@ -395,6 +463,26 @@ async def test_what_is_done_in_a_browser_is_audited_by_the_key_that_signed_in(
     assert (row["action"], row["actor"], row["address"]) == (
         "endpoint.update", f"key_{tenant.key.split('_')[1]}", "192.0.2.7",
     )  # fmt: skip
+
+
+async def test_looking_at_pages_that_show_no_secret_enters_nothing_in_the_audit_log(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    """An endpoint's page renews itself every few seconds."""
+    event_id, endpoint, attempt_id = await delivered(sql, tenant)
+
+    async def revealed() -> int:
+        rows = (await tenant.get("/v1/audit_log")).json()["data"]
+        return sum(row["action"] == "secret.reveal" for row in rows)
+
+    page = f"/dashboard/endpoints/{endpoint['endpoint_id']}"
+    assert "signs" in text_of(await browser.shown(page))
+    await browser.shown(f"/dashboard/events/{event_id}/attempts/{attempt_id}")
+    headers = f"webhook-id: {event_id}\nwebhook-timestamp: 1\nwebhook-signature: v1,AAAA"
+    await browser.post("/dashboard/verifier", {"headers": headers, "body": "{}", "secret": "whsec_AAAA"})
+    assert await revealed() == 0
+    await browser.shown(f"{page}/secret")
+    assert await revealed() == 1
 
 
 async def test_what_is_done_here_is_in_the_audit_log_by_name(

@@ -6,14 +6,16 @@ import re
 import shlex
 import subprocess
 import xml.etree.ElementTree as ET
+from datetime import datetime, timedelta
 
 import pytest
 
 from hookpost.web.dashboard.charts import Point, histogram, lines, stacked, strip
+from hookpost.web.dashboard.figures import outcome_points
 from hookpost.web.dashboard.foreign import readable, visible
 from hookpost.web.dashboard.phases import phases
 from hookpost.web.dashboard.pretty import pretty
-from hookpost.web.dashboard.render import ago, count, duration, milliseconds, percent, size
+from hookpost.web.dashboard.render import ago, coded, count, duration, milliseconds, percent, size
 from hookpost.web.dashboard.sent import curl
 
 
@@ -46,6 +48,10 @@ def test_no_text_makes_the_indenter_fail_or_run_away() -> None:
         assert len(pretty(text, 5_000)) < 80_000
 
 
+def test_commands_in_a_sentence_stand_out_and_all_of_it_is_text() -> None:
+    assert coded("Say `a <b>`, not <i>\u202e.") == "Say <code>a &lt;b&gt;</code>, not &lt;i&gt;\\u202e."
+
+
 PHASE_TIMES = {"dns": 2, "connect": 5, "tls": 12, "first_byte": 40, "total": 50}
 
 
@@ -76,6 +82,22 @@ def test_plots_are_well_formed_and_escape_what_they_say(points: list[Point]) -> 
         assert "style=" not in svg and "<b>" not in svg
         for rect in root.iter("rect"):
             assert float(rect.attrib["width"]) >= 0 and float(rect.attrib["height"]) >= 0
+
+
+@pytest.mark.parametrize(
+    ("first", "step_s", "points", "labels"),
+    [
+        ("2026-11-27T01:08:00.000Z", 60, 61, ["01:10", "01:20", "01:30", "01:40", "01:50", "02:00"]),
+        ("2026-11-26T13:30:00.000Z", 1800, 49, ["16:00", "20:00", "27 Nov", "04:00", "08:00", "12:00"]),
+        ("2026-11-20T12:00:00.000Z", 21_600, 29, [f"{day} Nov" for day in range(21, 28)]),
+        ("2026-11-01T00:00:00.000Z", 86_400, 31, [f"{day} Nov" for day in (3, 8, 13, 18, 23, 28)]),
+    ],
+)
+def test_axes_are_labelled_at_round_times(first: str, step_s: int, points: int, labels: list[str]) -> None:
+    start = datetime.fromisoformat(first)
+    nothing = {"attempts": 0, "outcomes": {"delivered": 0, "retry": 0, "dead": 0}}
+    series = [{"start": (start + n * timedelta(seconds=step_s)).isoformat(), **nothing} for n in range(points)]
+    assert [point.label for point in outcome_points(series, step_s=step_s) if point.label] == labels
 
 
 @pytest.mark.parametrize("body", [b'{"a": "it\'s"}', 'é\u202e"\\'.encode(), b"\xff\x00\x1b\n", b"!`$(id)`"])

@@ -11,7 +11,7 @@ from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.dashboard.entered import REFUSED_MAX, SignIns
 from hookpost.web.dashboard.guard import is_own_host, is_own_origin, safe_target
 from hookpost.web.dashboard.session import SESSION_S_MAX, Sessions, is_own_form
-from hookpost.web.dashboard.throttle import ADDRESSES_MAX, FAILURES_MAX, WINDOW_S, Throttle
+from hookpost.web.dashboard.throttle import ADDRESSES_MAX, FAILURES_MAX, WINDOW_S, Throttle, wait_after_s
 from tests.web.conftest import ADMIN_KEY, Clock
 from tests.web.dashboard.conftest import Browser
 from tests.web.rows import TenantClient, make_tenant
@@ -159,6 +159,34 @@ async def test_too_many_wrong_keys_make_an_address_wait(stranger: Browser, tenan
     answer = await stranger.sign_in(tenant.key)
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) <= WINDOW_S
+
+
+async def test_wrong_keys_at_one_process_count_at_the_others(
+    stranger: Browser, elsewhere: Browser, tenant: TenantClient
+) -> None:
+    for number in range(FAILURES_MAX):
+        assert (await (stranger if number % 2 else elsewhere).sign_in("wrong")).status_code == 401
+    for browser in (stranger, elsewhere):
+        answer = await browser.sign_in(tenant.key)
+        assert answer.status_code == 429
+        assert 0 < int(answer.headers["retry-after"]) <= WINDOW_S
+
+
+async def test_a_right_key_at_one_process_is_known_at_the_others(
+    stranger: Browser, elsewhere: Browser, tenant: TenantClient
+) -> None:
+    for browser in (stranger, elsewhere):
+        for _ in range(FAILURES_MAX - 1):
+            assert (await browser.sign_in("wrong")).status_code == 401
+        assert (await browser.sign_in(tenant.key)).status_code == 303
+
+
+@pytest.mark.parametrize(
+    ("ages_s", "wait_s"),
+    [([], 0.0), ([1.0] * (FAILURES_MAX - 1), 0.0), ([1.0, *[20.0] * (FAILURES_MAX - 1)], 40.0), ([90.0] * 10, 0.0)],
+)
+def test_an_address_waits_until_few_enough_failures_are_a_minute_old(ages_s: list[float], wait_s: float) -> None:
+    assert wait_after_s(ages_s) == wait_s
 
 
 async def test_signing_out_takes_the_cookie_away(browser: Browser) -> None:

@@ -1,0 +1,73 @@
+"""The builder of rollups leaves the database to deliveries, and catches up all the same. In virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import pytest
+
+from hookpost.maintenance import ROLLUPS_BEHIND_S, ROLLUPS_EVERY_S, ROLLUPS_REST, Rollups
+from hookpost.policy.grains import Grain
+from hookpost.storage.contract import RolledUp, RollupStore
+
+STEP_S = 0.5
+
+
+@dataclass
+class Backlog:
+    """So many steps of settles to count and of rows to add up, half a second each, by a clock of its own."""
+
+    settles: int
+    buckets: int = 0
+    now: float = 1000.0
+
+    async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp:
+        assert settles_max > 0
+        assert events_max > 0
+        self.settles = self._worked(self.settles)
+        return RolledUp(1, 1, self.settles > 0)
+
+    async def build_rollups(self, *, rows_max: int) -> bool:
+        assert rows_max > 0
+        some = self.buckets > 0
+        self.buckets = self._worked(self.buckets)
+        return some
+
+    async def prune_rollups(self, grain: Grain, *, age_s: float, rows_max: int) -> int:
+        assert (grain, age_s, rows_max) > (0, 0, 0)
+        return 0
+
+    def _worked(self, steps: int) -> int:
+        self.now += STEP_S if steps else 0.0
+        return max(0, steps - 1)
+
+
+def builder(store: Backlog) -> Rollups:
+    return Rollups(cast(RollupStore, store), minutes_kept_s=3600.0, hours_kept_s=86_400.0, monotonic=lambda: store.now)
+
+
+async def turn(rollups: Rollups, store: Backlog) -> list[float]:
+    """The rests of one turn, each of which is taken."""
+    rests: list[float] = []
+    while not rests or rests[-1] != ROLLUPS_EVERY_S:
+        rests.append(await rollups.once())
+        store.now += rests[-1]
+    return rests
+
+
+async def test_between_two_steps_it_rests_in_proportion_to_what_the_first_one_took() -> None:
+    store = Backlog(settles=3, buckets=1)
+    rests = await turn(builder(store), store)
+    assert rests == pytest.approx([STEP_S * ROLLUPS_REST] * 2 + [2 * STEP_S * ROLLUPS_REST, ROLLUPS_EVERY_S])
+
+
+async def test_once_it_has_not_come_to_the_end_for_long_it_rests_no_more_until_it_has() -> None:
+    store = Backlog(settles=100)
+    rollups = builder(store)
+    rests = await turn(rollups, store)
+    rested = rests.index(0.0)
+    assert rested == pytest.approx(ROLLUPS_BEHIND_S / (STEP_S * (1 + ROLLUPS_REST)), abs=1)
+    assert set(rests[rested:-1]) == {0.0}
+    store.settles = 2
+    assert (await turn(rollups, store))[0] == pytest.approx(STEP_S * ROLLUPS_REST)
