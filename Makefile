@@ -34,10 +34,11 @@ check: lint types layers test ## all that has to pass before a change is merged
 
 whole: venv-dev ## the long forms of tests that are run short: six hours at 100/s, a thousand kills, an fsync that fails (some ten minutes)
 	@WHOLE_TESTS=1 $(BIN)/pytest tests/engine/test_outage.py tests/engine/test_isolation.py tests/engine/test_order.py tests/torture/test_fsync.py \
-		tests/storage/test_retention.py tests/nodes -n 2 --durations=0 $(ARGS)
+		tests/storage/test_retention.py -n 2 --durations=0 $(ARGS)
 
-kafka: venv-dev ## all of tests/kafka, then the torture rig, with the journal in three brokers (ARGS="--minutes 2 --kills 20")
+kafka: venv-dev ## tests/kafka, then all of tests/e2e and the torture rig with the journal in three brokers (ARGS="--minutes 2 --kills 20")
 	@$(BIN)/pytest tests/kafka $(PYTEST_SPREAD)
+	@$(BIN)/python -m tests.kafka $(BIN)/pytest tests/e2e $(PYTEST_SPREAD)
 	@$(BIN)/python -m tests.torture --kafka $(ARGS)
 
 bench-kafka: venv-dev ## the journal in Kafka beside a table, on three brokers of this machine (ARGS="--seconds 20")

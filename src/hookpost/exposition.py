@@ -80,9 +80,10 @@ def _of_processes(processes: Mapping[str, Snapshot], now: float) -> Iterator[Met
         yield family
     for name, (labels, meaning) in telemetry.LABELLED.items():
         family = CounterMetricFamily(_PREFIX + name, meaning, labels=labels)
-        for (known, values), by in counted.items():
-            if known == name:
-                family.add_metric(values, by)
+        shown = dict.fromkeys(telemetry.FROM_ZERO[name], 0)
+        shown |= {values: by for (known, values), by in counted.items() if known == name}
+        for values, by in shown.items():
+            family.add_metric(values, by)
         yield family
     for name, (bounds, meaning) in telemetry.HISTOGRAMS.items():
         yield _histogram(name, meaning, bounds, total.histograms.get(name, ([0] * (len(bounds) + 1), 0.0)))
@@ -113,7 +114,9 @@ SILENT = "How long ago the process wrote its figures down; it is frozen when thi
 STORE_UP = "1: the store answered for this page; 0: it did not, and what the store knows is left out."
 DEPTH = "Entries of the shard's journal that are not done."
 LAG = "Records of the shard's partition in Kafka that were not taken over into its journal yet."
+KAFKA_UP = "1: the brokers of Kafka answered for this page; 0: they did not, and their lag is left out."
 AGE = "Age of the oldest entry of the shard's journal that is not done; 0 when there is none."
+UNREAD = "Age of the oldest entry of the shard's journal that no worker has read; 0 when there is none."
 UNOWNED = "Shards that no living worker owns."
 BACKLOG = "Deliveries that wait in the backlog, by the reason that was written down."
 EXACT = "1: all of the backlog was counted; 0: there is more."
@@ -127,11 +130,16 @@ def _of_platform(platform: PlatformFigures | None) -> Iterator[Metric]:
         return
     depth = GaugeMetricFamily(_PREFIX + "journal_depth", DEPTH, labels=("shard", "pool"))
     age = GaugeMetricFamily(_PREFIX + "journal_age_seconds", AGE, labels=("shard", "pool"))
+    unread = GaugeMetricFamily(_PREFIX + "journal_unread_seconds", UNREAD, labels=("shard", "pool"))
     for shard in platform.shards:
         depth.add_metric((str(shard.shard), shard.pool), shard.depth)
         age.add_metric((str(shard.shard), shard.pool), shard.age_s)
+        unread.add_metric((str(shard.shard), shard.pool), shard.unread_s)
     yield depth
     yield age
+    yield unread
+    if platform.journal_up is not None:
+        yield _gauge("kafka_up", KAFKA_UP, float(platform.journal_up))
     if any(shard.lag is not None for shard in platform.shards):
         lag = GaugeMetricFamily(_PREFIX + "kafka_lag_records", LAG, labels=("shard", "pool"))
         for shard in platform.shards:

@@ -12,8 +12,8 @@ by one they would make groups of an eighth of the size on eight shards, and a ca
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,15 +21,28 @@ from hashlib import sha256
 from typing import cast
 from uuid import UUID
 
-import msgspec
 from uuid_utils import uuid7
 
 from hookpost import telemetry
-from hookpost.model import PayloadRef
-from hookpost.policy.event_schema import Fault, PayloadSchema, SchemaBounds, SchemaRefused
+from hookpost.intake import (
+    Answer,
+    Misfit,
+    Pending,
+    PostRoutes,
+    Queue,
+    Refused,
+    Submission,
+    Tell,
+    Ticket,
+    UnknownEndpoint,
+    gather_s,
+)
+from hookpost.policy.event_schema import Fault, SchemaBounds
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
 from hookpost.policy.objects import object_key
+from hookpost.policy.schema_checks import WORK_A_TURN, SchemaChecks
 from hookpost.storage.contract import (
+    INGEST_LEASE_S,
     Appended,
     DataRejected,
     IngestStore,
@@ -38,28 +51,11 @@ from hookpost.storage.contract import (
     Recalled,
     Stale,
     StoreUnavailable,
-    TenantRoutes,
     Verdict,
 )
-from hookpost.storage.routes import Routes
 
-# Events in one append: beyond it the call's latency grows and its throughput does not.
-GROUP_EVENTS_MAX = 500
-# Payload bytes in one append: it is one message to the database, and its memory there is a multiple of it.
-GROUP_BYTES_MAX = 8 * 1024 * 1024
-# What one endpoint in an owed list costs an append, in payload bytes: 500 events owed to 1,000 each take 0.6 s.
-OWED_BYTES = 64
-# Of a tenant so many events in a row go into a group before it is another one's turn: whoever posts one does not wait
-# until a flood of others is stored.
-TURN_EVENTS = 16
 # Appends under way at once: each shard takes one at a time, and more of them make smaller groups.
 APPENDS_MAX = 4
-# Of these for one queue: while one waits for the disk the next is on its way; a third would make the groups smaller.
-QUEUE_APPENDS_MAX = 2
-# Between two appends of one queue: events gather, longer where more of them come. The first one after a pause goes at
-# once. An append costs as much as twenty events, and wakes the database up.
-GATHER_EVENT_S = 0.001
-GATHER_S_MAX = 0.008
 # Queues kept though they are empty: one for each set of home shards, and one for each first home shard.
 QUEUES_KEPT = 1_000
 # Times an event is matched anew because its tenant's configuration changed under it.
@@ -73,14 +69,9 @@ CLOSE_S = 0.2
 # How often the processes share out the tenants' limits: a change of one must be in force within 2 s on all of them, on
 # a busy machine, too.
 LOOK_EVERY_S = 0.75
-# A process that was silent for so long has died, and its part of the limits is the others'.
-LOOK_LEASE_S = 3.0
+LOOK_LEASE_S = INGEST_LEASE_S
 # Changes of tenants are looked for this much further back than the last look: their transactions may be slow to commit.
 LOOK_OVERLAP_S = 10.0
-# Compiled schemas that are kept, in bytes: thousands of usual ones, a dozen of those that are made to be large.
-SCHEMAS_BYTES_MAX = 64 * 1024 * 1024
-# Checked at once before others have their turn, as cost times bytes: a few hundredths of a second.
-SCHEMA_WORK_A_TURN = 1024 * 1024
 # How often requests that waited too long are looked for.
 SWEEP_EVERY_S = 0.05
 
@@ -101,40 +92,6 @@ class UnknownTenant(Exception):
     """The tenant does not exist any more."""
 
 
-class UnknownEndpoint(Exception):
-    """One of ``target_endpoints`` is not an endpoint of the tenant."""
-
-    def __init__(self, endpoint_id: UUID) -> None:
-        super().__init__(f"the tenant has no endpoint {endpoint_id}")
-        self.endpoint_id = endpoint_id
-
-
-class Refused(Exception):
-    """The store refuses this event's data."""
-
-
-@dataclass(frozen=True, slots=True)
-class Misfit:
-    """The payload does not satisfy the schema of its type."""
-
-    faults: tuple[Fault, ...]
-
-
-class Submission(msgspec.Struct, gc=False):
-    """An event as the producer posted it, valid in form. ``targets`` overrides the endpoints' filters; to the endpoint
-    ``without`` it is not owed, whatever its filter says. ``stored``: the event's id and where its payload lies, once it
-    was put into the payload store."""
-
-    type: str
-    payload: bytes
-    key: str | None = None
-    targets: tuple[UUID, ...] | None = None
-    trace_id: UUID | None = None
-    span: bytes | None = None
-    without: UUID | None = None
-    stored: tuple[UUID, PayloadRef] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class IngestLimits:
     """Bounds of the queue in front of the store, and how long a request waits for its answer. ``inline_max``: payloads
@@ -145,162 +102,6 @@ class IngestLimits:
     timeout_s: float = 0.9
     inline_max: int = 16 * 1024
     schemas: SchemaBounds = field(default_factory=SchemaBounds)
-
-
-Answer = Appended | UnknownEndpoint | Refused | Misfit
-
-
-Tell = Callable[[list[Answer] | Exception], None]
-
-
-class _Ticket:
-    """One request: ``tell`` hears its end, once, when the last of its events is answered or it fails.
-
-    Once it has ended nobody waits any more: what has not been appended need not be.
-    """
-
-    __slots__ = ("answers", "deadline", "ended", "open", "tell")
-
-    def __init__(self, size: int, deadline: float, tell: Tell) -> None:
-        self.answers: list[Answer | None] = [None] * size
-        self.open = size
-        self.deadline = deadline
-        self.ended = False
-        self.tell = tell
-
-    def answer(self, index: int, answer: Answer) -> None:
-        self.answers[index] = answer
-        self.open -= 1
-        if self.open == 0 and not self.ended:
-            self.ended = True
-            self.tell(self.answers)  # type: ignore[arg-type] # every place is filled now
-
-    def fail(self, error: Exception) -> None:
-        if not self.ended:
-            self.ended = True
-            self.tell(error)
-
-
-class _Pending(msgspec.Struct, gc=False):
-    """One event on its way to the store, the ``index``-th of its request; it was matched anew ``stale`` times."""
-
-    ticket: _Ticket
-    index: int
-    submission: Submission
-    stale: int
-    routes: _Routes
-    event: NewEvent
-
-
-class _Waiting:
-    """Events in front of the store: each tenant's in their order, the tenants in fair turns."""
-
-    __slots__ = ("_left", "_len", "_tenants")
-
-    def __init__(self) -> None:
-        self._tenants: OrderedDict[UUID, deque[_Pending]] = OrderedDict()
-        self._len = 0
-        self._left = TURN_EVENTS
-
-    def __len__(self) -> int:
-        return self._len
-
-    def append(self, pending: _Pending) -> None:
-        """Behind what its tenant has here."""
-        self._len += 1
-        tenant_id = pending.event.tenant_id
-        events = self._tenants.get(tenant_id)
-        if events is None:
-            events = self._tenants[tenant_id] = deque()
-        events.append(pending)
-
-    def popleft(self) -> _Pending:
-        """The next one of the tenant whose turn it is."""
-        tenant_id, events = next(iter(self._tenants.items()))
-        pending = events.popleft()
-        self._len -= 1
-        self._left -= 1
-        if not events:
-            del self._tenants[tenant_id]
-            self._left = TURN_EVENTS
-        elif not self._left:
-            self._tenants.move_to_end(tenant_id)
-            self._left = TURN_EVENTS
-        return pending
-
-    def pop_ended(self) -> Iterator[_Pending]:
-        """The first ones of each tenant whose requests have been answered."""
-        for tenant_id, events in list(self._tenants.items()):
-            while events and events[0].ticket.ended:
-                self._len -= 1
-                yield events.popleft()
-            if not events:
-                del self._tenants[tenant_id]
-
-
-class _Queue:
-    """Events that may go to any of these shards, and how many appends of them are under way.
-
-    ``waiting`` says that its next append is on its way and has not taken its events yet; none begins before ``due``.
-    """
-
-    __slots__ = ("appends_max", "due", "events", "shards", "turn", "under_way", "waiting")
-
-    def __init__(self, shards: tuple[int, ...]) -> None:
-        self.shards = shards
-        self.events = _Waiting()
-        self.appends_max = min(len(shards), QUEUE_APPENDS_MAX)
-        self.under_way = 0
-        self.waiting = False
-        self.turn = 0
-        self.due = 0.0
-
-    def next_shard(self, busy: Collection[int]) -> int | None:
-        """The next one that no append is under way to."""
-        count = len(self.shards)
-        for step in range(count):
-            shard = self.shards[(self.turn + step) % count]
-            if shard not in busy:
-                self.turn = (self.turn + step + 1) % count
-                return shard
-        return None
-
-
-class _Routes(Routes):
-    """A tenant's routes and what it may post; ``allowance`` None: as much as it likes."""
-
-    __slots__ = ("allowance",)
-
-    def __init__(self, routes: TenantRoutes, allowance: Allowance | None) -> None:
-        super().__init__(routes)
-        self.allowance = allowance
-
-    def match(self, submission: Submission) -> tuple[UUID, ...]:
-        """Whom an event without targets of its own is owed to."""
-        owed = self.matcher.match(submission.type)
-        if submission.without is None:
-            return owed
-        return tuple(endpoint_id for endpoint_id in owed if endpoint_id != submission.without)
-
-
-class _Compiled:
-    """Schemas ready to check with, those that were used last."""
-
-    def __init__(self, bounds: SchemaBounds) -> None:
-        self._bounds = bounds
-        self._schemas: OrderedDict[str, PayloadSchema] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, text: str) -> PayloadSchema:
-        """Raises SchemaRefused."""
-        schema = self._schemas.get(text)
-        if schema is None:
-            schema = self._schemas[text] = PayloadSchema(text, self._bounds)
-            self._bytes += schema.bytes
-            while self._bytes > SCHEMAS_BYTES_MAX and len(self._schemas) > 1:
-                self._bytes -= self._schemas.popitem(last=False)[1].bytes
-        self._schemas.move_to_end(text)
-        return schema
 
 
 class Ingest:
@@ -327,13 +128,13 @@ class Ingest:
         self._inline_max = limits.inline_max
         self._now = now
         self._limits = limits
-        self._routes: dict[UUID, _Routes] = {}
-        self._loading: dict[UUID, asyncio.Task[_Routes | None]] = {}
-        self._queues: dict[tuple[int, ...], _Queue] = {}
-        self._waiting: deque[_Queue] = deque()
+        self._routes: dict[UUID, PostRoutes] = {}
+        self._loading: dict[UUID, asyncio.Task[PostRoutes | None]] = {}
+        self._queues: dict[tuple[int, ...], Queue] = {}
+        self._waiting: deque[Queue] = deque()
         self._busy: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tickets: deque[_Ticket] = deque()
+        self._tickets: deque[Ticket] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
         self._all_ended: asyncio.Future[None] | None = None
         self._events = 0
@@ -346,7 +147,7 @@ class Ingest:
         self._gate = IngestGate(expected=processes, settled_at=asyncio.get_running_loop().time() + LOOK_LEASE_S)
         self._looked_at: float | None = None
         # By their text: what else changes of a tenant's configuration leaves them as they are.
-        self._compiled = _Compiled(limits.schemas)
+        self._schemas = SchemaChecks(limits.schemas)
 
     @property
     def queued(self) -> tuple[int, int]:
@@ -390,19 +191,16 @@ class Ingest:
                 fit = await self._fit(ticket, fit, routes)
             await self._put_large(ticket, [submission for _, submission in fit])
             for index, submission in fit:
-                if submission.targets is None:
-                    self._enqueue(ticket, index, submission, routes, routes.match(submission))
-                elif not await self._aim(ticket, index, submission, routes, submission.targets):
-                    continue
-                # It stays counted until its append has ended.
-                left -= 1
-                size -= len(submission.payload)
+                if await self._aim(ticket, index, submission, routes):
+                    # It stays counted until its append has ended.
+                    left -= 1
+                    size -= len(submission.payload)
             return await future
         finally:
             if left:
                 self._count(-left, -size)
             if charged is not None:
-                charged.give_back(_not_accepted(future, len(submissions)))
+                charged.give_back(_not_accepted(_end_of(future), len(submissions)))
             ticket.ended = True
             if not future.cancel() and not future.cancelled():
                 future.exception()  # another one is being raised, and this one need not be heard
@@ -410,25 +208,42 @@ class Ingest:
     def post(self, tenant_id: UUID, submissions: Sequence[Submission], tell: Tell) -> bool:
         """Like ``submit``, without a task that waits: ``tell`` hears what ``submit`` would return or raise.
 
-        False, and nothing was done, unless the tenant's routes are known, it has no limit and no schemas, and no event
-        names its targets or is too large for the database. ``tell`` must not raise. Raises Overloaded.
+        False, and nothing was done, unless all of it can be decided now: the tenant's routes are known and have each
+        event's targets, its payload satisfies the schema of its type, and none is too large for the database. ``tell``
+        must not raise. Raises Overloaded and RateLimited.
         """
         routes = self._routes.get(tenant_id)
-        inline_max = self._inline_max
-        if (
-            routes is None
-            or routes.allowance is not None
-            or routes.routes.schemas
-            or not all(each.targets is None and len(each.payload) <= inline_max for each in submissions)
-        ):
+        if routes is None or not self._is_plain(routes, submissions):
             return False
-        ticket, _, _ = self._admit(submissions, tell, 0.0)
-        match = routes.matcher.match
+        events, allowance = len(submissions), routes.allowance
+        if allowance is not None:
+            tell = partial(_told_and_paid, allowance, events, tell)
+        ticket, _, size = self._admit(submissions, tell, 0.0)
+        if allowance is not None:
+            try:
+                self._charge(allowance, events)
+            except RateLimited:
+                ticket.ended = True
+                self._count(-events, -size)
+                raise
         for index, submission in enumerate(submissions):
-            self._enqueue(ticket, index, submission, routes, match(submission.type))
+            self._enqueue(ticket, index, submission, routes)
         return True
 
-    def _admit(self, submissions: Sequence[Submission], tell: Tell, spent_s: float) -> tuple[_Ticket, int, int]:
+    def _is_plain(self, routes: PostRoutes, submissions: Sequence[Submission]) -> bool:
+        """Is nothing to be looked up for these, nor to be put elsewhere, nor to be refused one by one?"""
+        inline_max = self._inline_max
+        for submission in submissions:
+            if len(submission.payload) > inline_max or (submission.targets and routes.unknown(submission) is not None):
+                return False
+        schemas = routes.routes.schemas
+        if not schemas:
+            return True
+        checks = self._schemas
+        work = sum([checks.work(schemas, each.type, each.payload) for each in submissions])
+        return work <= WORK_A_TURN and not any(checks.faults(schemas, each.type, each.payload) for each in submissions)
+
+    def _admit(self, submissions: Sequence[Submission], tell: Tell, spent_s: float) -> tuple[Ticket, int, int]:
         """A ticket for events that are counted from now on, with their number and size; raises Overloaded."""
         events = len(submissions)
         size = sum([len(submission.payload) for submission in submissions])
@@ -436,7 +251,7 @@ class Ingest:
         if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
             raise Overloaded("the queue in front of the store is full")
         loop = asyncio.get_running_loop()
-        ticket = _Ticket(events, loop.time() + limits.timeout_s - spent_s, tell)
+        ticket = Ticket(events, loop.time() + limits.timeout_s - spent_s, tell)
         self._watch(ticket, loop)
         self._count(events, size)
         return ticket, events, size
@@ -445,11 +260,11 @@ class Ingest:
         self._events += events
         self._bytes += size
 
-    def _count_again(self, pending: _Pending) -> None:
+    def _count_again(self, pending: Pending) -> None:
         """It goes back to a queue, while its group, with which it is counted, comes to its end."""
         self._count(1, len(pending.submission.payload))
 
-    async def _within(self, ticket: _Ticket, work: asyncio.Task[_Routes | None]) -> _Routes:
+    async def _within(self, ticket: Ticket, work: asyncio.Task[PostRoutes | None]) -> PostRoutes:
         """Await shared work no longer than the request may wait."""
         left_s = ticket.deadline - asyncio.get_running_loop().time()
         await asyncio.wait((work,), timeout=max(0.0, left_s))
@@ -461,29 +276,24 @@ class Ingest:
         return routes
 
     async def _aim(
-        self,
-        ticket: _Ticket,
-        index: int,
-        submission: Submission,
-        routes: _Routes,
-        targets: tuple[UUID, ...],
-        stale: int = 0,
+        self, ticket: Ticket, index: int, submission: Submission, routes: PostRoutes, stale: int = 0
     ) -> bool:
-        """The producer says whom the event is owed to; False when that was refused, and answered."""
-        routes = await self._knowing(ticket, routes, targets)
-        missing = _unknown(routes, targets)
-        if missing is not None:
-            ticket.answer(index, UnknownEndpoint(missing))
-            return False
-        self._enqueue(ticket, index, submission, routes, tuple(dict.fromkeys(targets)), stale)
+        """On its way to whom it is owed; False when the producer named a target that is none, and that was answered."""
+        if submission.targets:
+            routes = await self._knowing(ticket, routes, submission)
+            missing = routes.unknown(submission)
+            if missing is not None:
+                ticket.answer(index, UnknownEndpoint(missing))
+                return False
+        self._enqueue(ticket, index, submission, routes, stale)
         return True
 
-    async def _knowing(self, ticket: _Ticket, routes: _Routes, targets: tuple[UUID, ...]) -> _Routes:
+    async def _knowing(self, ticket: Ticket, routes: PostRoutes, submission: Submission) -> PostRoutes:
         """Routes that know the targets. One that is missing may have been created on another node a moment ago: look
         again before refusing, and once more if that look had begun before we asked."""
         tenant_id = routes.routes.tenant_id
         joined = True
-        while joined and _unknown(routes, targets) is not None:
+        while joined and routes.unknown(submission) is not None:
             joined = tenant_id in self._loading
             routes = await self._within(ticket, self._load(tenant_id))
         return routes
@@ -491,7 +301,7 @@ class Ingest:
     # ---- schemas --------------------------------------------------------------------------------------------------
 
     async def _fit(
-        self, ticket: _Ticket, submissions: Iterable[tuple[int, Submission]], routes: _Routes
+        self, ticket: Ticket, submissions: Iterable[tuple[int, Submission]], routes: PostRoutes
     ) -> list[tuple[int, Submission]]:
         """Those whose payloads satisfy the schemas of their types; the others are answered."""
         fit = []
@@ -499,15 +309,15 @@ class Ingest:
         for index, submission in submissions:
             if not await self._is_misfit(ticket, index, submission, routes):
                 fit.append((index, submission))
-            work += self._schema_work(submission, routes)
-            if work > SCHEMA_WORK_A_TURN:
+            work += self._schemas.work(routes.routes.schemas, submission.type, submission.payload)
+            if work > WORK_A_TURN:
                 work = 0
                 await asyncio.sleep(0)
                 if ticket.ended and ticket.open:
                     raise _too_late()
         return fit
 
-    async def _is_misfit(self, ticket: _Ticket, index: int, submission: Submission, routes: _Routes) -> bool:
+    async def _is_misfit(self, ticket: Ticket, index: int, submission: Submission, routes: PostRoutes) -> bool:
         """Does the payload not satisfy its type's schema? Then that is answered.
 
         Whoever is refused never comes to the append, which would tell of a newer configuration: so it is asked for
@@ -516,7 +326,7 @@ class Ingest:
         """
         tenant_id = routes.routes.tenant_id
         for _ in range(STALE_MAX):
-            faults = self._faults(submission, routes)
+            faults = self._schemas.faults(routes.routes.schemas, submission.type, submission.payload)
             if not faults:
                 return False
             recalled = await self._recall(ticket, tenant_id, submission.key)
@@ -533,23 +343,7 @@ class Ingest:
             routes = known
         raise Overloaded("the tenant's configuration changes too often")
 
-    def _faults(self, submission: Submission, routes: _Routes) -> list[Fault]:
-        schema = routes.routes.schemas.get(submission.type)
-        if schema is None:
-            return []
-        try:
-            return self._compiled.get(schema).faults(submission.payload)
-        except SchemaRefused as error:  # of another release, or the bounds are narrower since
-            return [Fault("", f"the schema of this type is not accepted any more, so nothing satisfies it: {error}")]
-
-    def _schema_work(self, submission: Submission, routes: _Routes) -> int:
-        schema = routes.routes.schemas.get(submission.type)
-        try:
-            return 0 if schema is None else self._compiled.get(schema).cost * len(submission.payload)
-        except SchemaRefused:
-            return SCHEMA_WORK_A_TURN
-
-    async def _recall(self, ticket: _Ticket, tenant_id: UUID, key: str | None) -> Recalled:
+    async def _recall(self, ticket: Ticket, tenant_id: UUID, key: str | None) -> Recalled:
         try:
             async with asyncio.timeout_at(ticket.deadline):
                 recalled = await self._store.recall(tenant_id, key)
@@ -561,7 +355,7 @@ class Ingest:
 
     # ---- payloads -------------------------------------------------------------------------------------------------
 
-    async def _put_large(self, ticket: _Ticket, submissions: Sequence[Submission]) -> None:
+    async def _put_large(self, ticket: Ticket, submissions: Sequence[Submission]) -> None:
         """Put what is too large for the database into the payload store, before anything of the request is appended.
         What is put and never appended is swept away later."""
         large = [submission for submission in submissions if len(submission.payload) > self._inline_max]
@@ -623,7 +417,7 @@ class Ingest:
 
     # ---- routes ---------------------------------------------------------------------------------------------------
 
-    def _load(self, tenant_id: UUID) -> asyncio.Task[_Routes | None]:
+    def _load(self, tenant_id: UUID) -> asyncio.Task[PostRoutes | None]:
         """Load a tenant's routes, once for all who ask at the same time."""
         task = self._loading.get(tenant_id)
         if task is None:
@@ -632,7 +426,7 @@ class Ingest:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    async def _load_now(self, tenant_id: UUID) -> _Routes | None:
+    async def _load_now(self, tenant_id: UUID) -> PostRoutes | None:
         try:
             loaded = await self._store.load_routes(tenant_id)
             if loaded is None:
@@ -643,22 +437,14 @@ class Ingest:
                 del self._routes[next(iter(self._routes))]
             now = asyncio.get_running_loop().time()
             allowance = self._gate.allowance(tenant_id, loaded.ingest_rate_limit, now=now)
-            routes = self._routes[tenant_id] = _Routes(loaded, allowance)
+            routes = self._routes[tenant_id] = PostRoutes(loaded, allowance)
             return routes
         finally:
             del self._loading[tenant_id]
 
     # ---- group commit ---------------------------------------------------------------------------------------------
 
-    def _enqueue(
-        self,
-        ticket: _Ticket,
-        index: int,
-        submission: Submission,
-        routes: _Routes,
-        owed: tuple[UUID, ...],
-        stale: int = 0,
-    ) -> None:
+    def _enqueue(self, ticket: Ticket, index: int, submission: Submission, routes: PostRoutes, stale: int = 0) -> None:
         stored = submission.stored
         event = NewEvent(
             # Not the standard library's UUID, which takes five times as long to make; it has the parts that are used.
@@ -666,7 +452,7 @@ class Ingest:
             routes.routes.tenant_id,
             submission.type,
             submission.payload if stored is None else stored[1],
-            owed,
+            routes.owed(submission),
             submission.key,
             None if submission.key is None else request_hash(submission),
             submission.trace_id,
@@ -674,35 +460,35 @@ class Ingest:
             submission.targets is not None,
             submission.without,
         )
-        self._wait(_Pending(ticket, index, submission, stale, routes, event))
+        self._wait(Pending(ticket, index, submission, stale, routes, event))
 
-    def _wait(self, pending: _Pending) -> None:
+    def _wait(self, pending: Pending) -> None:
         """Its turn comes with the next append of its queue."""
         shards = pending.routes.shards_for(pending.event.owed)
         queue = self._queues.get(shards)
         if queue is None:
-            queue = self._queues[shards] = _Queue(shards)
+            queue = self._queues[shards] = Queue(shards)
         queue.events.append(pending)
         if not queue.waiting and queue.under_way < queue.appends_max:
             self._line_up(queue)
 
-    def _line_up(self, queue: _Queue) -> None:
+    def _line_up(self, queue: Queue) -> None:
         """Its next append comes when its time and its turn have come."""
         queue.waiting = True
         loop = asyncio.get_running_loop()
         delay = queue.due - loop.time()
-        if delay > 0 and len(queue.events) < GROUP_EVENTS_MAX:
+        if delay > 0 and len(queue.events) < queue.group_max:
             loop.call_later(delay, self._ready, queue)
         else:
             self._ready(queue)
 
-    def _ready(self, queue: _Queue) -> None:
+    def _ready(self, queue: Queue) -> None:
         self._waiting.append(queue)
         self._start()
 
     def _start(self) -> None:
         """Begin appends, first come first served; a queue whose shards are all taken keeps its place."""
-        taken: list[_Queue] = []
+        taken: list[Queue] = []
         while self._waiting and len(self._busy) < APPENDS_MAX:
             queue = self._waiting.popleft()
             shard = queue.next_shard(self._busy)
@@ -716,11 +502,12 @@ class Ingest:
             task.add_done_callback(self._tasks.discard)
         self._waiting.extendleft(reversed(taken))
 
-    async def _work(self, queue: _Queue, shard: int) -> None:
+    async def _work(self, queue: Queue, shard: int) -> None:
         """One append; then the queue lines up again behind the others."""
-        group = self._take(queue)
+        began = asyncio.get_running_loop().time()
+        group = self._take(queue, now=began)
         queue.waiting = False
-        queue.due = asyncio.get_running_loop().time() + gather_s(len(group))
+        queue.due = began + gather_s(len(group))
         if queue.events and queue.under_way < queue.appends_max:
             self._line_up(queue)
         try:
@@ -730,6 +517,9 @@ class Ingest:
             _fail(group, StoreUnavailable("internal error while appending"))
             telemetry.log_error("ingest", error)
         finally:
+            if group:
+                took_s = asyncio.get_running_loop().time() - began
+                queue.learn(took_s, timeout_s=self._limits.timeout_s)
             self._count(-len(group), -sum([len(pending.submission.payload) for pending in group]))
             queue.under_way -= 1
             self._busy.discard(shard)
@@ -739,24 +529,19 @@ class Ingest:
                 self._queues.pop(queue.shards, None)
             self._start()
 
-    def _take(self, queue: _Queue) -> list[_Pending]:
-        group: list[_Pending] = []
-        size = 0
-        events = queue.events
-        while events and len(group) < GROUP_EVENTS_MAX and size < GROUP_BYTES_MAX:
-            pending = events.popleft()
-            if pending.ticket.ended:
-                self._count(-1, -len(pending.submission.payload))
-            else:
-                group.append(pending)
-                size += len(pending.event.payload) + OWED_BYTES * len(pending.event.owed)
+    def _take(self, queue: Queue, *, now: float) -> list[Pending]:
+        """The next group; who could not be answered in time hears so now."""
+        group, late = queue.take(now=now, timeout_s=self._limits.timeout_s)
+        for pending in late:
+            pending.ticket.fail(_too_late())
+            self._count(-1, -len(pending.submission.payload))
         return group
 
-    async def _append(self, shard: int, group: list[_Pending]) -> None:
-        current: list[_Pending] = []
+    async def _append(self, shard: int, group: list[Pending]) -> None:
+        current: list[Pending] = []
         versions: dict[UUID, int] = {}
-        outdated: list[_Pending] = []
-        fresh: _Routes | None = None
+        outdated: list[Pending] = []
+        fresh: PostRoutes | None = None
         for pending in group:
             if pending.ticket.ended:
                 continue
@@ -786,14 +571,14 @@ class Ingest:
                 self._ring(shard)
                 self._answer(current, result)
 
-    def _answer(self, group: list[_Pending], result: list[Appended]) -> None:
+    def _answer(self, group: list[Pending], result: list[Appended]) -> None:
         for pending, appended in zip(group, result, strict=True):
             pending.ticket.answer(pending.index, appended)
         duplicates = sum(appended.verdict is not Verdict.NEW for appended in result)
         telemetry.count("events_accepted", len(group) - duplicates)
         telemetry.count("events_duplicate", duplicates)
 
-    async def _isolate(self, shard: int, group: list[_Pending], error: DataRejected) -> None:
+    async def _isolate(self, shard: int, group: list[Pending], error: DataRejected) -> None:
         """One of them is poisoned: halve the group until it stands alone."""
         if len(group) == 1:
             group[0].ticket.answer(group[0].index, Refused(str(error)))
@@ -802,7 +587,7 @@ class Ingest:
         await self._append(shard, group[:middle])
         await self._append(shard, group[middle:])
 
-    async def _refresh(self, group: list[_Pending], stale: Stale) -> None:
+    async def _refresh(self, group: list[Pending], stale: Stale) -> None:
         """Some tenants' configuration changed: nothing was written; match theirs anew and append them all again."""
         for tenant_id in stale.tenants:
             self._routes.pop(tenant_id, None)
@@ -812,7 +597,7 @@ class Ingest:
                 self._count_again(pending)
                 self._wait(pending)
 
-    async def _rematch(self, group: Iterable[_Pending]) -> None:
+    async def _rematch(self, group: Iterable[Pending]) -> None:
         for pending in group:
             if pending.ticket.ended:
                 continue
@@ -825,17 +610,14 @@ class Ingest:
                 routes = self._routes.get(tenant_id) or await self._within(ticket, self._load(tenant_id))
                 if routes.routes.schemas and await self._is_misfit(ticket, pending.index, submission, routes):
                     continue
-                if submission.targets is None:
-                    self._enqueue(ticket, pending.index, submission, routes, routes.match(submission), stale)
-                elif not await self._aim(ticket, pending.index, submission, routes, submission.targets, stale):
-                    continue
-                self._count_again(pending)
+                if await self._aim(ticket, pending.index, submission, routes, stale):
+                    self._count_again(pending)
             except (StoreUnavailable, UnknownTenant, Overloaded) as error:
                 ticket.fail(error)
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
-    def _watch(self, ticket: _Ticket, loop: asyncio.AbstractEventLoop) -> None:
+    def _watch(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
         self._tickets.append(ticket)
         if self._sweeper is None:
             self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop)
@@ -884,16 +666,23 @@ class Ingest:
             return  # workers look by themselves
 
 
-def gather_s(group: int) -> float:
-    """How long events gather for the next append of a queue when the last one took so many."""
-    return min(GATHER_EVENT_S * group, GATHER_S_MAX)
-
-
-def _not_accepted(future: asyncio.Future[list[Answer]], events: int) -> int:
-    """Of a request's events those that cost nothing of a limit: all, unless it has its answers."""
+def _end_of(future: asyncio.Future[list[Answer]]) -> list[Answer] | None:
+    """The answers of a request, if it came to them."""
     if not future.done() or future.cancelled() or future.exception() is not None:
+        return None
+    return future.result()
+
+
+def _not_accepted(end: list[Answer] | Exception | None, events: int) -> int:
+    """Of a request's events those that cost nothing of a limit: all, unless it has its answers."""
+    if not isinstance(end, list):
         return events
-    return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in future.result())
+    return sum(not isinstance(a, Appended) or a.verdict is Verdict.CONFLICT for a in end)
+
+
+def _told_and_paid(allowance: Allowance, events: int, tell: Tell, end: list[Answer] | Exception) -> None:
+    allowance.give_back(_not_accepted(end, events))
+    tell(end)
 
 
 def _refused(recalled: Recalled, faults: list[Fault], *, same: bool) -> Answer:
@@ -909,10 +698,6 @@ def _refused(recalled: Recalled, faults: list[Fault], *, same: bool) -> Answer:
     return Appended(Verdict.CONFLICT, first.event_id, first.delivery_count)
 
 
-def _unknown(routes: _Routes, targets: tuple[UUID, ...]) -> UUID | None:
-    return next((target for target in targets if target not in routes.pinned), None)
-
-
 def _too_late() -> Overloaded:
     return Overloaded("the store did not answer in time")
 
@@ -926,7 +711,7 @@ def _resolve(future: asyncio.Future[list[Answer]], end: list[Answer] | Exception
         future.set_result(end)
 
 
-def _fail(group: Iterable[_Pending], error: Exception) -> None:
+def _fail(group: Iterable[Pending], error: Exception) -> None:
     for pending in group:
         pending.ticket.fail(error)
 

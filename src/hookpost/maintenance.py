@@ -14,12 +14,12 @@ from uuid import UUID
 
 from hookpost import telemetry
 from hookpost.model import show_id
+from hookpost.policy.grains import Grain
 from hookpost.policy.routing import HOMES_MAX
 from hookpost.policy.spread import Bounds, Load, Watch, judge, loads
 from hookpost.steps import repeat
 from hookpost.storage.contract import (
     DataRejected,
-    Grain,
     MaintenanceStore,
     NotFound,
     PayloadStore,
@@ -54,13 +54,17 @@ REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000,
 # How old a dashboard's figures may be. An endpoint's minute is written once a turn: half as long, twice the writes.
 ROLLUPS_EVERY_S = 10.0
 ROLLUPS_AGAIN_S = 30.0
-# What one step counts: some tenths of a second of the database, as a settle holds some tens of attempts of a shard.
-SETTLES_AT_ONCE = 500
-EVENTS_AT_ONCE = 20_000
-# Rows that one step adds up to a coarser grain: as long.
-ROLLUPS_AT_ONCE = 24_000
-# Between two looks for rollups that are old enough to be added up.
-COMPACT_EVERY_S = 300.0
+# What one step counts: some hundredths of a second of the database, as a settle holds some ten attempts of a shard.
+SETTLES_AT_ONCE = 200
+EVENTS_AT_ONCE = 8_000
+# Rows that one step adds up to a coarser grain, or removes: as long.
+ROLLUPS_AT_ONCE = 8_000
+# Between two steps it rests so many times as long as the first of them took: deliveries need the same cores. Only when
+# it has not come to the end for so long it goes on without.
+ROLLUPS_REST = 4.0
+ROLLUPS_BEHIND_S = 30.0
+# Between two looks for rollups that are old enough to be removed.
+PRUNE_EVERY_S = 300.0
 # Between two looks at how much shards hold. A look takes some 0.1 ms of the database for each shard.
 SPREAD_EVERY_S = 10.0
 # Objects of removed payloads that are removed before they are noted as gone.
@@ -245,15 +249,19 @@ class Replays:
 
 
 class Rollups:
-    """The loop that counts attempts and events, and adds old counts up: ``await run(stop)``. One at a time does it."""
+    """The loop that counts attempts and events, adds up what is over and removes what is old: ``await run(stop)``. One
+    at a time does it."""
 
     def __init__(
         self, store: RollupStore, *, minutes_kept_s: float, hours_kept_s: float, monotonic: Callable[[], float]
     ) -> None:
         self._store = store
-        self._compactions = ((Grain.MINUTE, Grain.HOUR, minutes_kept_s), (Grain.HOUR, Grain.DAY, hours_kept_s))
+        self._kept_s = {
+            Grain.MINUTE: minutes_kept_s, Grain.HALF_HOUR: minutes_kept_s,
+            Grain.HOUR: hours_kept_s, Grain.QUARTER_DAY: hours_kept_s,
+        }  # fmt: skip
         self._monotonic = monotonic
-        self._compact_at = monotonic()
+        self._prune_at = self._done_at = monotonic()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Go on with what there is to count until ``stop`` is set."""
@@ -261,23 +269,35 @@ class Rollups:
 
     async def once(self) -> float:
         """One step; returns the seconds until the next."""
+        began = self._monotonic()
         try:
-            step = await self._store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE)
-            if step is not None:
-                telemetry.count("attempts_rolled_up", step.attempts)
-                if step.more:
-                    return 0.0
-            if self._monotonic() < self._compact_at:
-                return ROLLUPS_EVERY_S
-            for fine, coarse, age_s in self._compactions:
-                if await self._store.compact_rollups(fine, coarse, age_s=age_s, rows_max=ROLLUPS_AT_ONCE):
-                    return 0.0
-            self._compact_at = self._monotonic() + COMPACT_EVERY_S
+            more = await self._step()
         except (StoreUnavailable, DataRejected) as error:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task="roll up", reason=error)
             return ROLLUPS_AGAIN_S
+        now = self._monotonic()
+        if more:
+            return ROLLUPS_REST * (now - began) if now - self._done_at < ROLLUPS_BEHIND_S else 0.0
+        self._done_at = now
         return ROLLUPS_EVERY_S
+
+    async def _step(self) -> bool:
+        """Count, add up or remove some; may there be more to do?"""
+        step = await self._store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE)
+        if step is not None:
+            telemetry.count("attempts_rolled_up", step.attempts)
+            if step.more:
+                return True
+        if await self._store.build_rollups(rows_max=ROLLUPS_AT_ONCE):
+            return True
+        if self._monotonic() < self._prune_at:
+            return False
+        for grain, age_s in self._kept_s.items():
+            if await self._store.prune_rollups(grain, age_s=age_s, rows_max=ROLLUPS_AT_ONCE):
+                return True
+        self._prune_at = self._monotonic() + PRUNE_EVERY_S
+        return False
 
 
 class Spreading:

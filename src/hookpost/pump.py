@@ -17,7 +17,6 @@ from uuid import UUID
 
 from hookpost import telemetry
 from hookpost.model import show_id
-from hookpost.policy.journal import owed_now
 from hookpost.storage.contract import (
     DataRejected,
     FenceLost,
@@ -27,6 +26,7 @@ from hookpost.storage.contract import (
     PumpStore,
     Stale,
     StoreUnavailable,
+    TopicReplaced,
 )
 from hookpost.storage.routes import Routes
 
@@ -41,7 +41,7 @@ RETRY_S_MAX = 1.0
 STALE_MAX = 10
 # Tenants whose routes are remembered.
 ROUTES_MAX = 10_000
-# How often offsets that were overtaken are removed, and the topic gets partitions for new shards.
+# How often offsets that were overtaken are removed, the topic gets partitions for new shards and is recognised.
 TEND_S = 10.0
 # Between two lines about a partition that cannot be read.
 TOLD_S = 60.0
@@ -120,6 +120,7 @@ class Pump:
         self._tend_at = 0.0
         self._told: dict[int, float] = {}
         self._halted = False
+        self._unprepared = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Take over until ``stop`` is set."""
@@ -137,7 +138,9 @@ class Pump:
     async def once(self, timeout_s: float) -> int:
         """Store what has come, waiting so long for it; returns how many records."""
         records, faults = await self._reader.take(timeout_s)
-        self._tell(faults)
+        if faults:
+            self._tell(faults)
+            self._tend_at = 0.0  # perhaps it is another topic
         partitions: dict[int, list[TakenRecord]] = {}
         for record in records:
             partitions.setdefault(record.partition, []).append(record)
@@ -174,7 +177,21 @@ class Pump:
         self._tend_at = self._monotonic() + TEND_S
         for partition in self._fences:
             await self._store.trim_offsets(partition)
-        await self._ensure(await self._store.shard_count())
+        partitions = await self._store.shard_count()
+        try:
+            await self._ensure(partitions)
+        except StoreUnavailable as error:
+            # What is there can be read all the same.
+            if not self._unprepared:
+                telemetry.log("kafka_unprepared", reason=error)
+            self._unprepared = True
+        else:
+            self._unprepared = False
+        try:
+            await self._store.recognise_topic()
+        except TopicReplaced:
+            await self._let_go([*self._fences])
+            raise
 
     def _tell(self, faults: Mapping[int, str]) -> None:
         for partition, reason in faults.items():
@@ -285,6 +302,7 @@ class Pump:
         homes: list[int] = []
         accepted: list[float] = []
         versions: dict[UUID, int] = {}
+        left: set[UUID] = set()
         for each in events:
             tenant_id = each.event.tenant_id
             routes = self._routes.get(tenant_id)
@@ -296,10 +314,23 @@ class Pump:
             event, home = each.event, partition
             if each.version != routes.routes.config_version:
                 event, home = _matched_anew(each, routes, partition)
+                if home == partition and partition in routes.routes.left_behind:
+                    left.add(tenant_id)
             kept.append(event)
             homes.append(home)
             accepted.append(each.accepted_at)
-        return PumpBatch(partition, fence, self._reached[partition], end, reached_at, kept, homes, accepted, versions)
+        return PumpBatch(
+            partition,
+            fence,
+            self._reached[partition],
+            end,
+            reached_at,
+            kept,
+            homes,
+            accepted,
+            versions,
+            frozenset(left),
+        )
 
     async def _load(self, tenant_id: UUID) -> Routes | None:
         self._routes.pop(tenant_id, None)
@@ -313,10 +344,11 @@ class Pump:
 
 
 def _matched_anew(each: _Event, routes: Routes, partition: int) -> tuple[NewEvent, int]:
-    """The event as it is owed now, and where it goes: to its own shard if that is still a home for it."""
+    """The event as it is owed now, and where it goes: to its own shard if that is still a home for it, or one that new
+    events wait for, lest they overtake it."""
     event = each.event
-    if not event.targeted:
-        matching = routes.matcher.match(event.type)
-        event.owed = owed_now(event.owed, matching, without=event.without, accepted_at=each.accepted_at)
+    event.owed = routes.owed_now(event, accepted_at=each.accepted_at)
     shards = routes.shards_for(event.owed)
-    return event, partition if partition in shards else shards[event.event_id.int % len(shards)]
+    if partition in shards or partition in routes.routes.left_behind:
+        return event, partition
+    return event, shards[event.event_id.int % len(shards)]

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TextIO
 from urllib.parse import urlsplit
 
-from hookpost.model import Secret
+from hookpost.model import DeadReason, Secret
 
 __all__ = [
     "COUNTERS",
@@ -361,8 +361,8 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "kafka_unprepared": Event(
             logging.WARNING,
-            "the topic could not be looked after at start: {reason}",
-            "Workers make it as soon as the brokers answer; producers get 503 until then.",
+            "the topic could not be made, or get partitions for new shards: {reason}",
+            "Workers try again every ten seconds; posts that need such a partition get 503 until then.",
         ),
         "pump_waits": Event(
             logging.WARNING,
@@ -467,6 +467,16 @@ LABELLED: Final[Mapping[str, tuple[tuple[str, ...], str]]] = MappingProxyType(
     }
 )
 """Counters with labels. The values of each are an enumeration of ours: nobody outside can make a new series."""
+
+FROM_ZERO: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = MappingProxyType(
+    {
+        "attempts": (("delivered", ""),),
+        "dead_letters": tuple((reason.value,) for reason in DeadReason),
+        "lease_changes": (("acquired",), ("released",), ("lost",)),
+    }
+)
+"""Series that are shown before anything was counted. A share of a series that is not there is no share, so that an
+alert on it stays silent when nothing at all is delivered; and a first value is no increase."""
 
 HISTOGRAMS: Final[Mapping[str, tuple[tuple[float, ...], str]]] = MappingProxyType(
     {

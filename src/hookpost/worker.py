@@ -83,6 +83,8 @@ CONFIG_BATCH = 1_000
 # attempt, and only people and a later owner read it.
 HEALTH_S = 1.0
 HEALTH_BATCH = 500
+# What others wrote is heard of as often. Behind an outage of very many it takes a while, and costs each a few ms.
+HEALTH_HEARD = 2_000
 # While the clock stands it is looked so often whether it goes on.
 STANDING_S = 0.001
 # That payloads cannot be read is told at most so often.
@@ -197,6 +199,7 @@ class Worker:
         # Changed and not written down yet, and when to write again.
         self._health: dict[UUID, Health] = {}
         self._health_due = 0.0
+        self._health_heard_to = 0.0
         # Changes of tenants that were taken over: the store tells of each again for a while.
         self._refreshed: dict[UUID, float] = {}
         self._settle_waiters: list[asyncio.Future[None]] = []
@@ -224,7 +227,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then finish or hand back what is held, within the stop time."""
         await self._persist(self._register)
-        self._configured_at = self._clock.now()
+        self._configured_at = self._health_heard_to = self._clock.now()
         await self._persist(self._heed_pause)
         telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
         async with asyncio.TaskGroup() as tasks:
@@ -826,6 +829,13 @@ class Worker:
             self._engine.on_probes(probes, now=self._clock.now())
         self._kick()
 
+    async def _hear_health(self) -> None:
+        """Endpoints of a spread tenant are delivered to by several workers: a run of failures is ended by the success
+        of any of them, and goes on with the failure of any. What is not written down yet is later than what is."""
+        changed, self._health_heard_to = await self._store.health_changes(self._health_heard_to, limit=HEALTH_HEARD)
+        self._health.update(self._engine.take_health())
+        self._engine.hear_health({e: health for e, health in changed.items() if e not in self._health})
+
     async def _write_health(self) -> None:
         """Write down how endpoints do, the longest unwritten first; what is not written now is the next time."""
         self._health.update(self._engine.take_health())
@@ -848,6 +858,7 @@ class Worker:
                 await self._heed_pause()
                 if self._clock.monotonic() >= self._health_due:
                     self._health_due = self._clock.monotonic() + HEALTH_S
+                    await self._hear_health()
                     await self._write_health()
             except StoreUnavailable as error:
                 self._note_store(error)

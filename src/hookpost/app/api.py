@@ -28,16 +28,18 @@ from hookpost.app.compose import (
 from hookpost.app.config import Settings
 from hookpost.app.metrics_page import listening
 from hookpost.exposition import Metrics, alone
-from hookpost.ingest import Submission
+from hookpost.intake import Submission, UnknownEndpoint
 from hookpost.metrics import Board, Platform, Reporter
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.keys import hash_secret
 from hookpost.storage.contract import Appended, StoreUnavailable, TypeLimits
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.web.app import BODY_BYTES_MAX, WebSettings, make_app
-from hookpost.web.auth import Authenticator
+from hookpost.web.auth import KEY_CACHE_S, Authenticator
+from hookpost.web.dashboard.render import compile_templates
 from hookpost.web.doors import Doors, WireLimits
-from hookpost.web.events import EventLimits, EventRoutes
+from hookpost.web.events import EventLimits, EventRoutes, problem_of_event
+from hookpost.web.problems import invalid
 from hookpost.web.wire import protocol
 
 # How often an API process, which holds no lease, corrects its clock by the database's.
@@ -81,21 +83,29 @@ async def run_api(
     assert cursor_secret is not None
     admin_key = settings.admin_key
     authenticator = Authenticator(
-        store, admin_key_hash=None if admin_key is None else hash_secret(admin_key.get_secret_value()), now=clock.now
+        store,
+        admin_key_hash=None if admin_key is None else hash_secret(admin_key.get_secret_value()),
+        outage_s=KEY_CACHE_S if settings.journal_url is None else settings.journal_outage_s,
+        now=clock.now,
     )
 
+    bounds = json_bounds(settings)
+
     async def submit(tenant_id: UUID, type: str, payload: bytes, target_endpoints: list[UUID]) -> UUID:
-        answer = (await ingest.submit(tenant_id, [Submission(type, payload, targets=tuple(target_endpoints))]))[0]
-        if not isinstance(answer, Appended):
+        beyond = bounds.fault(payload)
+        if beyond is not None:
+            raise invalid("payload", beyond)
+        [answer] = await ingest.submit(tenant_id, [Submission(type, payload, targets=tuple(target_endpoints))])
+        if isinstance(answer, UnknownEndpoint):
             raise StoreUnavailable("the endpoint was deleted a moment ago")
+        if not isinstance(answer, Appended):
+            raise problem_of_event(answer)
         return answer.event_id
 
     events = EventRoutes(
         ingest,
         authenticator,
-        limits=EventLimits(
-            settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes, json_bounds(settings)
-        ),
+        limits=EventLimits(settings.body_max_bytes, settings.batch_max_events, settings.ingest_queue_bytes, bounds),
     )
     doors = Doors(wire_limits(settings))
 
@@ -123,6 +133,7 @@ async def run_api(
             total_timeout_max_s=settings.total_timeout_max_s,
             deadline_s_max=settings.deadline_s_max,
             endpoints_max=settings.endpoints_max,
+            api_keys_max=settings.api_keys_max,
             filters_max=settings.filters_max,
             schemas=schema_bounds(settings),
             types=TypeLimits(settings.event_types_max, settings.schemas_max_bytes),
@@ -156,6 +167,7 @@ async def run_api(
         sharing = tasks.create_task(ingest.follow())
         guarding = tasks.create_task(doors.keep(asyncio.get_running_loop().time))
         noting = tasks.create_task(authenticator.follow())
+        compiling = tasks.create_task(compile_templates())
         stopping = asyncio.create_task(stop.wait())
         address = listener.getsockname()
         telemetry.log("api_ready", url=f"http://{address[0]}:{address[1]}")
@@ -167,6 +179,7 @@ async def run_api(
         sharing.cancel()
         guarding.cancel()
         noting.cancel()
+        compiling.cancel()
         if reporting is not None:
             reporting.cancel()
         stopping.cancel()

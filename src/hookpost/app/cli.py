@@ -25,7 +25,7 @@ from hookpost.app import endpoint_options
 from hookpost.app.client import Client, ClientError
 from hookpost.app.config import ConfigError, Settings, describe, load
 from hookpost.model import show_id
-from hookpost.policy.signing import SecretError, VerificationError, parse_secret, verify
+from hookpost.policy.diagnosis import diagnose
 from hookpost.storage.contract import KeysMissing, PayloadStoreForeign, StoreUnavailable
 from hookpost.storage.postgres.embedded import EmbeddedPostgresError, find_running
 from hookpost.storage.postgres.migrate import SchemaTooNew, SchemaTooOld
@@ -55,7 +55,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="API keys of a tenant, and the
 tenants_app = typer.Typer(no_args_is_help=True, help="Tenants (admin key).")
 audit_app = typer.Typer(no_args_is_help=True, help="The audit log: who changed what.")
 pools_app = typer.Typer(no_args_is_help=True, help="Pools of shards (admin key).")
-shards_app = typer.Typer(no_args_is_help=True, help="The shards of the journal: list them, add some. On the database.")
+shards_app = typer.Typer(no_args_is_help=True, help="The shards of the journal: list, add, drain. On the database.")
 endpoints_app = typer.Typer(no_args_is_help=True, help="Webhook endpoints.")
 events_app = typer.Typer(cls=_EventsGroup, help="Events: list, get one, or ask why it is where it is.")
 app.add_typer(keys_app, name="keys")
@@ -260,7 +260,7 @@ def list_shards(
     data_dir: DataDir = None,
     pool: Annotated[str | None, typer.Option(help="Only this pool.")] = None,
 ) -> None:
-    """Each shard: tenants at home in it, entries not done and the age of the oldest, its fence and its owner."""
+    """Each shard: tenants at home in it, entries not done and the age of the oldest, fence, owner, and use."""
     from hookpost.app import sharding
 
     found = asyncio.run(sharding.listed(_database(load(data_dir=data_dir)), pool))
@@ -269,7 +269,7 @@ def list_shards(
 
 @shards_app.command("add")
 def add_shards(
-    count: Annotated[int, typer.Argument(min=1, help="How many more; shards are never taken away.")],
+    count: Annotated[int, typer.Argument(min=1, help="How many more; shards are drained, never taken away.")],
     data_dir: DataDir = None,
     pool: Annotated[str, typer.Option(help="The pool that gets them.")] = "default",
 ) -> None:
@@ -280,6 +280,31 @@ def add_shards(
     telemetry.configure("shards", settings.log_format, settings.log_level)
     total = asyncio.run(sharding.add(settings, _database(settings), pool=pool, count=count))
     print(f"the pool {pool} has {total} shards; `hookpost tenants move TENANT --spread N` puts a tenant on N of them")
+
+
+@shards_app.command("drain")
+def drain_shard(
+    shard: int,
+    data_dir: DataDir = None,
+    wait: Annotated[bool, typer.Option("--wait", help="End when nothing is left there.")] = False,
+) -> None:
+    """Take a shard out of use while everything runs: nobody new comes, and who is there moves to others of the pool."""
+    from hookpost.app import sharding
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("shards", settings.log_format, settings.log_level)
+    print(sharding.told(*asyncio.run(sharding.drain(settings, _database(settings), shard, wait=wait))))
+
+
+@shards_app.command("undrain")
+def undrain_shard(shard: int, data_dir: DataDir = None) -> None:
+    """Put a shard that was drained into use again. Nobody comes back by it."""
+    from hookpost.app import sharding
+
+    settings = load(data_dir=data_dir)
+    telemetry.configure("shards", settings.log_format, settings.log_level)
+    asyncio.run(sharding.undrain(settings, _database(settings), shard))
+    print(f"shard {shard} is in use again; `hookpost tenants move TENANT --spread N` may put a tenant there")
 
 
 @app.command()
@@ -322,16 +347,17 @@ def send(
     to: Annotated[list[str] | None, typer.Option(help="Endpoint ids; overrides the filters.")] = None,
 ) -> None:
     """Post one event."""
-    if payload == "-":
-        text = sys.stdin.read()
-    elif payload.startswith("@"):
-        text = Path(payload[1:]).read_text(encoding="utf-8")
-    else:
-        text = payload
     # The payload goes out as it was given: bytes, key order and number spelling are the producer's.
     fields = {"type": type, "idempotency_key": key, "target_endpoints": to or None}
     head = json.dumps({name: value for name, value in fields.items() if value is not None})
-    _show(Client().call("POST", "/v1/events", raw=f'{head[:-1]}, "payload": {text}}}'.encode()))
+    _show(Client().call("POST", "/v1/events", raw=f'{head[:-1]}, "payload": {_given(payload)}}}'.encode()))
+
+
+def _given(payload: str) -> str:
+    """A payload's text: itself, of a file, or of standard input."""
+    if payload == "-":
+        return sys.stdin.read()
+    return Path(payload[1:]).read_text(encoding="utf-8") if payload.startswith("@") else payload
 
 
 @events_app.command("list")
@@ -392,6 +418,7 @@ def replay(
     endpoint: Annotated[str | None, typer.Option(help="Only to this endpoint.")] = None,
     type: Annotated[str | None, typer.Option(help="Only events of this type.")] = None,
     status: Annotated[str | None, typer.Option(help="dead, delivered or any.  [default: dead]")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only what died of this, e.g. attempts_exhausted.")] = None,
     since: Annotated[str | None, typer.Option(help="Accepted at or after, e.g. 2026-01-02T03:04:05Z")] = None,
     until: Annotated[str | None, typer.Option(help="Accepted before.")] = None,
     rate: Annotated[float | None, typer.Option(help="Deliveries per second.")] = None,
@@ -400,7 +427,7 @@ def replay(
 ) -> None:
     """Deliver once more: an event, or in bulk whatever is dead, or was delivered, as the options say."""
     client = Client()
-    wanted = {"type": type, "status": status, "since": since, "until": until, "rate_limit": rate}
+    wanted = {"type": type, "status": status, "reason": reason, "since": since, "until": until, "rate_limit": rate}
     body = {name: value for name, value in {"endpoint_id": endpoint, **wanted}.items() if value is not None}
     if event_id is not None:
         if dry_run or wait or body.keys() - {"endpoint_id"}:
@@ -408,7 +435,7 @@ def replay(
         _show(client.call("POST", f"/v1/events/{event_id}/replay", body))
         return
     if not body:
-        raise ClientError("say what to replay: an event's id, or --endpoint, --type, --since, --until or --status")
+        raise ClientError("name an event, or say which by --endpoint, --type, --since, --until, --status or --reason")
     started = client.call("POST", "/v1/replays", {**body, "dry_run": dry_run})
     if wait and not dry_run:
         started = _wait_for_replay(client, started["replay_id"])
@@ -671,6 +698,20 @@ def _changed_endpoint(endpoint_id: str, field: str, change: Mapping[str, Any]) -
     return (Client().call("PATCH", path, change) if change else Client().call("GET", path))[field]
 
 
+@endpoints_app.command("test")
+def test_endpoint(
+    endpoint_id: str,
+    type: Annotated[str | None, typer.Option(help="An event type; hookpost.test when left out.")] = None,
+    payload: Annotated[
+        str | None, typer.Option(help="JSON, @FILE, or - for standard input; else the example in the type's schema.")
+    ] = None,
+) -> None:
+    """Send a test event to this endpoint alone, and say what its id is."""
+    head = json.dumps({} if type is None else {"type": type})
+    raw = head if payload is None else f'{head[:-1]}{", " if type else ""}"payload": {_given(payload)}}}'
+    _show(Client().call("POST", f"/v1/webhook_endpoints/{quote(endpoint_id, safe='')}/test", raw=raw.encode()))
+
+
 @endpoints_app.command("delete")
 def delete_endpoint(endpoint_id: str) -> None:
     """Delete an endpoint; what is still owed to it is cancelled."""
@@ -736,12 +777,10 @@ def verify_command(
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
     payload = sys.stdin.buffer.read() if body is None else body.read_bytes()
-    try:
-        verify(headers, payload, [parse_secret(secret)], time.time() if now is None else now)
-    except (VerificationError, SecretError) as error:
-        print(f"invalid: {error}")
-        raise typer.Exit(1) from None
-    print("valid")
+    found = diagnose(headers, payload, secret, time.time() if now is None else now)
+    print("valid" if found.valid else f"invalid: {found.finding} {found.advice}".rstrip())
+    if not found.valid:
+        raise typer.Exit(1)
 
 
 # ---- demonstration --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import contextlib
 import gc
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from importlib import import_module
 from random import Random
@@ -25,7 +25,8 @@ from hookpost.app.config import DAY_S, ConfigError, Settings
 from hookpost.app.keyring import make_vault
 from hookpost.cold import ColdPayloads
 from hookpost.engine.limits import Limits, Policies
-from hookpost.ingest import Ingest, IngestLimits, Overloaded, Refused, Submission, UnknownTenant
+from hookpost.ingest import Ingest, IngestLimits, Overloaded, UnknownTenant
+from hookpost.intake import Refused, Submission
 from hookpost.mail import MailError, MailServer, send_mail
 from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
 from hookpost.metrics import Board, Reporter
@@ -116,7 +117,9 @@ def make_store(settings: Settings, dsn: str, *, application: str) -> PostgresSto
     """The store of one process."""
     quieten_libraries()
     journal = kafka_address(settings)
-    make = PostgresStore if journal is None else partial(_kafka().KafkaStore, address=journal)
+    make: Callable[..., PostgresStore] = PostgresStore
+    if journal is not None:
+        make = partial(_kafka().KafkaStore, address=journal, outage_s=settings.journal_outage_s)
     return make(
         dsn,
         application=application,
@@ -183,11 +186,11 @@ def make_pump(settings: Settings, store: PostgresStore, worker: Worker, clock: D
         return None
     kafka = _kafka()
     return Pump(
-        store,
+        store,  # type: ignore[arg-type] # a KafkaStore, whose module is not known here
         kafka.Reader(address),
         owned=lambda: worker.fences,
         decode=kafka.decode,
-        ensure=store.tail.ensure_topic,  # type: ignore[attr-defined] # a KafkaStore, whose module is not known here
+        ensure=store.tail.ensure_topic,  # type: ignore[attr-defined] # it has a tail
         monotonic=clock.monotonic,
     )
 

@@ -46,8 +46,8 @@ MASK: Final = "********"
 NONE: Final = "none"
 """Empties a list that has a default, because an empty variable counts as not set (so compose files may pass it on)."""
 
-CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY"})
-"""Variables of the client commands (`hookpost send` and others): known, but no settings of a server."""
+CLIENT_VARIABLES: Final = frozenset({"HOOKPOST_URL", "HOOKPOST_API_KEY", "HOOKPOST_SECRET"})
+"""Variables of the client commands (`hookpost send`, `verify` and others): known, but no settings of a server."""
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -73,6 +73,9 @@ PAYLOAD_STORE_SCHEMES: Final = ("file", "s3", "gs", "az")
 
 KAFKA_INLINE_BYTES_MAX: Final = MIB
 """The topic takes records of two megabytes, and an event's owed list needs room beside its payload."""
+
+JOURNAL_OUTAGE_S_MAX: Final = 50.0
+"""A move waits for what processes that were cut off still accept, and the database forgets them after a minute."""
 
 TOTAL_TIMEOUT_S_MAX: Final = 30.0
 """A slow receiver holds a slot that long, and an ordered lane waits that long after a change of owner (quiet_until)."""
@@ -315,6 +318,13 @@ class Settings(BaseSettings):
         description="Kafka as the journal in front of the database: kafka://[user:password@]host:9092,host:9092/topic"
         "[?security=ssl|sasl_ssl|sasl_plaintext&mechanism=...&ca_file=...]; needs hookpost[kafka] (docs/kafka.md)",
     )
+    journal_outage_s: float = Field(
+        30.0,
+        ge=1.0,  # as long as revocations are remembered anyway
+        le=JOURNAL_OUTAGE_S_MAX,
+        description="with Kafka: how long events without an idempotency key are accepted by what a process remembers "
+        "while the database does not answer it; for so long a key works there that was revoked elsewhere",
+    )
     data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         Path("hookpost-data"), description="folder of the embedded PostgreSQL and of generated keys; made when missing"
     )
@@ -526,6 +536,9 @@ class Settings(BaseSettings):
     )
     endpoints_max: int = Field(
         10_000, ge=1, le=1_000_000, description="endpoints of one tenant at most (409): one event may go to all of them"
+    )
+    api_keys_max: int = Field(
+        1_000, ge=1, le=100_000, description="good API keys of one tenant at most (409): each is a door to be watched"
     )
     filters_max: int = Field(
         100,

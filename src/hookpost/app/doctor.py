@@ -46,8 +46,10 @@ async def examine(settings: Settings, running: str | None) -> list[Finding]:
     findings = [_python(), _curl(), _files(), _disk(settings), *_variables()]
     dsn = settings.database_url or running
     if dsn is None:
-        findings.append(_embedded(settings))
+        findings.append(_embedded(f"not running on {settings.data_dir}"))
     else:
+        if dsn == running:
+            findings.append(_embedded(f"running, at {running}"))
         findings += [finding async for finding in _database(settings, dsn)]
     return findings
 
@@ -84,9 +86,10 @@ def _variables() -> list[Finding]:
     ]
 
 
-def _embedded(settings: Settings) -> Finding:
+def _embedded(how: str) -> Finding:
+    """Whoever dumps it or looks into it needs its programs and its address."""
     try:
-        return Finding(True, "embedded PostgreSQL", f"{bin_dir()}, not running on {settings.data_dir}")
+        return Finding(True, "embedded PostgreSQL", f"{how}; its programs are in {bin_dir()}")
     except EmbeddedPostgresError as error:
         return Finding(False, "embedded PostgreSQL", str(error))
 

@@ -93,7 +93,7 @@ async def _make_key(store: PostgresStore, tenant_id: UUID | None, name: str) -> 
     await store.create_key({
         "key_id": parsed.key_id, "tenant_id": tenant_id, "name": name, "key_hash": hash_secret(parsed.secret),
         "scopes": [], "expires_at": None,
-    })  # fmt: skip
+    }, keys_max=1)  # fmt: skip
     return key
 
 

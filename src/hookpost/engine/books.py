@@ -27,6 +27,7 @@ class Books:
         self._unsettled_lanes: list[Lane] = []
         self._dying: list[Lane] = []
         self._taken_at = 0.0
+        self._recovered_at = 0.0
         self.buffered = 0
         self.buffered_bytes = 0
         self.pending_attempts = 0
@@ -97,6 +98,14 @@ class Books:
             return deadline
         return min(deadline, minted_at(entry.event_id) + self._limits.replay_s)
 
+    # ---- recoveries ------------------------------------------------------------------------------------------------
+
+    def recover(self, now: float) -> float:
+        """The time of a recovery: no row stored until here has a later one, and every row stored from here on has, also
+        while the clock stands, as the database's was set back. What fails behind a recovery keeps its schedule so."""
+        self._recovered_at = max(now, self._recovered_at + TICK_S)
+        return self._recovered_at
+
     # ---- what becomes of it ---------------------------------------------------------------------------------------
 
     def record(self, shard: Shard, work: Work, outcome: Outcome, verdict: str) -> None:
@@ -162,7 +171,7 @@ class Books:
             retry_count=retry_count,
             deadline=deadline,
             created_at=entry.created_at,
-            stored_at=now,
+            stored_at=max(now, self._recovered_at + TICK_S),
             last_http_status=None if outcome is None else outcome.status,
             last_error_code=None if outcome is None else outcome.error_code,
         )

@@ -8,7 +8,7 @@ never exceeded; nothing is sent twice while one owner lives; what a settle says 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from random import Random
 from typing import assert_never
 from uuid import UUID
@@ -31,7 +31,6 @@ from hookpost.engine.work import (
     HELD,
     REPLAY,
     RETRY_NOW,
-    TICK_S,
     BacklogRow,
     Entry,
     Fetch,
@@ -193,6 +192,7 @@ class Engine:
         endpoint.tenant.origins = None
         endpoint.hold_until = max(endpoint.hold_until, config.hold_until)
         self._roster.share_endpoint(endpoint)
+        recovered_at = self._books.recover(now) if opened else 0.0
         for lane in endpoint.lanes:
             if config.deleted:
                 operations.cancel_lane(self._books, lane)
@@ -200,7 +200,7 @@ class Engine:
             lane.keep_order(config)
             lane.head_due = 0.0
             if opened:
-                self._bring_forward(lane, now)
+                self._bring_forward(lane, recovered_at)
             elif before is None:
                 self._catch_up(lane)
             if lane.has_work():
@@ -664,9 +664,9 @@ class Engine:
 
     # ---- gates that open and close ----------------------------------------------------------------------------------
 
-    def _bring_forward(self, lane: Lane, now: float) -> None:
+    def _bring_forward(self, lane: Lane, recovered_at: float) -> None:
         """The receiver is back: what waits does not sit out its schedule."""
-        lane.bring_forward(now)
+        lane.bring_forward(recovered_at)
         lane.head_due = 0.0
         self._gates.over_budget.leave(lane)
         for work in lane.later:
@@ -681,14 +681,15 @@ class Engine:
 
     def _breaker_changed(self, tenant: TenantState, origin: str, state: BreakerState, now: float) -> None:
         """Lanes behind this receiver look again at what they may do."""
+        recovered_at = 0.0
         if state is BreakerState.CLOSED:
-            tenant.recovered[origin] = now
+            recovered_at = tenant.recovered[origin] = self._books.recover(now)
         else:
             tenant.recovered.pop(origin, None)
         for endpoint in tenant.of_origin(origin):
             for lane in endpoint.lanes:
                 if state is BreakerState.CLOSED:
-                    self._bring_forward(lane, now)
+                    self._bring_forward(lane, recovered_at)
                 else:
                     lane.fall_back()
                     self._gates.over_budget.leave(lane)
@@ -726,10 +727,11 @@ class Engine:
             self._backlog.consider(lane, now)
 
     def _resume(self, seen_by: Iterable[EndpointState], now: float) -> None:
+        # The answer that ended it may be a failure: that one is written down behind it, and keeps its schedule.
+        recovered_at = self._books.recover(now)
         for endpoint in seen_by:
             for lane in endpoint.lanes:
-                # The answer that ended it may be a failure: that one, written down just now, keeps its schedule.
-                self._bring_forward(lane, now - TICK_S)
+                self._bring_forward(lane, recovered_at)
         for shard in self._shards.values():
             for lane in shard.lanes.values():
                 if lane.has_work():
@@ -801,6 +803,13 @@ class Engine:
     def take_gone(self) -> list[Gone]:
         """Endpoints that are to be disabled."""
         return self._findings.take_gone()
+
+    def hear_health(self, changed: Mapping[UUID, Health]) -> None:
+        """What other workers have written down of endpoints, but for those whose health changed here since."""
+        for endpoint_id, health in changed.items():
+            known = self._roster.endpoints.get(endpoint_id)
+            if known is not None and known.config is not None:
+                self._findings.hear_health(known, health)
 
     def take_health(self) -> dict[UUID, Health]:
         """The health of the endpoints where it has changed, to be written down."""

@@ -85,6 +85,12 @@ class Findings:
         elif (open_now and before.status is not EndpointStatus.ENABLED) or config.url != before.url:
             known.health = self._health[known.endpoint_id] = resumed(known.health)
 
+    def hear_health(self, endpoint: EndpointState, health: Health) -> None:
+        """Another worker delivers to it too and has written this down: the last word stands. Only what was announced
+        from here, and may not be written down yet, is kept."""
+        announced = health.announced or endpoint.health.announced
+        endpoint.health = health if announced is health.announced else replace(health, announced=True)
+
     def take_holds(self) -> list[Hold]:
         """Retry-After holds to be shared with the other workers."""
         holds, self.holds = list(self.holds.values()), {}

@@ -32,7 +32,7 @@ class Shard:
         self.opened_at = now
         self.quiet_until = takeover.quiet_until
         # What existed by then may have been sent by the last owner, who did not live to record it.
-        self.doubtful_until = 0.0 if takeover.clean else now + TICK_S
+        self.doubtful_until = 0.0 if takeover.clean else max(now, takeover.doubtful_to) + TICK_S
         self.doubt_stored = False
         self.read_created_at = 0.0
         self.in_flight = 0

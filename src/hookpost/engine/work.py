@@ -94,7 +94,8 @@ class Takeover:
 
     ``rows`` are the journal rows of the open entries, ``done`` the endpoints already done of a partly settled fan-out.
     ``clean`` says that the last owner released it with nothing in flight: then no attempt can be a duplicate. Before
-    ``quiet_until`` a request of the last owner may still be on its way: ordered lanes send nothing.
+    ``quiet_until`` a request of the last owner may still be on its way: ordered lanes send nothing. The last
+    owner's clock may have shown ``doubtful_to``, though the database's was set back since.
     """
 
     shard: int
@@ -107,6 +108,7 @@ class Takeover:
     lanes: tuple[LaneSummary, ...] = ()
     clean: bool = True
     quiet_until: float = 0.0
+    doubtful_to: float = 0.0
 
 
 class Entry:

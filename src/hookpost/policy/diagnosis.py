@@ -28,10 +28,11 @@ SIGNATURES_MAX = 64
 @dataclass(frozen=True, slots=True)
 class Known:
     """What is on record of the event that the message names: its payload, and the secrets of those it was owed to, by
-    the name of the endpoint."""
+    the name of the endpoint. ``ids``: of events that were sent about the time that the message names."""
 
-    payload: bytes | None
+    payload: bytes | None = None
     keys: Sequence[tuple[str, bytes]] = ()
+    ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,14 @@ class Diagnosis:
     valid: bool
     finding: str
     advice: str = ""
+
+
+UNTOLD = Diagnosis(
+    False,
+    "Wrong secret, or body altered beyond what can be told: no signature fits.",
+    "Check that the secret is this endpoint's, and that the body is the one received, byte for byte.",
+)
+"""Nothing that usually goes wrong explains it."""
 
 
 def read_headers(text: str) -> dict[str, str]:
@@ -95,7 +104,7 @@ def _why(
     for raw, words in _raw_keys(secret):
         if fits(message_id, body, raw):
             return Diagnosis(False, f"Wrong secret encoding: signed with {words}.", "The key is what base64 says.")
-    for other in _ids(headers):
+    for other in (*_ids(headers), *(() if known is None else known.ids)):
         if fits(other, body, key):
             return Diagnosis(
                 False,
@@ -107,11 +116,7 @@ def _why(
             return Diagnosis(
                 False, f"Body altered: {words}.", "Verify the bytes as they were received, before anything parses them."
             )
-    return _by_record(message_id, body, key, known, fits) or Diagnosis(
-        False,
-        "Wrong secret, or body altered beyond what can be told: no signature fits.",
-        "Check that the secret is this endpoint's, and that the body is the one received, byte for byte.",
-    )
+    return _by_record(message_id, body, key, known, fits) or UNTOLD
 
 
 def _by_record(message_id: str, body: bytes, key: bytes, known: Known | None, fits: object) -> Diagnosis | None:
@@ -141,7 +146,9 @@ def _timing(stamp: int, now: float, verdict: str) -> Diagnosis:
         return Diagnosis(
             False,
             f"Timestamp {which}: the signature fits, but the message is {when}; {TOLERANCE_S} s are allowed.",
-            "If this is a message from a log, it was good when it came. Otherwise check the receiver's clock.",
+            "If this is a message from a log, it was good when it came. Otherwise check the receiver's clock."
+            if age_s > 0
+            else "Check the clock of whoever signed it, and the receiver's.",
         )
     return Diagnosis(False, f"The signature fits, but {verdict}.", "")
 

@@ -9,7 +9,7 @@ told as the possibility that it is. docs/explain.md lists the codes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, assert_never
@@ -172,6 +172,15 @@ class Explanation:
 
 def explain(facts: Facts, *, now: float) -> Explanation:
     """Why the event is where it is at this endpoint."""
+    found = _explained(facts, now)
+    if found.next_step is None:
+        return found
+    # What is to be done is told so that it can be pasted.
+    step = found.next_step.replace("EVENT_ID", show_id("evt", facts.event.event_id))
+    return replace(found, next_step=step.replace("ENDPOINT_ID", show_id("ep", facts.endpoint.endpoint_id)))
+
+
+def _explained(facts: Facts, now: float) -> Explanation:
     event, endpoint, delivery = facts.event, facts.endpoint, facts.delivery
     if delivery is None:
         return _not_matched(event, endpoint)
@@ -183,7 +192,7 @@ def explain(facts: Facts, *, now: float) -> Explanation:
         case Died() as state:
             found = _dead(state, event, endpoint)
         case Arrived() as state:
-            found = _delivered(state, event.accepted_at if delivery.asked_at is None else delivery.asked_at)
+            found = _delivered(state, event, delivery)
         case Cancelled() as state:
             found = _cancelled(state, event, endpoint)
         case Untraced():
@@ -274,7 +283,7 @@ def _queued(state: Queued, event: EventFacts, endpoint: EndpointFacts, now: floa
             "shard come before it.",
             "The operator starts workers for the tenant's pool (`hookpost worker`, GET /readyz); it is sent then.",
         )
-    held = "" if endpoint.status is EndpointStatus.ENABLED else f" The endpoint is {endpoint.status}: it will wait."
+    held, until = _may_hold(endpoint, now)
     if not state.read:
         lag = "" if state.unread_since is None else f", the oldest for {show_span(now - state.unread_since)}"
         return Explanation(
@@ -282,13 +291,38 @@ def _queued(state: Queued, event: EventFacts, endpoint: EndpointFacts, now: floa
             "behind_others",
             f"Accepted and stored, and not read yet by its worker ({state.worker}): {before} of its shard come before "
             f"it{lag}. It is sent when they are read.{held}",
+            until=until,
         )
     return Explanation(
         "queued",
         "in_hand",
         f"Its worker ({state.worker}) has it in hand: it is being sent now, or waits in memory for its turn behind at "
         f"most {before} of its shard.{held}",
+        until=until,
     )
+
+
+def _may_hold(endpoint: EndpointFacts, now: float) -> tuple[str, float | None]:
+    """What of the endpoint holds back what is in memory, in sentences, and until when if that is known. Only a worker
+    knows whose turn it is; the gates themselves are on record."""
+    if endpoint.status is not EndpointStatus.ENABLED:
+        return f" The endpoint is {endpoint.status}: it will wait.", None
+    if endpoint.hold_until > now:
+        told = f" The receiver asked to be left alone (Retry-After) until {show_moment(endpoint.hold_until)}."
+        return told, endpoint.hold_until
+    if endpoint.breaker != "closed":
+        again = endpoint.reopen_at if endpoint.reopen_at is not None and endpoint.reopen_at > now else None
+        when = "a probe is due" if again is None else f"the next probe goes at {show_moment(again)}"
+        state = endpoint.breaker.replace("_", " ")
+        return f" Its receiver failed several times in a row, so its breaker is {state}: {when}.", again
+    gates = []
+    if endpoint.moving:
+        gates.append("what was queued for the endpoint before it moved to another shard is delivered first")
+    if endpoint.ordered:
+        gates.append("the endpoint is ordered, so that one goes at a time, in the order of acceptance")
+    if endpoint.rate_limit is not None:
+        gates.append(f"its rate_limit lets {endpoint.rate_limit:g} a second through")
+    return (f" What may hold it: {'; '.join(gates)}." if gates else ""), None
 
 
 _PAUSED_PLATFORM: Final = (
@@ -326,14 +360,14 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
         case WaitReason.PAUSED:
             return (
                 "The endpoint is paused; what is owed to it waits, in order.",
-                "Resume the endpoint (POST /v1/webhook_endpoints/{id}/resume).",
+                "Resume the endpoint (POST /v1/webhook_endpoints/ENDPOINT_ID/resume).",
                 None,
             )
         case WaitReason.DISABLED:
             why = f" ({endpoint.status_reason})" if endpoint.status_reason else ""
             return (
                 f"The endpoint is disabled{why}; what is owed to it waits.",
-                "Mend the receiver, then enable the endpoint (POST /v1/webhook_endpoints/{id}/resume).",
+                "Mend the receiver, then enable the endpoint (POST /v1/webhook_endpoints/ENDPOINT_ID/resume).",
                 None,
             )
         case WaitReason.IN_FLIGHT_CAP:
@@ -395,7 +429,7 @@ def _tried(state: Waiting) -> str:
 
 def _behind_breaker(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str | None, float | None]:
     tried = f" {_tried(state)}" if state.retry_count else ""
-    step = "Mend the receiver. POST /v1/webhook_endpoints/{id}/resume closes the breaker at once."
+    step = "Mend the receiver. POST /v1/webhook_endpoints/ENDPOINT_ID/resume closes the breaker at once."
     if endpoint.breaker == "half_open":
         return (
             f"Its receiver failed several times in a row; one probe is under way to see whether it is back.{tried}",
@@ -462,7 +496,7 @@ def _in_order(state: Waiting, endpoint: EndpointFacts) -> tuple[str, str | None,
 
 # ---- over -----------------------------------------------------------------------------------------------------------
 
-_REPLAY: Final = "Replay it: `hookpost replay EVENT_ID`, or POST /v1/events/{id}/replay."
+_REPLAY: Final = "Replay it: `hookpost replay EVENT_ID`, or POST /v1/events/EVENT_ID/replay."
 
 
 def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanation:
@@ -476,7 +510,10 @@ def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanatio
             why = f"{words}, which another try would not change"
             step = f"Mend the receiver, or the event. {_REPLAY}"
         case DeadReason.ATTEMPTS_EXHAUSTED:
-            why = f"all {attempts} that the endpoint allows failed, the last one because {words}"
+            failed = f"all {attempts} that the endpoint allows failed, the last one"
+            if state.attempts == 1:
+                failed = "the only attempt that the endpoint allows failed,"
+            why = f"{failed} because {words}"
             step = f"Mend the receiver. {_REPLAY}"
         case DeadReason.DEADLINE:
             last = (
@@ -504,11 +541,12 @@ def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanatio
     return Explanation("dead", state.reason, f"Given up at {at}: {why}.", step)
 
 
-def _delivered(state: Arrived, begun_at: float) -> Explanation:
+def _delivered(state: Arrived, event: EventFacts, delivery: Delivery) -> Explanation:
     attempts = "the first attempt" if state.attempts == 1 else f"attempt {state.attempts}"
     answered = "" if state.http_status is None else f", answered with {state.http_status}"
-    took = show_span(max(0.0, state.at - begun_at))
-    summary = f"Delivered at {show_moment(state.at)} by {attempts}{answered}, {took} after it was asked for."
+    since, begun = (event.accepted_at, "accepted") if delivery.asked_at is None else (delivery.asked_at, "asked for")
+    took = show_span(max(0.0, state.at - since))
+    summary = f"Delivered at {show_moment(state.at)} by {attempts}{answered}, {took} after it was {begun}."
     if state.arrivals > 1 or state.doubtful:
         summary += (
             " The receiver may have got it more than once, as a worker died before it could record a request: it "

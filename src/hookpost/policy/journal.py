@@ -23,6 +23,10 @@ PORT = 9092
 # endpoint harms nobody; one too few would be lost.
 CLOCK_MARGIN_S = 2.0
 
+# Copies of each record, and how many must have it before it is acknowledged: any one broker may die.
+REPLICATION = 3
+IN_SYNC_MIN = 2
+
 Security: TypeAlias = Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]
 # What may stand in the query of an address, and what librdkafka calls it.
 _OPTIONS: Mapping[str, str] = {
@@ -90,6 +94,14 @@ def _options(login: str, query: str) -> dict[str, str]:
     elif "sasl.mechanism" in options:
         raise ValueError("mechanism goes with user:password@")
     return options
+
+
+def copies(servers: str, *, alive: int) -> int | None:
+    """How many copies of each record a topic gets that is made while so many brokers are there; None: it is not to be
+    made now, as some that the address names are away. A topic keeps the copies that it was made with."""
+    if alive < min(REPLICATION, servers.count(",") + 1):
+        return None
+    return min(REPLICATION, alive)
 
 
 def owed_now(

@@ -14,8 +14,9 @@ from itertools import pairwise
 from math import ceil
 
 _STEPS_PER_DOUBLING = 4
-# 2^17 ms are 131 s; no attempt may take more than 30 s, and what is longer all the same falls into the last bucket.
-_DOUBLINGS = 17
+# No attempt takes longer than some minutes, but retries go on for days: 2^30 ms are 12 of them. What is longer all the
+# same falls into the last bucket.
+_DOUBLINGS = 30
 
 LOWS: tuple[int, ...] = (
     0,

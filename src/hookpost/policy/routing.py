@@ -19,6 +19,8 @@ SHARDS_MAX = 1024
 # Home shards of one tenant. An endpoint's cap of requests in flight (64 by default) is shared out among them; one that
 # is smaller than their number cannot be, and all of its events go through a single shard.
 HOMES_MAX = 64
+# Requests in flight to an endpoint that says nothing of its own.
+ENDPOINT_CAP = 64
 # Filters of one endpoint, whatever an installation allows: more do not fit into a request.
 FILTERS_MAX = 500
 # Distinct event types whose answer one matcher remembers; beyond it the memory starts anew.

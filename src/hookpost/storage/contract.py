@@ -20,6 +20,7 @@ from hookpost.model import Endpoint, Health, PayloadRef, Tenant
 from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
 from hookpost.policy.explain import EventWhy
+from hookpost.policy.grains import Grain
 
 
 class StoreUnavailable(Exception):
@@ -197,7 +198,7 @@ class EndpointFilter:
 @dataclass(frozen=True, slots=True)
 class TenantRoutes:
     """A tenant as ingest needs it, at one config version. ``ingest_rate_limit``: events a second; ``schemas``: JSON
-    Schemas as text, by event type."""
+    Schemas as text, by event type; ``left_behind``: shards that something of it waits for (only the pump asks)."""
 
     tenant_id: UUID
     config_version: int
@@ -206,6 +207,7 @@ class TenantRoutes:
     endpoints: tuple[EndpointFilter, ...]
     ingest_rate_limit: float | None = None
     schemas: Mapping[str, str] = field(default_factory=dict)
+    left_behind: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,10 @@ class ApiKey:
     scopes: frozenset[str]
     expires_at: float | None
     revoked: bool
+
+
+INGEST_LEASE_S = 3.0
+"""An API process that was silent for so long has died, and its part of the limits is the others'."""
 
 
 class IngestStore(Protocol):
@@ -280,6 +286,11 @@ class IngestStore(Protocol):
 # ---- a journal in front of the store (docs/adr/0024) ----------------------------------------------------------------
 
 
+class TopicReplaced(StoreUnavailable):
+    """The topic is another one, of the same name, than records were taken over from so far: to read on at an offset of
+    the old one would leave out records without a word."""
+
+
 class OffsetMoved(Exception):
     """A partition was taken over to another offset than was thought: look again."""
 
@@ -298,7 +309,8 @@ class Reserved(msgspec.Struct, frozen=True, gc=False):
 class PumpBatch:
     """Records of the partition of ``shard`` from offset ``start`` up to before ``end``, matched with ``versions`` of
     their tenants' configuration. For each event its ``home`` shard and when it was accepted. ``reached_at``: the last
-    of these times."""
+    of these times. ``left``: tenants of which events stay in ``shard`` though new ones do not go there; what waits for
+    that shard is to wait for these, too."""
 
     shard: int
     fence: int
@@ -309,6 +321,7 @@ class PumpBatch:
     homes: Sequence[int]
     accepted_at: Sequence[float]
     versions: Mapping[UUID, int]
+    left: frozenset[UUID] = frozenset()
 
 
 class PumpStore(Protocol):
@@ -331,6 +344,9 @@ class PumpStore(Protocol):
 
     async def shard_count(self) -> int:
         """One more than the greatest number of a shard."""
+
+    async def recognise_topic(self) -> None:
+        """Raises TopicReplaced, StoreUnavailable."""
 
     async def ring(self, shards: Collection[int] = ()) -> None:
         """As in IngestStore."""
@@ -435,6 +451,10 @@ class WorkerStore(Protocol):
 
     async def write_health(self, changed: Mapping[UUID, Health]) -> None:
         """Write down how endpoints do, but for what was announced of them, which is the outbox's."""
+
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+        """Endpoints whose run of failures began or ended, or was announced, after ``since``, the first ``limit``; and
+        from when to ask the next time. The same may be told again; of very many at once some may be left out."""
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         """Disable an endpoint and have it announced; what is owed to it waits. False: it was, or is gone."""
@@ -652,14 +672,6 @@ class RolledUp:
     more: bool
 
 
-class Grain(IntEnum):
-    """How long the time is that a rollup stands for, in seconds."""
-
-    MINUTE = 60
-    HOUR = 3_600
-    DAY = 86_400
-
-
 class RollupStore(Protocol):
     """What the builder of rollups asks of the store. Harmless from several nodes at once: one of them does it."""
 
@@ -667,9 +679,13 @@ class RollupStore(Protocol):
         """Count the attempts of at most so many settles, and so many events, behind those counted last; None while
         another node does it. One transaction: whatever ends it, nothing is counted twice or missed."""
 
-    async def compact_rollups(self, fine: Grain, coarse: Grain, *, age_s: float, rows_max: int) -> int:
-        """Add rollups older than ``age_s`` up to the coarser grain, about ``rows_max`` at a time; returns how many. 0,
-        too, while another node builds."""
+    async def build_rollups(self, *, rows_max: int) -> bool:
+        """One step of building coarser grains of what is over, by some ``rows_max`` finer rows; is there more to build?
+        False, too, while another node builds."""
+
+    async def prune_rollups(self, grain: Grain, *, age_s: float, rows_max: int) -> int:
+        """Remove rollups of a grain that are older than ``age_s`` and built into the next coarser one, so many at a
+        time; returns how many. 0, too, while another node builds."""
 
 
 # ---- alerts ---------------------------------------------------------------------------------------------------------
@@ -740,21 +756,25 @@ class ControlAction(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ReplayFilter:
     """Which deliveries a bulk replay owes once more. ``status``: those that are dead, those that were delivered, or any
-    whatever became of it. ``since`` and ``until`` bound the time at which the event was accepted (Unix seconds)."""
+    whatever became of it. ``since`` and ``until`` bound the time at which the event was accepted (Unix seconds).
+    ``reason``: of the dead ones only those that died of it."""
 
     status: str = "dead"
     endpoint_id: UUID | None = None
     type: str | None = None
     since: float | None = None
     until: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PointRows:
-    """One point of a series: attempts by (outcome, error code or "", retry), and by least latency of their bucket."""
+    """One point of a series: attempts by (outcome, error code or "", retry), and by least latency of their bucket;
+    ``arrivals``: first deliveries of events by the least of their bucket of the time from acceptance to the 2xx."""
 
     counts: dict[tuple[str, str, bool], int] = field(default_factory=dict)
     latencies: dict[int, int] = field(default_factory=dict)
+    arrivals: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -786,13 +806,15 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class ShardFigures:
-    """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and whether a
-    living worker owns it. ``lag``: records in Kafka that are no entries yet; None: there is no Kafka, or no answer."""
+    """A shard now: entries of its journal that are not done, since how long the oldest of them is there, and the oldest
+    that no worker has read yet, and whether a living worker owns it. ``lag``: records in Kafka that are no entries yet;
+    None: there is no Kafka, or no answer."""
 
     shard: int
     pool: str
     depth: int
     age_s: float
+    unread_s: float
     owned: bool
     lag: int | None = None
 
@@ -811,13 +833,15 @@ class TenantFigures:
 @dataclass(frozen=True, slots=True)
 class PlatformFigures:
     """The platform as the store sees it: its shards; what waits, by reason (counted to a limit; ``backlog_exact``); the
-    tenants with the most attempts today; how far behind the rollups are (None: nothing was counted yet)."""
+    tenants with the most attempts today; how far behind the rollups are (None: nothing was counted yet); whether the
+    brokers of Kafka answered (None: there is no Kafka)."""
 
     shards: tuple[ShardFigures, ...]
     backlog: Mapping[str, int]
     backlog_exact: bool
     tenants: tuple[TenantFigures, ...]
     rollups_behind_s: float | None
+    journal_up: bool | None = None
 
 
 class FiguresStore(Protocol):
@@ -872,17 +896,22 @@ class SearchStore(Protocol):
     async def endpoint_urls(self, tenant_id: UUID | None, endpoint_ids: Collection[UUID]) -> dict[UUID, str]:
         """The URLs of those of these endpoints that there are or were."""
 
+    async def event_statuses(self, events: Collection[tuple[UUID, UUID]]) -> dict[UUID, str]:
+        """Where each of these events, named with its tenant, stands: as `AdminStore.get_event` tells of one."""
+
     async def scan_events(
         self,
         tenant_id: UUID | None,
         *,
-        type: str,
+        type: str | None,
+        holding: bytes | None,
         since: float | None,
         until: float | None,
         after: tuple[Any, ...] | None,
         limit: int,
     ) -> Scanned:
-        """Events of a type, newest first, among the newest there are."""
+        """Events of a type, and those whose payload holds these bytes, newest first, among the newest there are. What
+        lies in the payload store is not looked into."""
 
     async def scan_attempts(
         self,
@@ -899,9 +928,6 @@ class SearchStore(Protocol):
 
     async def list_waiting_of_all(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
         """What waits in the backlog, whatever the endpoint."""
-
-    async def latest_latencies_ms(self, tenant_id: UUID | None, *, since: float) -> list[float]:
-        """Of the latest deliveries: from the acceptance of the event to the 2xx."""
 
     async def failing_endpoints(self, tenant_id: UUID | None, *, since: float, limit: int) -> list[dict[str, Any]]:
         """The endpoints with the most failed attempts lately, by the rollups."""
@@ -995,8 +1021,8 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
     async def delete_tenant(self, tenant_id: UUID) -> None:
         """Tombstone: its keys stop working, its endpoints are deleted. Raises NotFound."""
 
-    async def create_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Store a new API key (its hash)."""
+    async def create_key(self, values: Mapping[str, Any], *, keys_max: int) -> dict[str, Any]:
+        """Store a new API key (its hash). Raises Conflict when its tenant has so many that are good."""
 
     async def list_keys(self, tenant_id: UUID, *, after: tuple[Any, ...] | None, limit: int) -> Page:
         """Newest first, revoked ones too."""
@@ -1021,6 +1047,10 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
         """Enter what is no change of anything stored into the audit log, of a tenant or (None) of the platform. Raises
         SecretLocked."""
 
+    async def refused_sign_ins(self, address: str, *, within_s: float, limit: int) -> list[float]:
+        """How many seconds ago sign-ins from an address were refused, by the audit log, since the last that was not;
+        the newest first."""
+
     async def missing_keys(self) -> list[str]:
         """The ids of encryption keys that sealed secrets need and this process does not hold."""
 
@@ -1044,7 +1074,11 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
         """Tombstone; what was owed to it is cancelled. Raises NotFound."""
 
     async def get_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
-        """The valid secrets {key, created_at, expires_at}, newest first. Raises NotFound and SecretLocked."""
+        """The valid secrets {key, created_at, expires_at}, newest first, to be shown: the audit log tells of it.
+        Raises NotFound and SecretLocked."""
+
+    async def use_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
+        """The same to sign or verify with, or to tell their ages of; nobody is shown them."""
 
     async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
         """Add a new secret; the old ones go on signing for ``grace_s``. Returns when they stop.
@@ -1085,6 +1119,11 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
         limit: int,
     ) -> Page:
         """Newest first by scheduled time."""
+
+    async def scan_owed(
+        self, tenant_id: UUID, endpoint_id: UUID, *, after: tuple[Any, ...] | None, limit: int
+    ) -> Scanned:
+        """Deliveries of an endpoint, each in its state now, by their events, newest first."""
 
     async def list_waiting(
         self, tenant_id: UUID | None, endpoint_id: UUID, *, after: tuple[Any, ...] | None, limit: int
@@ -1146,7 +1185,7 @@ class AdminStore(SearchStore, FiguresStore, EventTypeStore, Protocol):
     async def series(
         self, tenant_id: UUID | None, endpoint_id: UUID | None, *, start: float, end: float, step_s: int
     ) -> Series:
-        """Attempts from ``start`` (the beginning of a minute, hour or day, whichever divides the step) to before
+        """Attempts from ``start`` (the beginning of a bucket of the coarsest grain that divides the step) to before
         ``end``, by the rollups alone. Raises NotFound for an endpoint that never was, and Unfit for a step that is
         finer than what is kept of that time."""
 

@@ -53,7 +53,7 @@ class EndpointDefaults:
             on_dead=OnDead(row["on_dead"] or OnDead.BLOCK),
             signed_ack=row["ack"] is not None,
             forward_trace=row["forward_trace"],
-            health=_health(row),
+            health=read_health(row),
             pinned=row["pinned"],
             barred=row["barred"],
             ordered_to=None if row["ordered_seq"] is None else (row["ordered_shard"], row["ordered_seq"]),
@@ -104,7 +104,7 @@ def _tls(row: Mapping[str, Any]) -> TlsIdentity | None:
     return TlsIdentity(*((part or "").encode() for part in parts)) if any(parts) else None
 
 
-def _health(row: Mapping[str, Any]) -> Health:
+def read_health(row: Mapping[str, Any]) -> Health:
     """All that are well share one object."""
     if not row["consecutive_failures"] and not row["failing_told"]:
         return HEALTHY

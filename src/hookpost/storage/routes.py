@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
+from hookpost.policy.journal import owed_now
 from hookpost.policy.routing import Matcher, is_pinned
-from hookpost.storage.contract import TenantRoutes
+from hookpost.storage.contract import NewEvent, TenantRoutes
 
 
 class Routes:
@@ -25,6 +26,12 @@ class Routes:
         # Where every event goes, if that does not depend on whom it is owed to.
         some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))
         self.home = routes.home_shards[:1] if all_of_them else None if some else routes.home_shards
+
+    def owed_now(self, event: NewEvent, *, accepted_at: float) -> tuple[UUID, ...]:
+        """To whom an event is owed that was matched at another version than this one, and was accepted at that time."""
+        if event.targeted:
+            return event.owed
+        return owed_now(event.owed, self.matcher.match(event.type), without=event.without, accepted_at=accepted_at)
 
     def shards_for(self, owed: Sequence[UUID]) -> tuple[int, ...]:
         """Where the event may go: to the first home shard if any endpoint that it is owed to is pinned, else to any.

@@ -54,7 +54,6 @@ from hookpost.web.problems import invalid, invalid_fields, not_found, refusal
 
 # A load balancer asks every second or so; a store that takes longer is not ready.
 READY_S = 2.0
-TEST_EVENT_TYPE = "hookpost.test"
 DEFAULT_POOL = "default"
 # Running bulk replays of one tenant: each is paced by itself, and their rates add up.
 REPLAYS_RUNNING_MAX = 20
@@ -71,7 +70,7 @@ class Submit(Protocol):
     """Accept an event of our own: type, payload and whom it goes to; returns its id when it is durable."""
 
     async def __call__(self, tenant_id: UUID, type: str, payload: bytes, target_endpoints: list[UUID]) -> UUID:
-        """Raises StoreUnavailable or what ingest raises."""
+        """Raises StoreUnavailable, what ingest raises, or Problem 422 for a payload that is not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,7 @@ class WebSettings:
     endpoint_max_in_flight: int = 64
     tenant_max_in_flight: int = 512
     endpoints_max: int = 10_000
+    api_keys_max: int = 1_000
     filters_max: int = 100
     schemas: SchemaBounds = field(default_factory=SchemaBounds)
     types: TypeLimits = field(default_factory=TypeLimits)
@@ -139,7 +139,7 @@ async def _admin(request: Request) -> Principal:
     if principal.admin:
         return principal
     named = request.path_params.get("tenant_id")
-    if named is not None and _path_id("ten", named, "tenant") != principal.tenant_id:
+    if named is not None and path_id("ten", named, "tenant") != principal.tenant_id:
         raise not_found("tenant")
     raise refusal(403, "this route needs the admin key")
 
@@ -194,7 +194,7 @@ class _Window(TenantListQuery):
 class EventQuery(_Window):
     """Of the list of events."""
 
-    type: schemas.Text | None = None
+    type: schemas.TypeFilter | None = None
 
 
 class AttemptQuery(_Window):
@@ -215,7 +215,10 @@ class DeadLetterQuery(_Window):
 class EndpointDeliveryQuery(ListQuery):
     """Of the list of an endpoint's deliveries."""
 
-    status: Literal["waiting", "dead", "delivered"]
+    status: Annotated[
+        Literal["queued", "waiting", "delivered", "dead", "cancelled"] | None,
+        Field(description="all, if it is left out"),
+    ] = None
 
 
 # ---- tenants --------------------------------------------------------------------------------------------------------
@@ -252,13 +255,13 @@ async def list_tenants(api: ApiOf, _: Admin, query: Annotated[ListQuery, Query()
 @router.get("/v1/tenants/{tenant_id}", response_model=schemas.TenantAnswer, tags=["tenants"])
 async def get_tenant(api: ApiOf, _: Admin, tenant_id: str) -> Response:
     """One tenant (admin)."""
-    return _json(shown.tenant(await api.store.get_tenant(_path_id("ten", tenant_id, "tenant"))))
+    return _json(shown.tenant(await api.store.get_tenant(path_id("ten", tenant_id, "tenant"))))
 
 
 @router.patch("/v1/tenants/{tenant_id}", response_model=schemas.TenantAnswer, tags=["tenants"])
 async def update_tenant(api: ApiOf, _: Admin, tenant_id: str, form: schemas.TenantPatch) -> Response:
     """Change a tenant (admin): absent leaves, null resets."""
-    wanted_id = _path_id("ten", tenant_id, "tenant")
+    wanted_id = path_id("ten", tenant_id, "tenant")
     row = await api.store.get_tenant(wanted_id)
     given = form.given()
     changes: dict[str, Any] = {name: given[name] for name in ("name", "spread") if name in given}
@@ -278,7 +281,7 @@ async def update_tenant(api: ApiOf, _: Admin, tenant_id: str, form: schemas.Tena
 @router.delete("/v1/tenants/{tenant_id}", status_code=204, tags=["tenants"])
 async def delete_tenant(api: ApiOf, _: Admin, tenant_id: str) -> Response:
     """Delete a tenant, its keys and endpoints (admin); its history stays until it expires."""
-    await api.store.delete_tenant(_path_id("ten", tenant_id, "tenant"))
+    await api.store.delete_tenant(path_id("ten", tenant_id, "tenant"))
     return Response(status_code=204)
 
 
@@ -306,12 +309,13 @@ async def create_key(api: ApiOf, _: Admin, tenant_id: str, form: schemas.KeyCrea
     row = await api.store.create_key(
         {
             "key_id": parsed.key_id,
-            "tenant_id": _path_id("ten", tenant_id, "tenant"),
+            "tenant_id": path_id("ten", tenant_id, "tenant"),
             "name": form.name,
             "key_hash": hash_secret(parsed.secret),
             "scopes": sorted(set(form.scopes or ())),
             "expires_at": expires_at,
-        }
+        },
+        keys_max=api.settings.api_keys_max,
     )
     return _json({**shown.api_key(row), "key": key}, 201)
 
@@ -319,7 +323,7 @@ async def create_key(api: ApiOf, _: Admin, tenant_id: str, form: schemas.KeyCrea
 @router.get("/v1/tenants/{tenant_id}/api_keys", response_model=schemas.KeyList, tags=["API keys"])
 async def list_keys(api: ApiOf, _: Admin, tenant_id: str, query: Annotated[ListQuery, Query()]) -> Response:
     """The API keys of a tenant, newest first, revoked ones too (admin)."""
-    of = _path_id("ten", tenant_id, "tenant")
+    of = path_id("ten", tenant_id, "tenant")
     return await _list(
         api, of, {"list": "keys"}, query, lambda after, n: api.store.list_keys(of, after=after, limit=n), shown.api_key
     )
@@ -331,7 +335,7 @@ async def revoke_key(api: ApiOf, _: Admin, tenant_id: str, api_key_id: str) -> R
     prefix, _separator, key_id = api_key_id.partition("_")
     if prefix != "key" or len(key_id) != _KEY_ID_CHARS or "\0" in key_id:
         raise not_found("API key")
-    await api.store.revoke_key(_path_id("ten", tenant_id, "tenant"), key_id)
+    await api.store.revoke_key(path_id("ten", tenant_id, "tenant"), key_id)
     return Response(status_code=204)
 
 
@@ -368,7 +372,7 @@ async def list_endpoints(api: ApiOf, asking: Asking, query: Annotated[TenantList
 @router.get("/v1/webhook_endpoints/{endpoint_id}", response_model=schemas.EndpointAnswer, tags=["webhook endpoints"])
 async def get_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Response:
     """One endpoint."""
-    row = await api.store.get_endpoint(asking.reader(), _path_id("ep", endpoint_id, "endpoint"))
+    row = await api.store.get_endpoint(asking.reader(), path_id("ep", endpoint_id, "endpoint"))
     return _json(api.show_endpoint(row))
 
 
@@ -376,7 +380,7 @@ async def get_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Response
 async def update_endpoint(api: ApiOf, asking: Asking, endpoint_id: str, form: schemas.EndpointPatch) -> Response:
     """Change an endpoint: absent leaves, null resets to the default."""
     tenant_id = asking.writer("endpoints:write")
-    wanted_id = _path_id("ep", endpoint_id, "endpoint")
+    wanted_id = path_id("ep", endpoint_id, "endpoint")
     row = await api.store.get_endpoint(tenant_id, wanted_id)
     changes = _endpoint_changes(api.settings, form, row)
     if changes:
@@ -387,7 +391,7 @@ async def update_endpoint(api: ApiOf, asking: Asking, endpoint_id: str, form: sc
 @router.delete("/v1/webhook_endpoints/{endpoint_id}", status_code=204, tags=["webhook endpoints"])
 async def delete_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Response:
     """Delete an endpoint; what is still owed to it is cancelled."""
-    await api.store.delete_endpoint(asking.writer("endpoints:write"), _path_id("ep", endpoint_id, "endpoint"))
+    await api.store.delete_endpoint(asking.writer("endpoints:write"), path_id("ep", endpoint_id, "endpoint"))
     return Response(status_code=204)
 
 
@@ -407,33 +411,13 @@ async def resume_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Respo
     return await _set_status(api, asking, endpoint_id, "enabled")
 
 
-@router.post(
-    "/v1/webhook_endpoints/{endpoint_id}/test",
-    status_code=202,
-    response_model=schemas.TestSent,
-    tags=["webhook endpoints"],
-)
-async def test_endpoint(api: ApiOf, asking: Asking, endpoint_id: str) -> Response:
-    """Send an event of the type hookpost.test to this endpoint alone."""
-    tenant_id = asking.writer("endpoints:write")
-    wanted_id = _path_id("ep", endpoint_id, "endpoint")
-    await api.store.get_endpoint(tenant_id, wanted_id)
-    payload = {
-        "type": TEST_EVENT_TYPE,
-        "timestamp": shown.show_time(api.settings.now()),
-        "data": {"endpoint_id": show_id("ep", wanted_id), "message": "If you can verify my signature, all is well."},
-    }
-    event_id = await api.submit(tenant_id, TEST_EVENT_TYPE, msgspec.json.encode(payload), [wanted_id])
-    return _json({"event_id": show_id("evt", event_id)}, 202)
-
-
 @router.get(
     "/v1/webhook_endpoints/{endpoint_id}/secret", response_model=schemas.SecretsAnswer, tags=["webhook endpoints"]
 )
 async def get_secret(api: ApiOf, asking: Asking, endpoint_id: str) -> Response:
     """The signing secrets that are valid now, newest first."""
     asking.require("endpoints:write")
-    wanted_id = _path_id("ep", endpoint_id, "endpoint")
+    wanted_id = path_id("ep", endpoint_id, "endpoint")
     row = await api.store.get_endpoint(asking.tenant_id, wanted_id)
     valid = [shown.secret(secret) for secret in await api.store.get_secrets(row["tenant_id"], wanted_id)]
     if not valid:
@@ -454,7 +438,7 @@ async def rotate_secret(
     wanted = form or schemas.SecretRotate()
     grace_s = api.settings.secret_grace_s if wanted.grace_period_s is None else wanted.grace_period_s
     key = _secret_key(api.settings, wanted.secret)
-    until = await api.store.rotate_secret(tenant_id, _path_id("ep", endpoint_id, "endpoint"), key, grace_s=grace_s)
+    until = await api.store.rotate_secret(tenant_id, path_id("ep", endpoint_id, "endpoint"), key, grace_s=grace_s)
     return _json({"secret": show_secret(key), "old_secrets_expire_at": shown.show_time(until)})
 
 
@@ -466,10 +450,11 @@ async def rotate_secret(
 async def list_endpoint_deliveries(
     api: ApiOf, asking: Asking, endpoint_id: str, query: Annotated[EndpointDeliveryQuery, Query()]
 ) -> Response:
-    """What waits for an endpoint (in the order of the journal), is dead or was delivered (newest first)."""
+    """An endpoint's deliveries and their state, newest first; what waits alone in the order of the journal. A page of
+    queued or cancelled ones may hold fewer than ``limit`` though there are more: go on with its cursor."""
     of = asking.reader()
-    endpoint = _path_id("ep", endpoint_id, "endpoint")
-    await api.store.get_endpoint(of, endpoint)
+    endpoint = path_id("ep", endpoint_id, "endpoint")
+    owner: UUID = (await api.store.get_endpoint(of, endpoint))["tenant_id"]
     store = api.store
     window: dict[str, None] = {"since": None, "until": None}
     fetch: Callable[[tuple[Any, ...] | None, int], Awaitable[Page]]
@@ -487,8 +472,18 @@ async def list_endpoint_deliveries(
             fetch = lambda after, n: store.list_attempts(  # noqa: E731
                 of, endpoint_id=endpoint, event_id=None, outcome="delivered", after=after, limit=n, **window
             )
+        case status:
+            show = shown.delivery_of_endpoint
+            fetch = lambda after, n: _owed(store, owner, endpoint, status, after, n)  # noqa: E731
     filters = {"list": "endpoint_deliveries", "endpoint": endpoint.hex, "status": query.status}
     return await _list(api, of, filters, query, fetch, show)
+
+
+async def _owed(
+    store: AdminStore, owner: UUID, endpoint: UUID, status: str | None, after: tuple[Any, ...] | None, limit: int
+) -> Page:
+    found = await store.scan_owed(owner, endpoint, after=after, limit=limit)
+    return Page([row for row in found.rows if status in (None, row["status"])], found.next_key)
 
 
 # ---- events ---------------------------------------------------------------------------------------------------------
@@ -512,7 +507,7 @@ async def list_events(api: ApiOf, asking: Asking, query: Annotated[EventQuery, Q
 @router.get("/v1/events/{event_id}", response_model=schemas.EventAnswer, tags=["events"])
 async def get_event(api: ApiOf, asking: Asking, event_id: str) -> Response:
     """An event, its payload as it was posted, and what became of each delivery."""
-    view = await api.store.get_event(asking.reader(), _path_id("evt", event_id, "event"))
+    view = await api.store.get_event(asking.reader(), path_id("evt", event_id, "event"))
     payload, state = await payload_of(api.payloads, view.event)
     return _json(shown.event(view, payload, state))
 
@@ -536,7 +531,7 @@ async def replay_event(api: ApiOf, asking: Asking, event_id: str, form: schemas.
     """Deliver an event once more, to one endpoint or to all it was owed to that still exist."""
     tenant_id = asking.writer("replay")
     endpoint = field_id("ep", form.endpoint_id if form else None, "endpoint_id")
-    wanted_id = _path_id("evt", event_id, "event")
+    wanted_id = path_id("evt", event_id, "event")
     count = await api.store.append_replay(tenant_id, wanted_id, endpoint)
     telemetry.log("event_replayed", event_id=show_id("evt", wanted_id), deliveries=count)
     with suppress(StoreUnavailable):  # the replay is durable; a worker that is not rung finds it a little later
@@ -561,7 +556,7 @@ async def _control(
 ) -> Response:
     tenant_id = asking.writer("replay")
     endpoint = field_id("ep", form.endpoint_id if form else None, "endpoint_id")
-    wanted_id = _path_id("evt", event_id, "event")
+    wanted_id = path_id("evt", event_id, "event")
     count = await api.store.append_control(tenant_id, wanted_id, endpoint, action)
     if count:
         telemetry.log("control_appended", action=action, event_id=show_id("evt", wanted_id), deliveries=count)
@@ -575,7 +570,7 @@ async def remove_payload(api: ApiOf, asking: Asking, event_id: str) -> Response:
     """Take an event's payload away for good, wherever it lies; what is not delivered yet is cancelled. That there was
     such an event, and what became of it, stays on record."""
     tenant_id = asking.writer("events:write")
-    wanted_id = _path_id("evt", event_id, "event")
+    wanted_id = path_id("evt", event_id, "event")
     count = await api.store.remove_payload(tenant_id, wanted_id)
     telemetry.log("payload_removed", event_id=show_id("evt", wanted_id), deliveries=count, admin=asking.admin)
     with suppress(StoreUnavailable):  # it is noted, and maintenance comes for it
@@ -611,7 +606,7 @@ async def create_replay(api: ApiOf, asking: Asking, form: schemas.ReplayCreate |
         tenant_id=answer["tenant_id"],
         matched=answer["matched"],
         admin=asking.admin,
-        **{name: answer[name] for name in ("endpoint_id", "type", "status", "since", "until", "rate_limit")},
+        **{name: answer[name] for name in ("endpoint_id", "type", "status", "reason", "since", "until", "rate_limit")},
     )
     return _json({name: answer[name] for name in ("replay_id", "matched", "matched_exact")}, 202)
 
@@ -627,7 +622,10 @@ async def _replay_filter(api: Api, tenant_id: UUID, form: schemas.ReplayCreate) 
             await api.store.get_endpoint(tenant_id, endpoint)
         except NotFound as error:
             raise invalid("endpoint_id", "there is no such endpoint") from error
-    return ReplayFilter(form.status or "dead", endpoint, form.type, since, until)
+    status = form.status or "dead"
+    if form.reason is not None and status != "dead":
+        raise invalid("reason", "is what deliveries died of: leave status out, or say dead")
+    return ReplayFilter(status, endpoint, form.type, since, until, form.reason)
 
 
 @router.get("/v1/replays", response_model=schemas.ReplayList, tags=["replays"])
@@ -647,15 +645,13 @@ async def list_replays(api: ApiOf, asking: Asking, query: Annotated[TenantListQu
 @router.get("/v1/replays/{replay_id}", response_model=schemas.ReplayAnswer, tags=["replays"])
 async def get_replay(api: ApiOf, asking: Asking, replay_id: str) -> Response:
     """A bulk replay and how far it is."""
-    return _json(
-        shown.replay(await api.store.get_replay(asking.reader("replay"), _path_id("rpl", replay_id, "replay")))
-    )
+    return _json(shown.replay(await api.store.get_replay(asking.reader("replay"), path_id("rpl", replay_id, "replay"))))
 
 
 @router.delete("/v1/replays/{replay_id}", status_code=204, tags=["replays"])
 async def cancel_replay(api: ApiOf, asking: Asking, replay_id: str) -> Response:
     """End a bulk replay. What it has put into the journal is delivered; one that has ended stays as it is."""
-    wanted_id = _path_id("rpl", replay_id, "replay")
+    wanted_id = path_id("rpl", replay_id, "replay")
     if await api.store.cancel_replay(asking.writer("replay"), wanted_id):
         telemetry.log("replay_ended", replay_id=show_id("rpl", wanted_id), state=ReplayState.CANCELLED)
     return Response(status_code=204)
@@ -763,7 +759,7 @@ async def readyz(api: ApiOf, query: Annotated[ReadyQuery, Query()]) -> Response:
 # ---- from requests to values ----------------------------------------------------------------------------------------
 
 
-def _path_id(prefix: str, text: str, what: str) -> UUID:
+def path_id(prefix: str, text: str, what: str) -> UUID:
     """An id of a path. What is no id names nothing."""
     try:
         return parse_id(prefix, text)
@@ -784,7 +780,7 @@ def tenant_to_read(asking: Principal, named: str | None, scope: str = "read") ->
     own = asking.reader(scope)
     if named is None:
         return own
-    wanted = _path_id("ten", named, "tenant")
+    wanted = path_id("ten", named, "tenant")
     if own is not None and wanted != own:
         raise not_found("tenant")
     return wanted
@@ -951,7 +947,7 @@ def _check_policy(settings: WebSettings, row: Mapping[str, Any]) -> None:
 
 async def _set_status(api: Api, asking: Principal, endpoint_id: str, status: str) -> Response:
     tenant_id = asking.writer("endpoints:write")
-    wanted_id = _path_id("ep", endpoint_id, "endpoint")
+    wanted_id = path_id("ep", endpoint_id, "endpoint")
     return _json(api.show_endpoint(await api.store.update_endpoint(tenant_id, wanted_id, {"status": status})))
 
 

@@ -17,7 +17,7 @@ from hookpost.exposition import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
 from hookpost.web import api as routes
-from hookpost.web import audit, event_types, explain, metrics, problems, schemas, search, stats
+from hookpost.web import audit, endpoint_tests, event_types, explain, metrics, problems, schemas, search, stats
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -67,6 +67,7 @@ def make_app(
         store, payloads, submit, settings, Cursors(settings.cursor_secret), shown_metrics or alone(store)
     )
     app.include_router(routes.router)
+    app.include_router(endpoint_tests.router)
     app.include_router(explain.router)
     app.include_router(metrics.router)
     app.include_router(stats.router)

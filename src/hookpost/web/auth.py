@@ -25,6 +25,8 @@ from hookpost.web.problems import Problem, not_found, refusal
 KEY_CACHE_S = 1.0
 # Keys in use are looked after so long after the last look: before they are too old, and nobody waits.
 LOOK_AHEAD_S = KEY_CACHE_S / 2
+# A look that has not been answered for so long says that the store is away.
+LOOK_LATE_S = 0.4
 # A request for a store that hangs is to be refused within a second, and its key is the first thing that is looked up.
 LOOK_UP_S_MAX = 0.7
 # Look-ups under way at once: those that a hanging store never answers go on until its own timeouts.
@@ -62,7 +64,7 @@ class Principal:
         """The tenant to write for, if the scope allows it."""
         self.require(scope)
         if self.tenant_id is None:
-            raise refusal(400, "the admin key writes for one tenant only: name it in the header X-Tenant-Id")
+            raise refusal(400, "the admin key writes for one tenant: name it in the header X-Tenant-Id, or use its key")
         return self.tenant_id
 
     def reader(self, scope: str = "read") -> UUID | None:
@@ -103,18 +105,24 @@ class _Known:
 
 
 class Authenticator:
-    """Answers for one process. ``admin_key_hash`` is that of the operator's own key, which replaces a stored one."""
+    """Answers for one process. ``admin_key_hash`` is that of the operator's own key, which replaces a stored one.
+
+    ``outage_s``: while the store is away, keys of tenants that are known go on being good for so long after revocations
+    were last looked for. It is for a journal that needs no store to take events (docs/adr/0024).
+    """
 
     def __init__(
         self,
         store: KeyStore,
         *,
         admin_key_hash: bytes | None = None,
+        outage_s: float = KEY_CACHE_S,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._admin_key_hash = admin_key_hash
+        self._outage_s = outage_s
         self._now = now
         self._monotonic = monotonic
         self._known: dict[bytes, _Known] = {}
@@ -123,6 +131,7 @@ class Authenticator:
         # Revocations up to then (monotonic) are known; and the look under way, with the time it began.
         self._looked_at = monotonic()
         self._look: tuple[float, asyncio.Task[None]] | None = None
+        self._unanswered = False
         # Keys that were used since that was last noted, the newest time of each.
         self._used: dict[str, float] = {}
 
@@ -151,10 +160,16 @@ class Authenticator:
 
     async def _resolve(self, digest: bytes, look_up: Callable[[], Awaitable[_Known]]) -> Principal:
         known = self._known.get(digest)
-        if known is not None and not self._good(known) and known.key_id is not None:
-            await self._look_for_revocations()
+        if known is not None and not self._usable(known) and known.key_id is not None:
+            try:
+                await self._look_for_revocations()
+            except StoreUnavailable:
+                if not self._usable(known):
+                    raise
             known = self._known.get(digest)
-        if known is None or not self._good(known):
+        elif self._away():
+            self._look_ahead()
+        if known is None or not self._usable(known):
             known = await self._ask_once(digest, look_up)
         if known.expires_at is not None and known.expires_at <= self._now():
             raise _unauthorized()
@@ -183,7 +198,7 @@ class Authenticator:
         if authorization is None or len(authorization) > AUTHORIZATION_CHARS_MAX:
             return None
         known = self._known.get(_digest(authorization, tenant_header))
-        if known is None or not self._good(known):
+        if known is None or not self._usable(known):
             return None
         if known.expires_at is not None and known.expires_at <= self._now():
             return None
@@ -192,9 +207,23 @@ class Authenticator:
         self._used[known.used_key_id] = self._now()
         return known.principal
 
-    def _good(self, known: _Known) -> bool:
+    def _usable(self, known: _Known) -> bool:
         now = self._monotonic()
-        return now < known.good_until or (known.key_id is not None and now < self._looked_at + KEY_CACHE_S)
+        if now < known.good_until:
+            return True
+        if known.key_id is None:
+            return False
+        return now < self._looked_at + (self._outage_s if self._away() else KEY_CACHE_S)
+
+    def _away(self) -> bool:
+        """Was the last look for revocations not answered, or is it late? It stays so until one is answered."""
+        if self._look is not None:
+            began_at, task = self._look
+            if task.done():
+                self._unanswered = task.cancelled() or task.exception() is not None
+            elif self._monotonic() >= began_at + LOOK_LATE_S:
+                self._unanswered = True
+        return self._unanswered
 
     async def _look_for_revocations(self) -> None:
         """Join the look under way, if it began recently enough, or begin one; whose key was revoked is forgotten."""
@@ -206,9 +235,10 @@ class Authenticator:
             await _in_time(look[1])
 
     def _look_ahead(self) -> None:
-        """Begin the next look before the last one is too old, so that nobody waits for it; once for each look."""
-        due = self._looked_at + LOOK_AHEAD_S
-        if self._monotonic() >= due and (self._look is None or self._look[0] < due):
+        """Begin the next look before the last one is too old, so that nobody waits for it; once for each look, and as
+        often again while the store is away."""
+        due, now, look = self._looked_at + LOOK_AHEAD_S, self._monotonic(), self._look
+        if now >= due and (look is None or look[0] < due or (look[1].done() and now >= look[0] + LOOK_AHEAD_S)):
             self._begin_look()
 
     def _begin_look(self) -> asyncio.Task[None]:

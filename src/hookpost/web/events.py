@@ -17,17 +17,8 @@ from uuid import UUID
 import msgspec
 
 from hookpost import telemetry
-from hookpost.ingest import (
-    Answer,
-    Ingest,
-    Misfit,
-    Overloaded,
-    RateLimited,
-    Refused,
-    Submission,
-    UnknownEndpoint,
-    UnknownTenant,
-)
+from hookpost.ingest import Ingest, Overloaded, RateLimited, UnknownTenant
+from hookpost.intake import Answer, Misfit, Refused, Submission, UnknownEndpoint
 from hookpost.model import IdError, parse_id
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.routing import type_fault
@@ -55,6 +46,7 @@ TARGETS_MAX = 10_000
 _ESCAPE = re.compile(rb"\\u([0-9a-fA-F])[89a-fA-F]")
 _SURROGATE = re.compile(rb"(\\u)([dD])(?=[89a-fA-F])")
 _JSON = b"application/json"
+_KINDS = {"str": "a string", "array": "a list", "object": "an object"}
 _ANSWER_HEADERS: Headers = [
     (b"content-type", _JSON),
     (b"cache-control", b"no-store"),
@@ -157,10 +149,21 @@ class EventRoutes:
             tenant_id = principal.writer("events:write")
             _check_content(fields)
             submissions, render = read(fields, body)
-            return bool(submissions) and self._ingest.post(tenant_id, submissions, partial(_told, path, render, reply))
+            tell = partial(self._told, path, tenant_id, render, reply)
+            return bool(submissions) and self._ingest.post(tenant_id, submissions, tell)
         except Exception as error:  # noqa: BLE001 - see __call__
             reply(*_refusal(error, path))
             return True
+
+    def _told(self, path: str, tenant_id: UUID, render: Render, reply: Reply, end: list[Answer] | Exception) -> None:
+        """Ingest's last word on a request that was answered in place."""
+        try:
+            if isinstance(end, Exception):
+                raise end
+            status, headers, body = 202, self._headers(tenant_id), render(end)
+        except Exception as error:  # noqa: BLE001 - see __call__
+            status, headers, body = _refusal(error, path)
+        reply(status, headers, body)
 
     async def _body(self, fields: Fields, receive: Receive) -> bytes:
         limit = self._limits.body_max_bytes
@@ -342,10 +345,15 @@ class _Disguise:
 
 
 def _where(text: str) -> tuple[str, str]:
-    """msgspec says ``… - at `$.field` `` behind its message."""
+    """Which field, and what is wrong with it in the words of the other routes; msgspec says
+    ``Expected `str`, got `int` - at `$.field` ``, or names the field in the message."""
     message, _, path = text.partition(" - at `$")
-    named = re.search(r"field `(\w+)`", message)
-    field = path.rstrip("`").lstrip(".") or (named[1] if named else "")
+    field = path.rstrip("`").lstrip(".")
+    if named := re.fullmatch(r"Object (missing required|contains unknown) field `(.+)`", message):
+        inner = f"{field}.{named[2]}".lstrip(".")
+        return inner, "is required" if named[1] == "missing required" else "is not a known field"
+    if expected := re.match(r"Expected `([^`]+)`", message):
+        return field, "must be " + " or ".join(_KINDS.get(kind, kind) for kind in expected[1].split(" | "))
     return field, message
 
 
@@ -395,22 +403,11 @@ def _trace(fields: Fields) -> Trace | None:
 # ---- answers ------------------------------------------------------------------------------------------------------
 
 
-def _told(path: str, render: Render, reply: Reply, end: list[Answer] | Exception) -> None:
-    """Ingest's last word on a request that was answered in place."""
-    try:
-        if isinstance(end, Exception):
-            raise end
-        status, headers, body = 202, _ANSWER_HEADERS, render(end)
-    except Exception as error:  # noqa: BLE001 - see EventRoutes.__call__
-        status, headers, body = _refusal(error, path)
-    reply(status, headers, body)
-
-
 def _single_answer(answers: list[Answer]) -> bytes:
     answer = answers[0]
     if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
         return _accepted(answer)
-    raise _problem(answer)
+    raise problem_of_event(answer)
 
 
 def _batch_answer(results: list[bytes | None], answers: list[Answer]) -> bytes:
@@ -431,14 +428,15 @@ def _accepted(answer: Appended) -> bytes:
 def _result(answer: Answer) -> bytes:
     if isinstance(answer, Appended) and answer.verdict is not Verdict.CONFLICT:
         return _accepted(answer)
-    return _error(_problem(answer))
+    return _error(problem_of_event(answer))
 
 
 def _error(problem: Problem) -> bytes:
     return b'{"error":' + problem.body() + b"}"
 
 
-def _problem(answer: Answer) -> Problem:
+def problem_of_event(answer: Answer) -> Problem:
+    """What is told of an event that was not taken."""
     if isinstance(answer, UnknownEndpoint):
         return _bad("target_endpoints", f"ep_{answer.endpoint_id.hex} is not an endpoint of this tenant")
     if isinstance(answer, Misfit):
@@ -456,7 +454,8 @@ def _misfit(answer: Misfit) -> Problem:
 
 
 def _bad(field: str, message: str) -> Problem:
-    return Problem(422, "Invalid event", f"{field}: {message}", errors=[{"field": field, "message": message}])
+    detail = f"{field or 'the body'}: {message}"
+    return Problem(422, "Invalid event", detail, errors=[{"field": field, "message": message}])
 
 
 def _too_large(limit: int) -> Problem:

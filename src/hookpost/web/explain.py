@@ -8,11 +8,10 @@ import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from hookpost.model import IdError, parse_id, show_id
+from hookpost.model import show_id
 from hookpost.policy.explain import EventWhy, Facts, explain
 from hookpost.web import schemas, shown
-from hookpost.web.api import ApiOf, Asking, UrlQuery, field_id
-from hookpost.web.problems import not_found
+from hookpost.web.api import ApiOf, Asking, UrlQuery, field_id, path_id
 
 # Endpoints of one answer that the event was owed to, and of those it was not: more than anybody reads at once. About a
 # further one it is asked by its id.
@@ -33,10 +32,7 @@ async def explain_event(api: ApiOf, asking: Asking, event_id: str, query: Annota
     """What happened to an event, endpoint by endpoint, and what happens next. For endpoints that it was not owed to:
     why not."""
     of = asking.reader()
-    try:
-        event = parse_id("evt", event_id)
-    except IdError as error:
-        raise not_found("event") from error
+    event = path_id("evt", event_id, "event")
     endpoint = field_id("ep", query.endpoint_id, "endpoint_id")
     why = await api.store.why(of, event, endpoint, owed_max=OWED_MAX, others_max=OTHERS_MAX)
     return Response(msgspec.json.encode(_shown(why, api.settings.now())), media_type="application/json")

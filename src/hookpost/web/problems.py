@@ -17,7 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from hookpost import telemetry
-from hookpost.ingest import Overloaded, RateLimited, UnknownEndpoint, UnknownTenant
+from hookpost.ingest import Overloaded, RateLimited, UnknownTenant
+from hookpost.intake import UnknownEndpoint
 from hookpost.storage.contract import Conflict, DataRejected, NotFound, SecretLocked, StoreUnavailable, Unfit
 from hookpost.web.limits import limit_headers
 
@@ -234,6 +235,9 @@ def _path(location: Sequence[str | int]) -> str:
     return ".".join(str(part) for part in location[1:] if part != "[key]")
 
 
+_LENGTHS = {"min_length": "at least", "max_length": "at most"}
+
+
 def _message(fault: Mapping[str, Any]) -> str:
     fixed = {
         "missing": "is required",
@@ -248,6 +252,10 @@ def _message(fault: Mapping[str, Any]) -> str:
         "model_attributes_type": "must be an object",
         "model_type": "must be an object",
     }
+    if fault["type"] in ("too_short", "too_long", "string_too_short", "string_too_long"):
+        ((bound, count),) = ((b, fault["ctx"][k]) for k, b in _LENGTHS.items() if k in fault["ctx"])
+        one, more = ("character", "characters") if isinstance(fault["input"], str) else ("entry", "entries")
+        return f"must have {bound} {count} {one if count == 1 else more}"
     text = str(fault["msg"])
     return fixed.get(str(fault["type"])) or text.removeprefix("Value error, ").replace("Input should", "must", 1)
 

@@ -14,10 +14,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema
 
+from hookpost.model import DeadReason
 from hookpost.policy.alerts import MAIL_ADDRESS_CHARS_MAX, check_mail_address
 from hookpost.policy.expiry import CertificateState
 from hookpost.policy.headers import HEADERS_MAX
-from hookpost.policy.routing import FILTERS_MAX, HOMES_MAX, POOL_NAME, POOL_NAME_RULE, SHARDS_MAX, type_fault
+from hookpost.policy.routing import (
+    EVENT_TYPE,
+    FILTERS_MAX,
+    HOMES_MAX,
+    POOL_NAME,
+    POOL_NAME_RULE,
+    SHARDS_MAX,
+    type_fault,
+)
 from hookpost.policy.tls import PEM_CHARS_MAX
 from hookpost.storage.contract import HeaderValue
 from hookpost.web.auth import SCOPES
@@ -91,6 +100,12 @@ def _header_value(given: Any) -> HeaderValue | None:
     raise ValueError('must be a text, {"value": "…", "secret": true}, or null')
 
 
+def _check_exact_type(text: str) -> str:
+    if not EVENT_TYPE.fullmatch(text):
+        raise ValueError(f'must be one type exactly (A–Z a–z 0–9 _ . - and at most 128 of them), not "{text[:140]}"')
+    return text
+
+
 def _check_event_type(text: str) -> str:
     fault = type_fault(text)
     if fault is not None:
@@ -132,6 +147,7 @@ Text = Annotated[str, AfterValidator(check_text)]
 Printable = Annotated[str, AfterValidator(_check_printable)]
 Time = Annotated[str, AfterValidator(_check_time), WithJsonSchema({"type": "string", "format": "date-time"})]
 Filter = Annotated[str, AfterValidator(_check_filter)]
+TypeFilter = Annotated[str, AfterValidator(_check_exact_type), Field(description="event type, exactly")]
 Scope = Annotated[str, AfterValidator(_check_scope), WithJsonSchema({"type": "string", "enum": sorted(SCOPES)})]
 Name = Annotated[Printable, Field(min_length=1, max_length=NAME_CHARS_MAX)]
 Url = Annotated[Text, Field(min_length=1, max_length=URL_CHARS_MAX, examples=["https://example.com/webhooks"])]
@@ -345,7 +361,7 @@ class ReplayCreate(_Form):
     """Which deliveries to make once more. It is about what exists when the replay is created."""
 
     endpoint_id: Text | None = None
-    type: Annotated[Text, Field(min_length=1, description="event type, exactly")] | None = None
+    type: TypeFilter | None = None
     status: (
         Annotated[
             Literal["dead", "delivered", "any"],
@@ -353,6 +369,9 @@ class ReplayCreate(_Form):
         ]
         | None
     ) = None
+    reason: Annotated[DeadReason, Field(strict=False, description="of the dead ones only what died of this")] | None = (
+        None
+    )
     since: Annotated[Time | None, Field(description="events accepted at or after this time")] = None
     until: Annotated[Time | None, Field(description="events accepted before this time")] = None
     rate_limit: (
@@ -362,6 +381,15 @@ class ReplayCreate(_Form):
         | None
     ) = None
     dry_run: Annotated[bool, Field(description="only count what matches")] = False
+
+
+class EndpointTest(_Form):
+    """What to try an endpoint with. Nothing: an event of the type hookpost.test."""
+
+    type: Annotated[str, AfterValidator(_check_event_type), Field(examples=["invoice.paid"])] | None = None
+    payload: Annotated[
+        JsonValue, Field(description="left out: the first of the examples in the schema of the type")
+    ] = None
 
 
 class EventTypeCreate(_Form):
@@ -537,6 +565,7 @@ class EndpointAnswer(_Answer):
     endpoint_id: str
     tenant_id: str
     url: str
+    warnings: Annotated[list[str], Field(description="what its owner should know: its host is a public request bin")]
     events: list[str]
     status: Literal["enabled", "paused", "disabled"]
     status_reason: str | None
@@ -662,12 +691,13 @@ class AttemptAnswer(_Answer):
 
 
 class EndpointDelivery(_Answer):
-    """A delivery of one endpoint in the state that was asked for."""
+    """A delivery of one endpoint and its state. Of one that is listed whatever its state, or as queued or cancelled,
+    ``last_error_code`` is not told."""
 
     event_id: str
     endpoint_id: str
     tenant_id: str
-    status: Literal["waiting", "dead", "delivered"]
+    status: Literal["queued", "waiting", "delivered", "dead", "cancelled"]
     reason: str | None
     generation: int
     attempt_count: int
@@ -744,6 +774,7 @@ class ReplayAnswer(_Answer):
     endpoint_id: str | None
     type: str | None
     status: Literal["dead", "delivered", "any"]
+    reason: str | None
     since: str | None
     until: str | None
     rate_limit: float
@@ -915,6 +946,14 @@ class LatencyBucket(_Answer):
     attempts: int
 
 
+class ArrivalBucket(_Answer):
+    """Deliveries that took from the one to the other between acceptance and the 2xx, with the bounds of attempts."""
+
+    low_ms: int
+    high_ms: int
+    deliveries: int
+
+
 class OutcomesAnswer(_Answer):
     """Attempts by outcome."""
 
@@ -924,7 +963,9 @@ class OutcomesAnswer(_Answer):
 
 
 class FiguresAnswer(_Answer):
-    """What became of some attempts. ``retries`` are those that were not the first of their delivery."""
+    """What became of some attempts. ``retries`` are those that were not the first of their delivery.
+    ``acceptance_to_2xx``: of the deliveries among them that succeeded, since their event was accepted, with all that
+    they waited and were tried before; replays are not in it."""
 
     attempts: int
     retries: int
@@ -932,6 +973,8 @@ class FiguresAnswer(_Answer):
     errors: dict[str, int]
     latency: LatencyAnswer | None
     latency_buckets: list[LatencyBucket]
+    acceptance_to_2xx: LatencyAnswer | None
+    acceptance_to_2xx_buckets: list[ArrivalBucket]
 
 
 class PointAnswer(FiguresAnswer):

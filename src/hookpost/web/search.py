@@ -1,8 +1,8 @@
 """One search for everything: what a text may name, and which list a filter is about.
 
 A text is tried as everything that it can be: an id, a trace, an idempotency key, an event type, a host. Each is one
-look-up through an index. Filters by outcome or HTTP status are about attempts, ``waiting`` and ``dead`` about
-deliveries; without them the list is that of events.
+look-up through an index; what a payload holds is looked for in the newest ones. Filters by outcome or HTTP status are
+about attempts, ``waiting`` and ``dead`` about deliveries; without them the list is that of events.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from hookpost.web.auth import Principal
 from hookpost.web.problems import invalid
 
 QUERY_CHARS_MAX = 512
+# One or two characters are in every payload.
+PAYLOAD_CHARS_MIN = 3
 # Of what a text may name besides the list; who needs more asks for the list.
 HITS_MAX = 20
 _TYPE = re.compile(r"[A-Za-z0-9_.-]{1,128}", re.ASCII)
@@ -46,6 +48,14 @@ class SearchQuery(ListQuery):
     )
     outcome: Annotated[Literal["delivered", "retry", "dead"] | None, Field(description="of attempts")] = None
     http_status: Annotated[str | None, Field(description='of attempts: 503, or a class such as "5xx"')] = None
+    payload: Annotated[
+        schemas.Text | None,
+        Field(
+            min_length=PAYLOAD_CHARS_MIN, max_length=QUERY_CHARS_MAX,
+            description="a text that the payload holds, as it was posted; of the newest events, and not with a filter "
+            "of deliveries or attempts. Payloads outside the database are not looked into",
+        ),
+    ] = None  # fmt: skip
     since: Annotated[schemas.Time | None, Field(description="at or after this time")] = None
     until: Annotated[schemas.Time | None, Field(description="before this time")] = None
     tenant_id: schemas.Text | None = None
@@ -165,6 +175,8 @@ async def _list(api: Api, of: UUID | None, query: SearchQuery, term: Term, found
     after = api.cursors.read(query.cursor, of, filters)
     window: dict[str, Any] = {"since": since, "until": until, "after": after, "limit": query.limit}
     rows: Sequence[Mapping[str, Any]]
+    if query.payload and (query.outcome or statuses or query.status):
+        raise invalid("payload", "is about events: leave out status, outcome and http_status")
     if query.outcome or statuses or query.status == "delivered":
         found.kind = "attempts"
         outcome = query.outcome or ("delivered" if query.status else None)
@@ -195,8 +207,9 @@ async def _list(api: Api, of: UUID | None, query: SearchQuery, term: Term, found
         return
     else:
         show = shown.event_item
-        if term.type is not None:
-            scanned = await store.scan_events(of, type=term.type, **window)
+        if term.type is not None or query.payload is not None:
+            holding = None if query.payload is None else query.payload.encode()
+            scanned = await store.scan_events(of, type=term.type, holding=holding, **window)
             rows, next_key, found.looked_at = scanned.rows, scanned.next_key, scanned.looked_at
         else:
             page = await store.list_events(of, type=None, **window)

@@ -14,6 +14,7 @@ import msgspec
 from hookpost.model import OnDead, RetryPolicy, Timeouts, show_id
 from hookpost.policy.expiry import standing
 from hookpost.policy.headers import MASK
+from hookpost.policy.public_bins import warning_of
 from hookpost.policy.signing import show_secret
 from hookpost.policy.tls import describe
 from hookpost.storage.contract import EventView
@@ -120,10 +121,12 @@ def endpoint(row: Row, *, retry: RetryPolicy, timeouts: Timeouts, max_in_flight:
     """An endpoint without its secret; the keyword arguments are the installation's defaults, and the time."""
     certificates, ends_at = standing(row["tls_ca"], row["tls_cert"], now=now) or (None, None)
     own_retry, own_timeouts = effective_retry(row, retry), effective_timeouts(row, timeouts)
+    warning = warning_of(row["url"])
     return {
         "endpoint_id": show_id("ep", row["endpoint_id"]),
         "tenant_id": show_id("ten", row["tenant_id"]),
         "url": row["url"],
+        "warnings": [] if warning is None else [warning],
         "events": list(row["events"]),
         "status": row["status"],
         "status_reason": row["status_reason"],
@@ -292,6 +295,7 @@ def replay(row: Row) -> dict[str, Any]:
         "endpoint_id": None if endpoint_id is None else show_id("ep", endpoint_id),
         "type": row["type"],
         "status": row["status"],
+        "reason": row["reason"],
         "since": show_time(row["since"]),
         "until": show_time(row["until"]),
         "rate_limit": row["rate_limit"],
@@ -319,6 +323,14 @@ def dead_delivery(row: Row) -> dict[str, Any]:
 def delivered_delivery(row: Row) -> dict[str, Any]:
     """A delivery, told by the attempt that made it."""
     return _endpoint_delivery(row, "delivered", None, row["retry_count"] + 1, None, row["http_status"])
+
+
+def delivery_of_endpoint(row: Row) -> dict[str, Any]:
+    """A delivery in whatever state it is."""
+    told = {**row, "last_error_code": None}
+    return _endpoint_delivery(
+        told, row["status"], row["reason"], row["attempt_count"], row["next_attempt_at"], row["last_http_status"]
+    )
 
 
 def _endpoint_delivery(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import ceil
@@ -21,13 +22,14 @@ from pydantic import Field
 
 from hookpost.model import show_id
 from hookpost.policy.cost import Cost, Measured, Prices, monthly
+from hookpost.policy.grains import grain_of
 from hookpost.policy.latency import Quantile, bucket_high, quantile
 from hookpost.storage.contract import Page, PointRows, Standing
 from hookpost.web import schemas, shown
 from hookpost.web.api import ApiOf, Asking, ListQuery, UrlQuery, field_id, tenant_to_read
 from hookpost.web.problems import invalid
 
-MINUTE_S, HOUR_S, DAY_S = 60, 3_600, 86_400
+MINUTE_S, DAY_S = 60, 86_400
 # A chart has no more pixels; an answer of so many points is some hundred KB.
 POINTS_MAX = 1_000
 STEP_S_MAX = 366 * DAY_S
@@ -116,8 +118,8 @@ async def get_stats(api: ApiOf, asking: Asking, query: Annotated[StatsQuery, Que
 
 
 def _points(query: StatsQuery, now: float) -> tuple[float, float, int]:
-    """From the beginning of a day, hour or minute (whichever divides the step) to when; and how many steps that is."""
-    grain = next(grain for grain in (DAY_S, HOUR_S, MINUTE_S) if query.step % grain == 0)
+    """From the beginning of a bucket of the coarsest grain that divides the step to when; how many steps that is."""
+    grain = grain_of(query.step)
     end = now if query.to is None else schemas.parse_time(query.to)
     start = end - POINTS_DEFAULT * query.step if query.since is None else schemas.parse_time(query.since)
     start = start // grain * grain
@@ -146,7 +148,7 @@ def _figures(points: Iterable[PointRows]) -> dict[str, Any]:
     """Points added up; latency buckets have the same bounds everywhere."""
     outcomes = {"delivered": 0, "retry": 0, "dead": 0}
     errors: dict[str, int] = {}
-    latencies: dict[int, int] = {}
+    latencies, arrivals = Counter[int](), Counter[int]()
     retries = 0
     for point in points:
         for (outcome, code, retry), attempts in point.counts.items():
@@ -154,9 +156,9 @@ def _figures(points: Iterable[PointRows]) -> dict[str, Any]:
             retries += attempts if retry else 0
             if code:
                 errors[code] = errors.get(code, 0) + attempts
-        for low_ms, attempts in point.latencies.items():
-            latencies[low_ms] = latencies.get(low_ms, 0) + attempts
-    ordered = sorted(latencies.items())
+        latencies.update(point.latencies)
+        arrivals.update(point.arrivals)
+    ordered, arrived = sorted(latencies.items()), sorted(arrivals.items())
     return {
         "attempts": sum(outcomes.values()),
         "retries": retries,
@@ -165,6 +167,11 @@ def _figures(points: Iterable[PointRows]) -> dict[str, Any]:
         "latency": _latency(ordered),
         "latency_buckets": [
             {"low_ms": low_ms, "high_ms": bucket_high(low_ms), "attempts": attempts} for low_ms, attempts in ordered
+        ],
+        "acceptance_to_2xx": _latency(arrived),
+        "acceptance_to_2xx_buckets": [
+            {"low_ms": low_ms, "high_ms": bucket_high(low_ms), "deliveries": deliveries}
+            for low_ms, deliveries in arrived
         ],
     }
 

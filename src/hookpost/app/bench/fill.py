@@ -64,16 +64,25 @@ select shard, endpoint_id, seq, $10, $11, event_id, 0, $12, created_at + make_in
        created_at + interval '3 days', created_at, case when $14 > 0 then 503 end, case when $14 > 0 then 'http_5xx' end
 from pg_temp.events_of($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
-_ATTEMPTS = """
+_ATTEMPTS_OF = """
 insert into attempts (day, attempt_id, shard, settle_no, position, event_id, endpoint_id, tenant_id, generation,
                       scheduled_at, started_at, finished_at, retry_count, latency_ms, dns_ms, connect_ms, tls_ms,
-                      first_byte_ms, request_bytes, response_bytes, http_status, possible_duplicate, outcome, worker,
-                      address, protocol, response_hash, response_head)
+                      first_byte_ms, request_bytes, response_bytes, http_status, error_code, possible_duplicate,
+                      outcome, worker, address, protocol, response_hash, response_head)
 select $10, uuidv7(created_at - now()), shard, 1 + seq / 50, seq, event_id, endpoint_id, $11, 0, created_at,
-       created_at + interval '3 ms', created_at + interval '8 ms', 0, 5, 0, 0, 0, 5, 900, 2, 200, false, 'delivered',
-       'filled', '127.0.0.1', 'HTTP/1.1', sha256('ok'),
-       convert_to(E'HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nok', 'UTF8')
+       created_at + interval '3 ms', created_at + make_interval(secs => (3 + took) / 1000.0), 0, took, 0, 0, 0, took,
+       900, 2, case outcome when 'retry' then 503 when 'dead' then 404 else 200 end,
+       case outcome when 'retry' then 'http_5xx' when 'dead' then 'http_4xx' end, false, outcome, 'filled', '127.0.0.1',
+       'HTTP/1.1', sha256('ok'), convert_to(E'HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nok', 'UTF8')
 from pg_temp.events_of($1, $2, $3, $4, $5, $6, $7, $8, $9)
+cross join lateral (
+"""
+_ATTEMPTS = f"{_ATTEMPTS_OF} select 5 as took, 'delivered' as outcome) v"
+# As a real day looks: latencies from 1 ms to 1 s, two of a hundred to be tried again, one of a thousand dead.
+_VARIED_ATTEMPTS = f"""{_ATTEMPTS_OF}
+    select round(2 ^ (abs(hashint8(seq) % 1000) / 100.0))::int as took,
+           case when seq % 50 = 7 then 'retry' when seq % 1000 = 11 then 'dead' else 'delivered' end as outcome
+) v
 """
 # All that is there was read, and is done or in the backlog; the last owner left with nothing in flight.
 _PROGRESS = """
@@ -83,7 +92,7 @@ select hookpost_today(), s.shard, coalesce((select max(p.settle_no) from progres
 from shards s cross join lateral hookpost_last(s.shard) l where s.shard = any ($1)
 """
 _COUNTED = """
-insert into rollup_marks as m (shard, settle_no, seq, day)
+insert into rollup_progress as m (shard, settle_no, seq, day)
 select s.shard, coalesce((select max(p.settle_no) from progress p where p.shard = s.shard), 0), l.last_seq,
        hookpost_today()
 from shards s cross join lateral hookpost_last(s.shard) l
@@ -215,8 +224,9 @@ async def backlog_of_all(connection: Any, *, reason: WaitReason, due_in_s: float
     await connection.execute(_PROGRESS, shards, await connection.fetchval("select hookpost_today()"))
 
 
-async def finished(connection: Any, owed: Owed, count: int, *, days: int, first: int = 0) -> None:
-    """Delivered events with their attempts, spread evenly over so many days up to today, oldest first."""
+async def finished(connection: Any, owed: Owed, count: int, *, days: int, first: int = 0, varied: bool = False) -> None:
+    """Delivered events with their attempts, spread evenly over so many days up to today, oldest first. ``varied``: as a
+    history looks, with latencies and failures of all kinds."""
     await _require_done(connection, owed.shards)
     today = await connection.fetchval("select hookpost_today()")
     await connection.execute("select hookpost_make_partitions($1::date - $2::int, $1::date)", today, days - 1)
@@ -226,7 +236,7 @@ async def finished(connection: Any, owed: Owed, count: int, *, days: int, first:
             back = days - 1 - place
             batch = await _batch(connection, owed, share, first=first + count * place // days, days_back=back)
             await batch.insert(_EVENTS)
-            await batch.insert(_ATTEMPTS)
+            await batch.insert(_VARIED_ATTEMPTS if varied else _ATTEMPTS)
             await connection.execute(_PROGRESS, list(owed.shards), batch.day)
 
 

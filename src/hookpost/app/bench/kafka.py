@@ -77,6 +77,8 @@ def kafka(run: Run) -> Figures:
             "delivered_of_table": rounds.ratio("kafka_delivered", "table_delivered"),
             "latencies_of_table": rounds.latencies("table_delivered"),
             "beside": {name: rounds.figures(name) for name in contenders},
+            **run.writes(kafka_, kafka_out, work=kafka_out.sustained),
+            "writes_of_table": run.writes(table, table_out, work=table_out.sustained),
             **_delivered_all(kafka_, kafka_out),
         }
         _delivered_all(table, table_out)

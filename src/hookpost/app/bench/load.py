@@ -39,12 +39,12 @@ WINDOW = 2_000
 # Every so many deliveries the signature is checked: often enough to notice, at a tenth of a microsecond each.
 VERIFY_EVERY = 50
 # A post without an answer for that long is refused; far above the server's own limit.
-POST_TIMEOUT_S = 10.0
+POST_TIMEOUT_S = 60.0
 SWEEP_S = 1.0
 # A refused connection pauses, as a producer would.
 BACK_OFF_S = 0.1
 # Nothing arrives for that long: what is missing will not come.
-QUIET_S = 10.0
+QUIET_S = 60.0
 # Sockets served in one turn.
 EVENTS_MAX = 512
 RECEIVE_BYTES = 65_536

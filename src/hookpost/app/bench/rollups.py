@@ -1,4 +1,5 @@
-"""What the builder of rollups costs: attempts of a day and of this minute are counted, then added up to hours and days.
+"""What the builder of rollups costs: attempts of a day and of this minute are counted, then added up to half
+hours, hours and days, and removed.
 
 Two stores: busy endpoints, with many attempts a minute each, and quiet ones, where nearly every attempt is a row of its
 own. Only the builder is at work, over one connection: its seconds are those of one busy backend.
@@ -13,7 +14,7 @@ from hookpost.app.bench import fill
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.waiting import on_database, receivers, refill
 from hookpost.maintenance import EVENTS_AT_ONCE, ROLLUPS_AT_ONCE, SETTLES_AT_ONCE
-from hookpost.storage.contract import Grain
+from hookpost.policy.grains import FINER
 from hookpost.storage.postgres.store import PostgresStore
 
 ATTEMPTS_PER_S = 20_000
@@ -26,8 +27,11 @@ _PROGRESS = """
 insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)
 select distinct a.day, a.shard, a.settle_no, 1, 0, 0, a.day from attempts a on conflict do nothing
 """
-_UNCOUNT = "truncate rollup_marks, rollups, metering"
-_KEPT = "select count(*) as rows, pg_total_relation_size('rollups') as bytes from rollups"
+_UNCOUNT = """
+truncate rollup_progress, rollup_counts, metering;
+update rollup_grains set bucket = '-infinity', kept_from = '-infinity' where grain > 60
+"""
+_KEPT = "select count(*) as rows, pg_total_relation_size('rollup_counts') as bytes from rollup_counts"
 _WAL = "select pg_current_wal_lsn() - '0/0'"
 
 
@@ -70,8 +74,14 @@ async def _build(connection: Any, dsn: str, count: int) -> Figures:
         assert attempts == count, f"{attempts} of {count} were counted"
         kept = await connection.fetchrow(_KEPT)
         started = time.monotonic()
-        moved = await _compact(store, Grain.MINUTE, Grain.HOUR) + await _compact(store, Grain.HOUR, Grain.DAY)
-        compacted_s = time.monotonic() - started
+        while await store.build_rollups(rows_max=ROLLUPS_AT_ONCE):
+            pass
+        coarser_s, started = time.monotonic() - started, time.monotonic()
+        removed = 0
+        for grain in FINER.values():
+            while some := await store.prune_rollups(grain, age_s=0.0, rows_max=ROLLUPS_AT_ONCE):
+                removed += some
+        pruned_s = time.monotonic() - started
     finally:
         await store.close()
     return {
@@ -80,16 +90,10 @@ async def _build(connection: Any, dsn: str, count: int) -> Figures:
         "wal_bytes": round(wal / count),
         "rows_a_million": round(kept["rows"] / count * MILLION),
         "bytes_a_row": round(kept["bytes"] / kept["rows"]),
-        "compact_s_a_million": round(compacted_s / count * MILLION, 1),
-        "compacted_rows": moved,
+        "coarser_s_a_million": round(coarser_s / count * MILLION, 1),
+        "prune_s_a_million": round(pruned_s / count * MILLION, 1),
+        "pruned_rows": removed,
     }
-
-
-async def _compact(store: PostgresStore, fine: Grain, coarse: Grain) -> int:
-    moved = 0
-    while step := await store.compact_rollups(fine, coarse, age_s=0.0, rows_max=ROLLUPS_AT_ONCE):
-        moved += step
-    return moved
 
 
 SCENARIOS = {"rollups": rollups}

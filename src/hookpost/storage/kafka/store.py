@@ -29,17 +29,19 @@ from hookpost.storage.contract import (
     PlatformFigures,
     Stale,
     StoreUnavailable,
+    TopicReplaced,
     Verdict,
 )
-from hookpost.storage.kafka.clients import Reader, Tail, Writer
+from hookpost.storage.kafka.clients import Patience, Reader, Tail, Writer, untaken
 from hookpost.storage.kafka.record import decode, encode
 from hookpost.storage.postgres.store import PostgresStore
+from hookpost.storage.routes import Routes
 
-# A request about an event that waits in Kafka waits with it for so long: a living owner takes it over in milliseconds.
-TAKEN_OVER_S = 2.0
+# How often a request about an event that waits in Kafka looks whether it was taken over.
 TAKEN_OVER_LOOK_S = 0.05
-# An answer of the database about versions takes a millisecond; a request does not wait longer for it than for brokers.
-OUTDATED_S_MAX = 0.1
+# An API process forgets a configuration that has changed within a second, and looks at most of them again before that.
+# The rest is for transactions that were slow to commit.
+FORGOTTEN_S = 3.0
 
 __all__ = ["KafkaStore", "Reader", "decode"]
 
@@ -47,12 +49,28 @@ _T = TypeVar("_T")
 
 
 class KafkaStore(PostgresStore):
-    """Implements the whole contract; ``append_timeout_s`` is for the brokers' acknowledgement, too."""
+    """Implements the whole contract; ``append_timeout_s`` is for the brokers' acknowledgement, too. ``outage_s``: how
+    long an API process accepts events by what it remembers while it cannot ask the database."""
 
-    def __init__(self, dsn: str, *, address: KafkaAddress, append_timeout_s: float = 0.9, **options: Any) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        address: KafkaAddress,
+        append_timeout_s: float = 0.9,
+        outage_s: float = 1.0,
+        patience: Patience | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(dsn, append_timeout_s=append_timeout_s, **options)
         self._writer = Writer(address, timeout_s=append_timeout_s)
-        self.tail = Tail(address)
+        # So long after a process has looked nothing is acknowledged any more that it accepted by what it knew before.
+        self._settled_s = FORGOTTEN_S + append_timeout_s
+        self._outage_s = outage_s
+        self._patience = patience or Patience()
+        self.tail = Tail(address, self._patience)
+        # A client of its own: looks at the tail may take seconds, and whoever asks for the readiness has none.
+        self._doctor = Tail(address, self._patience)
         # Looks for changed configurations that were not answered in time: until they are, there are no others.
         self._hanging: set[asyncio.Task[frozenset[UUID]]] = set()
 
@@ -63,6 +81,7 @@ class KafkaStore(PostgresStore):
     async def close(self) -> None:
         self._writer.close()
         await self.tail.close()
+        await self._doctor.close()
         await super().close()
 
     # ---- ingest ---------------------------------------------------------------------------------------------------
@@ -110,7 +129,7 @@ class KafkaStore(PostgresStore):
         if self._hanging:
             return frozenset()
         looking = asyncio.create_task(self.outdated(versions))
-        done, hanging = await asyncio.wait({looking}, timeout=OUTDATED_S_MAX)
+        done, hanging = await asyncio.wait({looking}, timeout=self._patience.outdated_s)
         for task in hanging:
             # It is not cancelled: a database that stands still would not answer that either.
             self._hanging.add(task)
@@ -126,31 +145,56 @@ class KafkaStore(PostgresStore):
         """Make the topic, or give it a partition for each shard. Raises StoreUnavailable."""
         await self.tail.ensure_topic(await self.shard_count())
 
+    async def recognise_topic(self) -> None:
+        topic_id = await self.tail.topic_id()
+        if await self.remember_topic(topic_id) != topic_id:
+            raise TopicReplaced(
+                "the topic is another one than records were taken over from: it was deleted and made anew, "
+                "and offsets of the old one mean nothing in it; docs/kafka.md says how to go on"
+            )
+
     async def journal_fault(self, timeout_s: float) -> str | None:
         try:
-            await self.tail.check(timeout_s)
+            await self._doctor.check(timeout_s)
         except StoreUnavailable as error:
             return str(error)
         return None
 
     async def journal_state(self) -> tuple[dict[int, int], str | None]:
-        """The lag, and why the topic may lose what was acknowledged, if it may. Raises StoreUnavailable."""
+        """The lag, and why the topic may lose what was acknowledged, if it may. Raises StoreUnavailable, also when the
+        topic is another one than before."""
+        await self.recognise_topic()
         return await self.lag(), await self.tail.weakness()
 
     async def lag(self) -> dict[int, int]:
-        """Records of each shard's partition that were not taken over yet. Raises StoreUnavailable."""
+        """Records of each shard's partition that were not taken over yet; of partitions that the brokers know of.
+        Raises StoreUnavailable."""
         shards = range(await self.shard_count())
-        ends = await self.tail.ends(shards)
+        # Before the ends: what is taken over while these are asked for is not to be taken for a topic made anew.
         reached = await self.pumped_to(shards)
-        return {shard: max(0, end - reached.get(shard, (0, 0.0))[0]) for shard, end in ends.items()}
+        ends = await self.tail.ends(shards)
+        return {shard: untaken(reached.get(shard, (0, 0.0))[0], end)[1] for shard, end in ends.items()}
 
     async def platform_figures(self, *, backlog_max: int, tenants_max: int) -> PlatformFigures:
         found = await super().platform_figures(backlog_max=backlog_max, tenants_max=tenants_max)
-        try:
-            lag = await self.lag()
-        except StoreUnavailable:
-            return found
-        return replace(found, shards=tuple(replace(shard, lag=lag.get(shard.shard)) for shard in found.shards))
+        up = await self.journal_fault(self._patience.figures_s) is None
+        lag: dict[int, int] = {}
+        if up:
+            with suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(self._patience.figures_s):
+                    lag = await self.lag()
+        shards = tuple(replace(shard, lag=lag.get(shard.shard)) for shard in found.shards)
+        return replace(found, shards=shards, journal_up=up)
+
+    async def lift_barriers(self) -> int:
+        """Before what waits for a shard may go on, all that its partition held before the change is taken over."""
+        waited_for = await self.unsealed(self._settled_s, self._outage_s)
+        if waited_for is not None:
+            covers, shards = waited_for
+            # While brokers are away, it waits.
+            with suppress(StoreUnavailable):
+                await self.note_ends(await self.tail.ends(shards), covers)
+        return await super().lift_barriers()
 
     # ---- what may still lie in Kafka --------------------------------------------------------------------------------
 
@@ -162,14 +206,21 @@ class KafkaStore(PostgresStore):
         return waiting or await self.event_of_any_day(tenant_id, event_id)
 
     async def _waiting(self, tenant_id: UUID | None, event_id: UUID) -> EventView | None:
-        """The event, if its record was not taken over yet."""
+        """The event, if its record was not taken over yet, owed to whom it will be when it is."""
         shards = range(await self.shard_count())
         reached = await self.pumped_to(shards)
         found = await self.tail.find(event_id, {shard: reached.get(shard, (0, 0.0))[0] for shard in shards})
         if found is None:
             return None
-        event, _, accepted_at = decode(found)
-        return _view(event, accepted_at) if tenant_id in (None, event.tenant_id) else None
+        event, version, accepted_at = decode(found)
+        if tenant_id not in (None, event.tenant_id):
+            return None
+        if await self.outdated({event.tenant_id: version}):
+            routes = await self.load_routes(event.tenant_id)
+            if routes is None:
+                return None
+            event.owed = Routes(routes).owed_now(event, accepted_at=accepted_at)
+        return _view(event, accepted_at)
 
     async def _taken_over(self, tenant_id: UUID | None, event_id: UUID, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Ask about an event; if it still lies in Kafka, once it was taken over."""
@@ -177,7 +228,7 @@ class KafkaStore(PostgresStore):
             return await ask()
         if await self._waiting(tenant_id, event_id) is None:
             return await ask()
-        until = asyncio.get_running_loop().time() + TAKEN_OVER_S
+        until = asyncio.get_running_loop().time() + self._patience.taken_over_s
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(TAKEN_OVER_LOOK_S)
             with suppress(NotFound):
@@ -209,9 +260,11 @@ class KafkaStore(PostgresStore):
     async def sweepable_hours(self, *, age_s: float) -> int:
         """An object of an event that waits in Kafka has no row yet, and is no orphan."""
         hours = await super().sweepable_hours(age_s=age_s)
-        lag = {shard for shard, records in (await self.lag()).items() if records}
-        reached = await self.pumped_to(lag)
-        return min([hours, *(int(reached.get(shard, (0, 0.0))[1]) // HOUR_S - 1 for shard in lag)])
+        lag = await self.lag()
+        # Of a partition that the brokers do not know of it is not known either.
+        behind = {shard for shard in range(await self.shard_count()) if lag.get(shard) != 0}
+        reached = await self.pumped_to(behind)
+        return min([hours, *(int(reached.get(shard, (0, 0.0))[1]) // HOUR_S - 1 for shard in behind)])
 
 
 def _accepted_at(event: NewEvent) -> float:
@@ -241,6 +294,7 @@ def _view(event: NewEvent, accepted_at: float) -> EventView:
             "owed": list(event.owed),
             "idempotency_key": event.key,
             "trace_id": event.trace_id,
+            "trace_span": event.span,
             "created_at": accepted_at,
             "status": "pending" if event.owed else "no_endpoints",
         },

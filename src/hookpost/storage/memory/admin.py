@@ -31,8 +31,8 @@ _ENDPOINT: dict[str, Any] = {
     "tls_ca": None, "tls_cert": None, "tls_key": None, "forward_trace": False,
 }  # fmt: skip
 _NEW: dict[str, Any] = {
-    "hold_until": None, "consecutive_failures": 0, "failing_since": None, "deleted_at": None, "ordered_shard": None,
-    "ordered_seq": None,
+    "hold_until": None, "consecutive_failures": 0, "failing_since": None, "health_at": 0.0, "deleted_at": None,
+    "ordered_shard": None, "ordered_seq": None,
 }  # fmt: skip
 # What a change of a tenant says of itself; its pool and spread are moves.
 TENANT_CHANGES = frozenset({"name", "ingest_rate_limit", "max_in_flight", "alert_email"})
@@ -204,6 +204,10 @@ class AdminTables:
 
     async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         await self._pause()
+        async with self._db.leaving:
+            return self._append_replay(tenant_id, event_id, endpoint_id)
+
+    def _append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         self._db.tenant(tenant_id)
         original = self._db.original(event_id)
         if original is None or original.tenant_id != tenant_id:

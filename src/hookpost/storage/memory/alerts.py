@@ -29,6 +29,9 @@ class AlertTables:
         before = {each: self._standing(each) for each in concerned if db.exists(each)}
         alerts, after = gather(taken, before, now=now)
         db.standings.update(after)
+        for endpoint_id, standing in after.items():
+            if standing.failing_told != before[endpoint_id].failing_told:
+                db.endpoints[endpoint_id]["health_at"] = now
         for alert in alerts:
             alert_id, email = uuid7(), db.tenants[alert.tenant_id]["alert_email"]
             for channel in sorted(channels):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from hookpost.storage.contract import Moved, Retired, ShardLoad, Spread
-from hookpost.storage.memory.tables import Database, day_of
+from hookpost.storage.contract import Moved, ShardLoad, Spread
+from hookpost.storage.memory.tables import Database
 
 HOUR_S = 3600
 
 
 class MaintenanceTables:
-    """Implements what MaintenanceStore says of the store itself and of loads. There are no partitions to make, nothing
-    is old enough to leave, and no payload is removed."""
+    """Implements what MaintenanceStore says of the store itself and of loads. There are no partitions to make, and no
+    payload is moved or removed."""
 
     _db: Database
     _pause: Callable[[], Awaitable[None]]
@@ -44,31 +44,9 @@ class MaintenanceTables:
             del self._db.keys[name]
         return len(over)
 
-    async def prune_progress(self) -> int:
-        await self._pause()
-        pruned, first_day = 0, day_of(self._db.now()) - 1
-        for shard in self._db.shards.values():
-            kept = [row for row in shard.progress if row.day >= first_day or row is shard.last]
-            pruned += len(kept) < len(shard.progress)
-            shard.progress = kept
-        return pruned
-
     async def is_paused(self) -> bool:
         await self._pause()
         return False
-
-    async def retire_events(
-        self,
-        *,
-        keep_days: int,  # noqa: ARG002 - nothing leaves here
-        forget: Callable[[Sequence[str]], Awaitable[None]],  # noqa: ARG002
-    ) -> Retired:
-        await self._pause()
-        return Retired((), ())
-
-    async def retire_attempts(self, *, keep_days: int) -> Retired:  # noqa: ARG002
-        await self._pause()
-        return Retired((), ())
 
     async def move_payloads(
         self,
@@ -87,10 +65,6 @@ class MaintenanceTables:
         *,
         limit: int,  # noqa: ARG002
     ) -> int:
-        await self._pause()
-        return 0
-
-    async def forget_replays(self, *, keep_days: int) -> int:  # noqa: ARG002
         await self._pause()
         return 0
 
@@ -122,20 +96,24 @@ class MaintenanceTables:
 
     async def shard_loads(self) -> list[ShardLoad]:
         await self._pause()
-        return [ShardLoad(s.shard, len(s.journal), s.depth) for s in self._db.shards.values()]
+        return [ShardLoad(s.shard, s.journal.last_seq, s.depth) for s in self._db.shards.values()]
 
     async def tenant_shares(self, shards: Collection[int], *, rows_max: int) -> dict[int, dict[UUID, float]]:
         await self._pause()
-        counts = {s: Counter(e.tenant_id for e in self._db.shards[s].journal[-rows_max:]) for s in sorted(shards)}
+        counts = {s: Counter(e.tenant_id for e in self._db.shards[s].journal.rows[-rows_max:]) for s in sorted(shards)}
         return {s: {t: n / count.total() for t, n in count.items()} for s, count in counts.items() if count}
 
     async def spread_tenants(self, tenant_ids: Collection[UUID]) -> list[Spread]:
         await self._pause()
         return [
-            Spread(t, tuple(row["home_shards"]), sum(s.pool == row["pool"] for s in self._db.shards.values()))
+            Spread(t, tuple(row["home_shards"]), self._usable(row))
             for t, row in self._db.tenants.items()
             if row["spread"] is None and row["deleted_at"] is None and (t in tenant_ids or len(row["home_shards"]) > 1)
         ]
+
+    def _usable(self, tenant: Mapping[str, Any]) -> int:
+        shards = (s for s in self._db.shards.values() if s.pool == tenant["pool"])
+        return sum(not s.draining or s.shard in tenant["home_shards"] for s in shards)
 
 
 def hour_of(moment: float) -> int:

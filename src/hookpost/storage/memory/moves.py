@@ -47,19 +47,37 @@ class Moves:
         if not changes.keys() & _PLACE:
             return
         pool, spread = changes.get("pool", before["pool"]), changes.get("spread", before["spread"])
-        shards = self._pool_shards(pool)
+        shards = self._pool_shards(pool, at_home=before["home_shards"])
         _check_spread(spread, pool, shards, "spread" if "spread" in changes else "pool")
-        if pool != before["pool"] and any(
-            self._tenant_of(endpoint) == before["tenant_id"] for endpoint, _ in self._db.barriers
-        ):
-            raise Conflict("endpoints of the tenant still wait for what was queued before the last change")
+        if pool != before["pool"]:
+            self._refuse_barred(before["tenant_id"])
         homes = homes_after(before["home_shards"], shards, spread or len(before["home_shards"]))
         self._place(before, pool, spread, homes)
 
     def spread_tenant(self, before: Mapping[str, Any], count: int) -> None:
         """The tenant's load asks for so many home shards."""
-        homes = homes_after(before["home_shards"], self._pool_shards(before["pool"]), count)
-        self._place(before, before["pool"], None, homes)
+        shards = self._pool_shards(before["pool"], at_home=before["home_shards"])
+        self._place(before, before["pool"], None, homes_after(before["home_shards"], shards, count))
+
+    def use(self, number: int, *, draining: bool) -> None:
+        """Take a shard out of use, or into use again. Raises Unfit, Conflict."""
+        shard, db = self._db.shard(number), self._db
+        if shard.draining == draining:
+            return
+        if draining and not any(s.pool == shard.pool and not s.draining for s in db.shards.values() if s is not shard):
+            raise Unfit("shard", f"it is the last one in use of the pool {shard.pool}")
+        if not draining and any(barred == number for _, barred in db.barriers):
+            raise Conflict(f"endpoints still wait, in order, for what shard {number} holds")
+        shard.draining = draining
+
+    def leave_drained(self, before: Mapping[str, Any]) -> None:
+        """The tenant leaves the drained shards of its pool, for others if there are as many. Raises Conflict."""
+        shards, spread = self._pool_shards(before["pool"]), before["spread"]
+        homes = homes_after(before["home_shards"], shards, spread or len(before["home_shards"]))
+        if homes[0] != before["home_shards"][0]:
+            # What waits in this first home for the one before would be overtaken in the next.
+            self._refuse_barred(before["tenant_id"])
+        self._place(before, before["pool"], spread and min(spread, len(shards)), homes)
 
     def change_endpoint(self, before: Mapping[str, Any], after: dict[str, Any]) -> None:
         """An endpoint was changed: it may be pinned now and was not, or no longer ordered. Raises Conflict."""
@@ -76,9 +94,8 @@ class Moves:
         if barred or (after["ordered"] and not before["ordered"]):
             self._announce(after["tenant_id"], homes[0])
         if before["ordered"] and not after["ordered"]:
-            if any(
-                e == after["endpoint_id"] and self._db.shards[s].pool != tenant["pool"] for e, s in self._db.barriers
-            ):
+            left = (self._db.shards[shard] for e, shard in self._db.barriers if e == after["endpoint_id"])
+            if any(shard.draining or shard.pool != tenant["pool"] for shard in left):
                 raise Conflict("the endpoint still waits, in order, for what its former pool holds: try again later")
             after["ordered_shard"], after["ordered_seq"] = homes[0], self._seal(homes[0])
 
@@ -118,17 +135,22 @@ class Moves:
         self._db.append(first_home, uuid7(), tenant_id, Kind.CONTROL, RECONFIGURED)
 
     def _seal(self, shard: int) -> int:
-        return len(self._db.shards[shard].journal)
+        return self._db.shards[shard].journal.last_seq
 
     def _departed(self, tenant_id: UUID) -> list[int]:
         return [shard for tenant, shard in self._db.departures if tenant == tenant_id]
 
+    def _refuse_barred(self, tenant_id: UUID) -> None:
+        if any(self._tenant_of(endpoint) == tenant_id for endpoint, _ in self._db.barriers):
+            raise Conflict("endpoints of the tenant still wait for what was queued before the last change")
+
     def _tenant_of(self, endpoint_id: UUID) -> Any:
         return self._db.endpoints[endpoint_id]["tenant_id"]
 
-    def _pool_shards(self, pool: str) -> list[int]:
-        """The one that is home to the fewest tenants first."""
-        shards = [shard.shard for shard in self._db.shards.values() if shard.pool == pool]
+    def _pool_shards(self, pool: str, *, at_home: Collection[int] = ()) -> list[int]:
+        """Where a tenant may live that is ``at_home`` in these; the one that is home to the fewest tenants first."""
+        usable = (s for s in self._db.shards.values() if not s.draining or s.shard in at_home)
+        shards = [shard.shard for shard in usable if shard.pool == pool]
         if not shards:
             raise Unfit("pool", f"there is no pool {pool}")
         living = [row for row in self._db.tenants.values() if row["deleted_at"] is None]

@@ -93,6 +93,10 @@ class ReplayTables:
 
     async def replay_step(self, limits: ReplayLimits) -> ReplayStep | None:
         await self._pause()
+        async with self._db.leaving:
+            return self._next_step(limits)
+
+    def _next_step(self, limits: ReplayLimits) -> ReplayStep | None:
         now = self._db.now()
         running = [job for job in self._db.replays.values() if job["state"] == ReplayState.RUNNING]
         due = [job for job in running if job["next_at"] <= now]
@@ -171,7 +175,8 @@ class ReplayTables:
             original = self._db.original(letter.event_id)
             windowed = wanted.since is not None or wanted.until is not None
             in_time = not windowed or (original is not None and _within(original.created_at, wanted))
-            fits = wanted.type in (None, letter.type) and self._db.exists(letter.endpoint_id) and in_time
+            of_it = wanted.type in (None, letter.type) and wanted.reason in (None, letter.reason)
+            fits = of_it and self._db.exists(letter.endpoint_id) and in_time
             owed = (letter.endpoint_id,) if fits else ()
             yield _Candidate((letter.died_at, letter.event_id, letter.endpoint_id), letter.type, owed)
 
@@ -181,7 +186,8 @@ class ReplayTables:
         return wanted.status == "any" or any(
             (attempt[_EVENT], attempt[_ENDPOINT], attempt[_OUTCOME]) == (event_id, endpoint_id, "delivered")
             and attempt[_FINISHED] <= moment
-            for attempt in self._db.attempts
+            for attempts in self._db.attempts.values()
+            for attempt in attempts
         )
 
 

@@ -13,7 +13,7 @@ from hookpost.model import OperationalType
 from hookpost.policy.alerts import Notice
 from hookpost.storage.contract import DataRejected, FenceLost
 from hookpost.storage.memory.ingest import refuse_text
-from hookpost.storage.memory.tables import Database, Letter, ProgressRow, at, day_of
+from hookpost.storage.memory.tables import Database, Letter, ProgressRow, at
 
 _COLUMN = {name: index for index, name in enumerate(ATTEMPT_COLUMNS)}
 _TEXTS = [_COLUMN[name] for name in ("worker", "outcome", "address", "protocol", "error_code")]
@@ -64,11 +64,11 @@ class SettleTables:
         return not self._db.settled(parts[0])
 
     def _write(self, parts: Sequence[ShardSettle]) -> None:
-        db, today = self._db, day_of(self._db.now())
+        db, today = self._db, self._db.today()
         for part in parts:
             row = ProgressRow(today, part.shard, part.settle_no, part.fence, part.progress, part.clean)
             db.shards[part.shard].progress.append(row)
-            db.attempts += part.attempts
+            db.attempts.setdefault(today, []).extend(part.attempts)
             for pair in part.revived:
                 letter = db.dead.get(pair)
                 # What blocks its lane in another shard does not lose its place there.

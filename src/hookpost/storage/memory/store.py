@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from hookpost.model import RetryPolicy, Timeouts
+from hookpost.policy.routing import ENDPOINT_CAP
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.memory.alerts import AlertTables
+from hookpost.storage.memory.draining import DrainingTables
 from hookpost.storage.memory.event_types import EventTypeTables
 from hookpost.storage.memory.ingest import IngestTables
 from hookpost.storage.memory.maintenance import MaintenanceTables
 from hookpost.storage.memory.moves import Moves
 from hookpost.storage.memory.replays import ReplayTables
+from hookpost.storage.memory.retention import RetentionTables
+from hookpost.storage.memory.rollups import RollupTables
 from hookpost.storage.memory.settle import SettleTables
 from hookpost.storage.memory.tables import Database
 from hookpost.storage.memory.worker import WorkerTables
@@ -25,7 +29,16 @@ async def _turn() -> None:
 
 
 class MemoryStore(
-    IngestTables, WorkerTables, SettleTables, MaintenanceTables, EventTypeTables, ReplayTables, AlertTables
+    IngestTables,
+    WorkerTables,
+    SettleTables,
+    MaintenanceTables,
+    RetentionTables,
+    RollupTables,
+    EventTypeTables,
+    DrainingTables,
+    ReplayTables,
+    AlertTables,
 ):
     """Implements what ingest, workers, maintenance and alerts ask of the contract, and the changes that the API makes.
 
@@ -40,7 +53,7 @@ class MemoryStore(
         idempotency_s: float = 86_400.0,
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
-        endpoint_cap: int = 64,
+        endpoint_cap: int = ENDPOINT_CAP,
         longest_s: float = 30.0,
         deadline_s_max: float = 28 * 86_400.0,
     ) -> None:

@@ -6,19 +6,21 @@ PostgreSQL keeps them; days are days since 2000-01-01.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from hookpost.engine.work import Attempt, BacklogChange, DeadLetter, JournalRow, Kind, Progress, ShardSettle
+from hookpost.engine.work import Attempt, BacklogChange, DeadLetter, Kind, Progress, ShardSettle
 from hookpost.policy.alerts import Alert, Notice, Standing
 from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import Channel, NotFound, StoreUnavailable
+from hookpost.storage.memory.journal import Event, Journal
 
 _EPOCH = 946_684_800
-_DAY_S = 86_400
+DAY_S = 86_400.0
 
 
 def at(moment: float) -> float:
@@ -26,41 +28,14 @@ def at(moment: float) -> float:
     return round(moment * 1e6) / 1e6 if math.isfinite(moment) else moment
 
 
-def day_of(moment: float) -> int:
+def day_of(moment: float, day_s: float = DAY_S) -> int:
     """The day of a time."""
-    return int((moment - _EPOCH) // _DAY_S)
+    return int((moment - _EPOCH) // day_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One row of the journal."""
-
-    shard: int
-    seq: int
-    day: int
-    kind: Kind
-    event_id: UUID
-    tenant_id: UUID
-    type: str
-    payload: bytes | None
-    owed: tuple[UUID, ...]
-    generation: int
-    created_at: float
-    idempotency_key: str | None = None
-    trace_id: UUID | None = None
-    span: bytes | None = None
-
-    @property
-    def trace(self) -> bytes | None:
-        """Of the producer (policy/trace)."""
-        return None if self.trace_id is None or self.span is None else self.trace_id.bytes + self.span
-
-    def row(self, payload: bytes | None) -> JournalRow:
-        """As a worker reads it."""
-        return JournalRow(
-            self.shard, self.seq, self.day, self.kind, self.event_id, self.tenant_id, self.type, payload,
-            list(self.owed), self.generation, self.created_at, None, self.trace,
-        )  # fmt: skip
+def first_moment(day: int, day_s: float = DAY_S) -> float:
+    """When a day begins."""
+    return _EPOCH + day * day_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +59,9 @@ class Shard:
     owner: UUID | None = None
     fence: int = 0
     quiet_until: float | None = None
-    journal: list[Event] = field(default_factory=list)
+    doubtful_to: float = 0.0
+    draining: bool = False
+    journal: Journal = field(default_factory=Journal)
     progress: list[ProgressRow] = field(default_factory=list)
 
     @property
@@ -101,9 +78,9 @@ class Shard:
     def depth(self) -> int:
         """Entries that are not read or open."""
         if not self.progress:
-            return len(self.journal)
+            return self.journal.last_seq
         progress = self.progress[-1].progress
-        return len(self.journal) - progress.read_to + sum(end - start for start, end in progress.open)
+        return self.journal.last_seq - progress.read_to + sum(end - start for start, end in progress.open)
 
 
 @dataclass(slots=True)
@@ -113,6 +90,7 @@ class Node:
     pool: str
     name: str
     expires_at: float
+    clock_to: float
 
 
 @dataclass(slots=True)
@@ -159,11 +137,30 @@ class Untold:
     tries: int = 0
 
 
-class Database:
-    """All that is stored. ``clock`` tells the store's time, in Unix seconds; it may jump, as clocks do."""
+@dataclass(slots=True)
+class Marks:
+    """How far the rollups have counted a shard: its settles and its journal."""
 
-    def __init__(self, *, shards: int, clock: Callable[[], float], pool: str = "default") -> None:
+    settle_no: int = 0
+    seq: int = 0
+
+
+@dataclass(slots=True)
+class Metered:
+    """What was counted of a tenant's day."""
+
+    accepted: int = 0
+    attempts: int = 0
+    delivered: int = 0
+
+
+class Database:
+    """All that is stored. ``clock`` tells the store's time, in Unix seconds; it may jump, as clocks do. ``day_s``: how
+    long a day lasts, for worlds that do not wait for one."""
+
+    def __init__(self, *, shards: int, clock: Callable[[], float], pool: str = "default", day_s: float = DAY_S) -> None:
         self._clock = clock
+        self.day_s = day_s
         self.started_at = clock()
         self.shards: dict[int, Shard] = {}
         self.add_shards(pool, shards)
@@ -175,7 +172,8 @@ class Database:
         self.secrets: dict[UUID, list[tuple[bytes, float, float | None]]] = {}
         self.by_event: dict[UUID, list[Event]] = {}
         self.keys: dict[tuple[UUID, str], Key] = {}
-        self.attempts: list[Attempt] = []
+        # By the day on which they were settled.
+        self.attempts: dict[int, list[Attempt]] = {}
         self.backlog: dict[tuple[int, UUID], dict[int, BacklogChange]] = {}
         self.dead: dict[tuple[UUID, UUID], Letter] = {}
         self.breakers: dict[tuple[UUID, str], Breaker] = {}
@@ -185,6 +183,13 @@ class Database:
         self.barriers: dict[tuple[UUID, int], int] = {}
         self.departures: dict[tuple[UUID, int], int] = {}
         self.replays: dict[UUID, dict[str, Any]] = {}
+        self.marks: dict[int, Marks] = {}
+        self.metering: dict[tuple[int, UUID], Metered] = {}
+        # Days of events that are on their way out: nobody sees these rows any more, and some may come back.
+        self.detached: dict[int, list[Event]] = {}
+        self.retiring = False
+        # Held while a day goes out of sight, and while something is owed once more.
+        self.leaving = asyncio.Lock()
         self.event_types: dict[tuple[UUID, str], dict[str, Any]] = {}
         self.listeners: list[Callable[[Collection[int]], None]] = []
 
@@ -197,6 +202,10 @@ class Database:
     def now(self) -> float:
         """The time."""
         return at(self._clock())
+
+    def today(self) -> int:
+        """The day."""
+        return day_of(self._clock(), self.day_s)
 
     def add_shards(self, pool: str, count: int) -> None:
         """Shards are numbered on."""
@@ -240,15 +249,16 @@ class Database:
     def append(self, number: int, event_id: UUID, tenant_id: UUID, kind: Kind, type_: str, **values: Any) -> None:
         """One more row, behind all others of the shard and never of an earlier day."""
         journal, now = self.shards[number].journal, self.now()
-        day = max(day_of(now), journal[-1].day) if journal else day_of(now)
+        day = max(self.today(), journal.rows[-1].day) if journal.rows else self.today()
         row = {"payload": None, "owed": (), "generation": 0, **values}
-        event = Event(number, len(journal) + 1, day, kind, event_id, tenant_id, type_, created_at=now, **row)
+        event = Event(number, journal.last_seq + 1, day, kind, event_id, tenant_id, type_, created_at=now, **row)
         journal.append(event)
         self.by_event.setdefault(event_id, []).append(event)
 
     def original(self, event_id: UUID) -> Event | None:
-        """The event as it was posted."""
-        return next((event for event in self.by_event.get(event_id, ()) if event.kind == Kind.DELIVER), None)
+        """The event as it was posted, if it is to be seen."""
+        rows = (event for event in self.by_event.get(event_id, ()) if event.day not in self.detached)
+        return next((event for event in rows if event.kind == Kind.DELIVER), None)
 
     # ---- what is settled ----------------------------------------------------------------------------------------
 

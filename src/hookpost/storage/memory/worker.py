@@ -14,7 +14,8 @@ from hookpost.policy.alerts import Notice
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import RECOVERED_S, Claimed, Survey
 from hookpost.storage.endpoints import EndpointDefaults
-from hookpost.storage.memory.tables import Breaker, Database, Event, Node, Shard, at
+from hookpost.storage.memory.journal import Event
+from hookpost.storage.memory.tables import Breaker, Database, Node, Shard, at
 from hookpost.storage.rings import Rings
 
 # As in PostgreSQL: changes are looked for a little further back, and clocks may differ by a little.
@@ -37,9 +38,9 @@ class WorkerTables:
 
     async def register(self, node_id: UUID, *, pool: str, name: str, lease_s: float) -> float:
         await self._pause()
-        now = self._db.now()
-        known = self._db.nodes.get(node_id)
-        self._db.nodes[node_id] = Node(known.pool if known else pool, known.name if known else name, now + lease_s)
+        now, known = self._db.now(), self._db.nodes.get(node_id)
+        node = self._db.nodes[node_id] = known or Node(pool, name, 0.0, 0.0)
+        _extend(node, now + lease_s)
         return now
 
     async def renew(self, node_id: UUID, *, lease_s: float) -> float | None:
@@ -47,7 +48,7 @@ class WorkerTables:
         node, now = self._db.nodes.get(node_id), self._db.now()
         if node is None:
             return None
-        node.expires_at = now + lease_s
+        _extend(node, now + lease_s)
         return now
 
     async def survey(self, pool: str) -> Survey:
@@ -74,6 +75,7 @@ class WorkerTables:
         for shard in free[:limit]:
             if shard.owner is not None:
                 shard.quiet_until = max(shard.quiet_until or 0.0, now + self._longest_s)
+            self._doubt(shard)
             shard.owner = node_id
             shard.fence += 1
         return [Claimed(shard.shard, shard.fence) for shard in free[:limit]]
@@ -90,13 +92,20 @@ class WorkerTables:
         last = shard.last
         if last is None or not last.clean or last.fence != shard.fence:
             shard.quiet_until = max(shard.quiet_until or 0.0, self._db.now() + self._longest_s)
+        self._doubt(shard)
         shard.owner = None
+
+    def _doubt(self, shard: Shard) -> None:
+        """Keep what its owner's clock may have shown."""
+        node = None if shard.owner is None else self._db.nodes.get(shard.owner)
+        shard.doubtful_to = max(shard.doubtful_to, 0.0 if node is None else node.clock_to)
 
     async def disown(self, node_id: UUID, shards: Collection[int]) -> None:
         await self._pause()
         for number in shards:
             shard = self._db.shards[number]
             if shard.owner == node_id:
+                self._doubt(shard)
                 shard.owner, shard.quiet_until = None, self._db.now() + self._longest_s
 
     async def leave(self, node_id: UUID) -> None:
@@ -114,9 +123,12 @@ class WorkerTables:
         quiet_until, last = shard.quiet_until or 0.0, shard.last
         if last is None:
             # An owner that never settled may have sent all the same.
-            return Takeover(shard.shard, fence, clean=fence == 1, quiet_until=quiet_until)
+            return Takeover(
+                shard.shard, fence, clean=fence == 1, quiet_until=quiet_until, doubtful_to=shard.doubtful_to
+            )
         progress = last.progress
-        rows = [self._with_payload(shard.journal[seq - 1]) for a, b in progress.open for seq in range(a, b)]
+        open_seqs = (seq for start, end in progress.open for seq in range(start, end))
+        rows = [self._with_payload(event) for seq in open_seqs if (event := shard.journal.get(seq)) is not None]
         return Takeover(
             shard=shard.shard,
             fence=fence,
@@ -128,6 +140,7 @@ class WorkerTables:
             lanes=tuple(self._lanes(shard.shard)),
             clean=last.clean and last.fence == fence - 1,
             quiet_until=quiet_until,
+            doubtful_to=shard.doubtful_to,
         )
 
     def _lanes(self, number: int) -> Iterable[LaneSummary]:
@@ -152,7 +165,7 @@ class WorkerTables:
         await self._pause()
         found = {}
         for number, (seq, _) in positions.items():
-            behind = self._db.shards[number].journal[seq : seq + rows_max]
+            behind = self._db.shards[number].journal.behind(seq, rows_max)
             rows = [event.row(event.payload if event.owed else None) for event in _within(behind, bytes_max)]
             replays = [row for row in rows if row.kind == Kind.REPLAY and row.owed]
             if rows := self._filled(rows, replays, bytes_max):
@@ -167,7 +180,7 @@ class WorkerTables:
         return any(
             event.kind == Kind.CONTROL or not held.issuperset(event.owed)
             for number, (seq, _) in positions.items()
-            for event in self._db.shards[number].journal[seq : seq + rows_max]
+            for event in self._db.shards[number].journal.behind(seq, rows_max)
         )
 
     def _with_payload(self, event: Event) -> JournalRow:
@@ -218,7 +231,7 @@ class WorkerTables:
         for row in rows:
             if before >= bytes_max:
                 break
-            event = journal[row.position - 1] if 0 < row.position <= len(journal) else None
+            event = journal.get(row.position)
             event = None if event is None or event.day != row.day else event
             filled.append(_backlog_row(row, event))
             if event is not None and event.kind == Kind.REPLAY:
@@ -279,8 +292,22 @@ class WorkerTables:
         await self._pause()
         for endpoint_id, health in changed.items():
             if (row := self._db.endpoints.get(endpoint_id)) is not None:
+                if row["failing_since"] != health.failing_since:
+                    row["health_at"] = self._db.now()
                 row["consecutive_failures"] = health.consecutive_failures
                 row["failing_since"] = health.failing_since
+
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+        await self._pause()
+        now = self._db.now()
+        await self._pause()
+        changed = sorted(
+            (row["health_at"], endpoint_id)
+            for endpoint_id, row in self._db.endpoints.items()
+            if row["health_at"] > since
+        )[:limit]
+        until = changed[-1][0] if len(changed) == limit else now - CHANGES_OVERLAP_S
+        return {endpoint_id: self._loaded(endpoint_id).health for _, endpoint_id in changed}, max(since, until)
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         await self._pause()
@@ -339,6 +366,11 @@ class WorkerTables:
 
     def _hear(self, shards: Collection[int]) -> None:
         self._rings.hear(shards)
+
+
+def _extend(node: Node, until: float) -> None:
+    """Its lease ends then; ``clock_to`` is the latest of its ends."""
+    node.expires_at, node.clock_to = until, max(node.clock_to, until)
 
 
 def _within(events: Sequence[Event], bytes_max: int) -> Iterable[Event]:

@@ -155,11 +155,14 @@ class AdminQueries(AuditQueries):
 
     # ---- API keys -----------------------------------------------------------------------------------------------
 
-    async def create_key(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    async def create_key(self, values: Mapping[str, Any], *, keys_max: int) -> dict[str, Any]:
         tenant_id = values["tenant_id"]
         async with self._connections.use("create an API key") as connection, connection.transaction():
             if tenant_id is not None:
                 _found(await connection.fetchrow(SQL["get_tenant"], tenant_id), "tenant")
+                await connection.execute(SQL["hold_tenant"], tenant_id)
+                if await connection.fetchval(SQL["count_keys"], tenant_id) >= keys_max:
+                    raise Conflict(f"the tenant has {keys_max} API keys, which is the limit: revoke some first")
             row = await connection.fetchrow(
                 SQL["create_key"],
                 values["key_id"],
@@ -270,6 +273,11 @@ class AdminQueries(AuditQueries):
             valid = await vault.valid_secrets(connection, self._sealing, tenant_id, endpoint_id)
             await self._record(connection, tenant_id, "secret.reveal", show_id("ep", endpoint_id))
             return valid
+
+    async def use_secrets(self, tenant_id: UUID, endpoint_id: UUID) -> list[dict[str, Any]]:
+        async with self._connections.use(f"use secrets of endpoint {endpoint_id}") as connection:
+            _found(await connection.fetchrow(SQL["get_endpoint"], endpoint_id, tenant_id), "endpoint")
+            return await vault.valid_secrets(connection, self._sealing, tenant_id, endpoint_id)
 
     async def rotate_secret(self, tenant_id: UUID, endpoint_id: UUID, key: bytes, *, grace_s: float) -> float:
         async with self._changing(tenant_id, f"rotate the secret of endpoint {endpoint_id}") as connection:
@@ -412,11 +420,9 @@ async def _append_control(
 ) -> int:
     row = await connection.fetchrow(SQL["get_event"], event_id, tenant_id, _minted_at(event_id))
     _found(row, "event")
-    states = await connection.fetch(SQL["delivery_states"], event_id, tenant_id)
-    if endpoint_id is not None:
-        states = [state for state in states if state["endpoint_id"] == endpoint_id]
-        if not states:
-            raise NotFound("the event was not owed to this endpoint")
+    states = await connection.fetch(SQL["delivery_states"], event_id, tenant_id, endpoint_id)
+    if endpoint_id is not None and not states:
+        raise NotFound("the event was not owed to this endpoint")
     wanted = [state["endpoint_id"] for state in states if is_controllable(state, action)]
     if wanted:
         await connection.execute(SQL["append_control"], event_id, tenant_id, action, wanted)
@@ -428,7 +434,7 @@ async def _append_control(
 
 async def view_of(connection: Any, event: dict[str, Any]) -> EventView:
     """A row of an event with the states of its deliveries and its own."""
-    states = await connection.fetch(SQL["delivery_states"], event["event_id"], event["tenant_id"])
+    states = await connection.fetch(SQL["delivery_states"], event["event_id"], event["tenant_id"], None)
     held = await held_until(connection, event["tenant_id"], states)
     deliveries = [delivery_state(state, held.get(state["endpoint_id"])) for state in states]
     event["status"] = event_status([delivery["status"] for delivery in deliveries])

@@ -36,6 +36,8 @@ class AlertQueries:
                 alerts, after = gather(map(_notice, taken), before, now=now)
                 changed = [(e, *astuple(s)[3:]) for e, s in after.items() if s != before[e]]
                 await connection.executemany(SQL["write_standing"], changed)
+                if told := [e for e, s in after.items() if s.failing_told != before[e].failing_told]:
+                    await connection.execute(SQL["tell_health"], told)
                 await connection.executemany(SQL["write_alert"], [_alert(alert, channels) for alert in alerts])
             return len(taken)
 

@@ -140,6 +140,11 @@ class AuditQueries(VaultQueries):
             rows = await connection.fetch(SQL["list_of_all"], *after_key(after, 3), *window)
         return page(rows, limit, ("at", "chain", "seq"))
 
+    async def refused_sign_ins(self, address: str, *, within_s: float, limit: int) -> list[float]:
+        async with self._connections.use("look for refused sign-ins") as connection:
+            rows = await connection.fetch(SQL["refused_sign_ins"], address, within_s, limit)
+        return [row["age_s"] for row in rows]
+
     async def retire_audit(self, *, keep_days: int) -> int:
         async with self._connections.use("retire old rows of the audit log") as connection:
             chains = await connection.fetch(SQL["old_chains"], keep_days, CHAINS_AT_ONCE)

@@ -22,6 +22,8 @@ STATEMENT_TIMEOUT_S = 30.0
 # Waiting longer for a connection means that the store does not keep up.
 ACQUIRE_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
+# A process that is frozen inside a settle keeps the locks of its shards for so long: less than a lease.
+IDLE_TRANSACTION = "10s"
 # asyncpg raises these for values it cannot encode, besides its own DataError.
 _ENCODING_ERRORS = (asyncpg.DataError, ValueError, TypeError, OverflowError)
 # SQLSTATE classes that blame the data: its form, a constraint, a limit of the program (a key too long for its index).
@@ -116,8 +118,7 @@ class Connections:
         return {
             "application_name": self._application,
             "timezone": "UTC",
-            # A process that is frozen inside a settle keeps the locks of its shards for so long: less than a lease.
-            "idle_in_transaction_session_timeout": "10s",
+            "idle_in_transaction_session_timeout": IDLE_TRANSACTION,
             # So does one whose machine is gone in the middle of a COPY, which is not idle: the server finds out by TCP.
             "tcp_keepalives_idle": "5",
             "tcp_keepalives_interval": "2",

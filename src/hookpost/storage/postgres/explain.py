@@ -53,7 +53,7 @@ class ExplainQueries:
                 await connection.fetchrow(ADMIN["get_event"], event_id, tenant_id, minted_at(event_id)), "event"
             )
             event = await _event(connection, row)
-            states = await connection.fetch(ADMIN["delivery_states"], event_id, event.tenant_id)
+            states = await connection.fetch(ADMIN["delivery_states"], event_id, event.tenant_id, None)
             owed = [state["endpoint_id"] for state in states]
             if endpoint_id is None:
                 others = await connection.fetch(SQL["others"], event.tenant_id, owed, others_max + 1)

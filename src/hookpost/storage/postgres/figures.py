@@ -23,7 +23,9 @@ class FiguresQueries:
         waiting = {row["reason"]: row["deliveries"] for row in backlog}
         return PlatformFigures(
             shards=tuple(
-                ShardFigures(row["shard"], row["pool"], row["depth"], row["age_s"] or 0.0, row["owned"])
+                ShardFigures(
+                    row["shard"], row["pool"], row["depth"], row["age_s"] or 0.0, row["unread_s"] or 0.0, row["owned"]
+                )
                 for row in shards
             ),
             backlog=waiting,

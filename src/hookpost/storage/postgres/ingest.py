@@ -106,6 +106,7 @@ class IngestQueries(VaultQueries):
             ),
             ingest_rate_limit=row["ingest_rate_limit"],
             schemas={} if row["schemas"] is None else msgspec.json.decode(row["schemas"], type=dict[str, str]),
+            left_behind=frozenset(row["left_behind"]),
         )
 
     async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:

@@ -9,16 +9,23 @@ told by the files' names, and Alembic comes in when there is something to migrat
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+import asyncpg
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number that no other advisory lock of ours uses; held by the migrating transaction.
 MIGRATION_LOCK = 7_702
 # DDL must not queue behind a long transaction while everything else queues behind it.
 LOCK_TIMEOUT = "10s"
+# Migrations lock one table after the other, and so do the processes that run: whoever stands in a circle with them, or
+# behind one for too long, gives way and begins anew.
+TRIES = 10
+AGAIN_S = 0.5
 
 
 class SchemaTooNew(Exception):
@@ -71,6 +78,15 @@ def check_known(revision: str | None) -> None:
 
 async def migrate(connection: Any) -> list[str]:
     """Migrate to the newest revision; returns [from, to], or [] when there was nothing to do."""
+    for _ in range(TRIES - 1):
+        try:
+            return await _migrate(connection)
+        except (asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError):
+            await asyncio.sleep(AGAIN_S)
+    return await _migrate(connection)
+
+
+async def _migrate(connection: Any) -> list[str]:
     async with connection.transaction():
         await connection.execute("select pg_advisory_xact_lock($1, 0)", MIGRATION_LOCK)
         revision = await current_revision(connection)

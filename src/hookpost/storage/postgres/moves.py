@@ -47,7 +47,7 @@ async def move_tenant(
     if not changes.keys() & {"pool", "spread", "max_in_flight"}:
         return
     pool, spread = changes.get("pool", before["pool"]), changes.get("spread", before["spread"])
-    shards = await _pool_shards(connection, pool)
+    shards = await _pool_shards(connection, pool, at_home=before["home_shards"])
     _check_spread(spread, pool, shards, "spread" if "spread" in changes else "pool")
     if pool != before["pool"] and await connection.fetchval(SQL["has_barriers"], before["tenant_id"]):
         raise Conflict("endpoints of the tenant still wait for what was queued before the last change: try again later")
@@ -57,8 +57,19 @@ async def move_tenant(
 
 async def spread_tenant(connection: Any, before: Mapping[str, Any], count: int, endpoint_cap: int) -> None:
     """The tenant's load asks for so many home shards."""
-    homes = homes_after(before["home_shards"], await _pool_shards(connection, before["pool"]), count)
+    shards = await _pool_shards(connection, before["pool"], at_home=before["home_shards"])
+    homes = homes_after(before["home_shards"], shards, count)
     await _place(connection, before, before["pool"], None, homes, endpoint_cap)
+
+
+async def leave_drained(connection: Any, before: Mapping[str, Any], endpoint_cap: int) -> None:
+    """The tenant leaves the shards of its pool that are drained, for others if there are as many. Raises Conflict."""
+    shards, spread = await _pool_shards(connection, before["pool"]), before["spread"]
+    homes = homes_after(before["home_shards"], shards, spread or len(before["home_shards"]))
+    if homes[0] != before["home_shards"][0] and await connection.fetchval(SQL["has_barriers"], before["tenant_id"]):
+        # What waits in this first home for the one before would be overtaken in the next.
+        raise Conflict("endpoints of the tenant still wait for what was queued before the last change: try again later")
+    await _place(connection, before, before["pool"], spread and min(spread, len(shards)), homes, endpoint_cap)
 
 
 async def change_endpoint(
@@ -152,8 +163,10 @@ async def _departed(connection: Any, tenant_id: UUID) -> list[int]:
     return [row["shard"] for row in await connection.fetch(SQL["departed"], tenant_id)]
 
 
-async def _pool_shards(connection: Any, pool: str) -> list[int]:
-    shards = [row["shard"] for row in await connection.fetch(SQL["pool_shards"], pool)]
+async def _pool_shards(connection: Any, pool: str, *, at_home: Collection[int] = ()) -> list[int]:
+    """Where a tenant may live that is ``at_home`` in these. None of them is taken out of use before this is over."""
+    await connection.execute(SQL["pools_stay"])
+    shards = [row["shard"] for row in await connection.fetch(SQL["pool_shards"], pool, list(at_home))]
     if not shards:
         raise Unfit("pool", f"there is no pool {pool}: POST /v1/pools makes one")
     return shards

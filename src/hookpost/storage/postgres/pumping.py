@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
 
 from hookpost.model import PayloadRef
 from hookpost.storage.contract import (
+    INGEST_LEASE_S,
     EventView,
     FenceLost,
     NewEvent,
@@ -106,6 +108,7 @@ class PumpQueries:
                     if stored
                     else None,
                     [event.span for event in events] if traced else None,
+                    list(batch.left) or None,
                 )
         except StoreUnavailable as error:
             cause = error.__cause__
@@ -126,6 +129,25 @@ class PumpQueries:
     async def trim_offsets(self, shard: int) -> None:
         async with self._connections.use("trim offsets") as connection:
             await connection.execute(SQL["trim_offsets"], shard)
+
+    async def remember_topic(self, topic_id: str) -> str:
+        """The id of the topic that records are taken over from: the first that was told."""
+        async with self._connections.use("recognise the topic") as connection:
+            known: str = await connection.fetchval(SQL["remember_topic"], topic_id)
+            return known
+
+    async def unsealed(self, settled_s: float, outage_s: float) -> tuple[datetime, list[int]] | None:
+        """Shards whose partitions somebody waits for and whose ends are to be looked at now; and up to which time of a
+        change that look will be good: ``settled_s`` ago, but for processes that are cut off and accept events for
+        ``outage_s``. None: nobody waits."""
+        async with self._connections.use("look who waits for Kafka") as connection:
+            rows = await connection.fetch(SQL["unsealed"], settled_s, outage_s, INGEST_LEASE_S)
+        return (rows[0]["covers"], [row["shard"] for row in rows]) if rows else None
+
+    async def note_ends(self, ends: Mapping[int, int], covers: datetime) -> None:
+        """What was accepted by configurations older than ``covers`` lies before these offsets."""
+        async with self._connections.use("note the ends of partitions") as connection:
+            await connection.execute(SQL["note_ends"], list(ends), list(ends.values()), covers)
 
     async def shard_count(self) -> int:
         async with self._connections.use("count the shards") as connection:

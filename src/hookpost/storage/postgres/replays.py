@@ -1,7 +1,7 @@
 """Replays in the PostgreSQL store: of one event, and in bulk as durable jobs.
 
 A step of a job is one transaction: it takes the job (others pass it over), appends a chunk of replays to the journal,
-and moves the job's place. Lock order: the job, its tenant, the shards in their order.
+and moves the job's place. Lock order: the job, days that leave, its tenant, the shards in their order.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ LOOKED_AT_MIN = 100
 # A delivery dies by its worker's clock, its event is accepted by the database's.
 CLOCKS_APART_S = 60.0
 FAILURE_CHARS_MAX = 500
+# What the audit log tells of one.
+_ABOUT = ("endpoint_id", "type", "status", "reason", "since", "until", "rate_limit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class ReplayQueries(AuditQueries):
 
     async def append_replay(self, tenant_id: UUID, event_id: UUID, endpoint_id: UUID | None) -> int:
         async with self._connections.use(f"replay event {event_id}") as connection, connection.transaction():
+            await connection.execute(SQL["keep_events"])
             tenant = found(await connection.fetchrow(SQL["lock_tenant"], tenant_id), "tenant")
             row = await connection.fetchrow(SQL["replay_source"], event_id, tenant_id, minted_at(event_id))
             source = found(row, "event")
@@ -143,7 +146,7 @@ class ReplayQueries(AuditQueries):
                 tenant_id,
                 wanted.endpoint_id,
                 wanted.type,
-                wanted.status,
+                _status(wanted.status, wanted.reason),
                 wanted.since,
                 wanted.until,
                 rate_limit,
@@ -152,18 +155,22 @@ class ReplayQueries(AuditQueries):
                 running_max,
                 moment,
                 _beginning(wanted),
+                wanted.reason,
             )
             if row is None:
                 raise Conflict(
                     f"{running_max} replays of this tenant are running, which is the limit: wait or cancel some"
                 )
-            about = {name: row[name] for name in ("endpoint_id", "type", "status", "since", "until", "rate_limit")}
+            job = _job(row)
+            about = {name: job[name] for name in _ABOUT}
+            if wanted.endpoint_id is not None:
+                about["endpoint_id"] = show_id("ep", wanted.endpoint_id)
             await self._record(connection, tenant_id, "replay.create", show_id("rpl", replay_id), None, about)
-        return dict(row)
+        return job
 
     async def get_replay(self, tenant_id: UUID | None, replay_id: UUID) -> dict[str, Any]:
         async with self._connections.use(f"get replay {replay_id}") as connection:
-            return found(await connection.fetchrow(SQL["get_replay"], replay_id, tenant_id), "replay")
+            return _job(found(await connection.fetchrow(SQL["get_replay"], replay_id, tenant_id), "replay"))
 
     async def list_replays(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
         behind = (*after_key(after, 2), limit + 1)
@@ -172,7 +179,7 @@ class ReplayQueries(AuditQueries):
                 rows = await connection.fetch(SQL["list_replays_of_all"], *behind)
             else:
                 rows = await connection.fetch(SQL["list_replays_of_tenant"], tenant_id, *behind)
-        return page(rows, limit, ("created_at", "replay_id"))
+        return page([_job(row) for row in rows], limit, ("created_at", "replay_id"))
 
     async def cancel_replay(self, tenant_id: UUID, replay_id: UUID) -> bool:
         async with self._connections.use(f"cancel replay {replay_id}") as connection, connection.transaction():
@@ -203,6 +210,7 @@ class ReplayQueries(AuditQueries):
 
     async def _step(self, connection: Any, job: Mapping[str, Any], limits: ReplayLimits) -> ReplayStep:
         replay_id, tenant_id = job["replay_id"], job["tenant_id"]
+        await connection.execute(SQL["keep_events"])
         tenant = await connection.fetchrow(SQL["lock_tenant"], tenant_id)
         if tenant is None:
             return await _finish(connection, replay_id, ReplayState.CANCELLED)
@@ -240,11 +248,21 @@ def _beginning(wanted: ReplayFilter) -> float:
 
 
 def _asked(job: Mapping[str, Any], limit: int) -> tuple[Any, ...]:
-    names = (
-        "tenant_id", "endpoint_id", "type", "status", "since", "until", "created_at", "after_at", "after_event",
-        "after_endpoint",
-    )  # fmt: skip
-    return (*(job[name] for name in names), limit)
+    before = ("tenant_id", "endpoint_id", "type")
+    behind = ("since", "until", "created_at", "after_at", "after_event", "after_endpoint")
+    # A process of the release before may have created it, with the reason in its column alone.
+    status = _status(_job(job)["status"], job["reason"])
+    return (*(job[name] for name in before), status, *(job[name] for name in behind), limit)
+
+
+def _status(status: str, reason: str | None) -> str:
+    """The status as a row holds it: with the reason, so that a process of an earlier release heeds it (see 0018)."""
+    return status if reason is None else f"{status}:{reason}"
+
+
+def _job(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as the rest knows it."""
+    return {**row, "status": row["status"].partition(":")[0]}
 
 
 def _chunk(candidates: Sequence[Any], budget: int) -> tuple[Sequence[Any], list[_Owed]]:
@@ -279,7 +297,7 @@ async def _count(connection: Any, tenant_id: UUID, wanted: ReplayFilter, moment:
         tenant_id,
         wanted.endpoint_id,
         wanted.type,
-        wanted.status,
+        _status(wanted.status, wanted.reason),
         wanted.since,
         wanted.until,
         moment,

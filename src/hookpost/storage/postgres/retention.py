@@ -77,13 +77,10 @@ class RetentionQueries:
 async def _retire(connection: Any, partition: Any, forget: Forget) -> bool:
     """Let one partition of events go; False when it is still needed, and then it stays, or comes back."""
     name, day = partition["name"], partition["day"]
-    if _is_whole(partition):
-        if not await connection.fetchval(SQL["counted"], day) or await connection.fetchval(SQL["needed"], name, day):
-            return False
-        await connection.execute(SQL["raise_floors"], name)
-    await _detach(connection, "events", partition)
-    if await connection.fetchval(SQL["needed"], name, day):
-        await _attach(connection, name, day)
+    await connection.execute(SQL["begin_leaving"])
+    hidden = await _hide(connection, partition)
+    await connection.execute(SQL["end_leaving"])
+    if not hidden:
         return False
     while await connection.fetchval(SQL["forget_dead_letters"], name, day, FORGOTTEN_AT_ONCE) == FORGOTTEN_AT_ONCE:
         pass
@@ -93,6 +90,21 @@ async def _retire(connection: Any, partition: Any, forget: Forget) -> bool:
         after = objects[-1]
     await connection.execute(SQL["abandon_cold"], day)
     await connection.execute(f"drop table {name}")
+    return True
+
+
+async def _hide(connection: Any, partition: Any) -> bool:
+    """Out of everybody's sight, unless it is needed. Replays wait meanwhile, but for those of a process of the release
+    before: hence the second look."""
+    name, day = partition["name"], partition["day"]
+    if _is_whole(partition):
+        if not await connection.fetchval(SQL["counted"], day) or await connection.fetchval(SQL["needed"], name, day):
+            return False
+        await connection.execute(SQL["raise_floors"], name)
+    await _detach(connection, "events", partition)
+    if await connection.fetchval(SQL["needed"], name, day):
+        await _attach(connection, name, day)
+        return False
     return True
 
 

@@ -6,27 +6,39 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
-from hookpost.model import minted_at
 from hookpost.policy.egress import origin_of
+from hookpost.policy.grains import Grain, Reach, needed, pieces
 from hookpost.storage.contract import Page, Scanned
+from hookpost.storage.postgres.admin import SQL as ADMIN_SQL
 from hookpost.storage.postgres.admin import _breakers as breakers_of
 from hookpost.storage.postgres.admin import _endpoint as endpoint_of
 from hookpost.storage.postgres.admin import _shown_reason as shown_reason
 from hookpost.storage.postgres.admin import _with_breakers as with_breakers
+from hookpost.storage.postgres.admin import delivery_state, event_status, held_until
 from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.grains import grains
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as _after
 from hookpost.storage.postgres.rows import page as _page
 
 SQL = load("search")
+# What is asked of one event, of each of many: a second statement would be a second rule of what a status is.
+_STATES = ADMIN_SQL["delivery_states"].replace("$1", "asked.event_id").replace("$2", "asked.tenant_id")
+STATES_OF_MANY = f"""
+select asked.event_id, s.*
+from unnest($1::uuid[], $2::uuid[]) asked (event_id, tenant_id) cross join lateral (
+{_STATES}
+) s"""  # noqa: S608 - both parts are ours
 # An id is minted by the clock of an API process, which follows the database's.
 CLOCKS_APART_S = 60.0
 # What one look at the attempts costs at most: some 50 ms, warm. Who looks further goes on from there.
 SCANNED_MAX = 20_000
-# Percentiles of so many are good to some per mille of rank.
-LATENCIES_OF = 2_000
+# The same where payloads are read for a text: of 16 KiB each, which is the most that lies here by default, 32 MiB.
+PAYLOADS_SCANNED_MAX = 2_000
 # Rollups that are added up to rank endpoints: some 10 ms.
 ROLLUPS_MAX = 5_000
+# A span of time is ranked by at least so many buckets, so that its beginning is rounded by 4 % at most.
+BUCKETS_MIN = 24
 
 # Dead letters that are sorted into groups, and groups that are told.
 DEAD_MAX, GROUPS_MAX = 10_000, 20
@@ -54,30 +66,59 @@ class SearchQueries:
         rows = await self._found("endpoint_urls", tenant_id, list(set(endpoint_ids)))
         return {row["endpoint_id"]: row["url"] for row in rows}
 
+    async def event_statuses(self, events: Collection[tuple[UUID, UUID]]) -> dict[UUID, str]:
+        ids, tenants = [event_id for event_id, _ in events], [tenant_id for _, tenant_id in events]
+        async with self._connections.use("look where events stand") as connection:
+            rows = await connection.fetch(STATES_OF_MANY, ids, tenants, None)
+        found: dict[UUID, list[str]] = {event_id: [] for event_id in ids}
+        for row in rows:
+            found[row["event_id"]].append(delivery_state(row)["status"])
+        return {event_id: event_status(statuses) for event_id, statuses in found.items()}
+
     async def scan_events(
         self,
         tenant_id: UUID | None,
         *,
-        type: str,
+        type: str | None,
+        holding: bytes | None,
         since: float | None,
         until: float | None,
         after: tuple[Any, ...] | None,
         limit: int,
     ) -> Scanned:
         rest = (type, since, until)
+        looked_at_max = SCANNED_MAX if holding is None else PAYLOADS_SCANNED_MAX
         async with self._connections.use("search events") as connection:
             if tenant_id is None:
                 key: tuple[str, ...] = ("event_id",)
                 behind = after or (None if until is None else (_id_at(until + CLOCKS_APART_S),))
                 rows = await connection.fetch(
-                    SQL["scan_events_of_all"], *rest, *_after(behind, 1), SCANNED_MAX, limit + 1
+                    SQL["scan_events_of_all"], *rest, *_after(behind, 1), looked_at_max, limit + 1, holding
                 )
             else:
                 key = ("created_at", "event_id")
                 rows = await connection.fetch(
-                    SQL["scan_events_of_tenant"], tenant_id, *rest, *_after(after, 2), SCANNED_MAX, limit + 1
-                )
-        return _scanned([dict(row) for row in rows], limit, key)
+                    SQL["scan_events_of_tenant"],
+                    tenant_id, *rest, *_after(after, 2), looked_at_max, limit + 1, holding,
+                )  # fmt: skip
+        return _scanned([dict(row) for row in rows], limit, key, looked_at_max)
+
+    async def scan_owed(
+        self, tenant_id: UUID, endpoint_id: UUID, *, after: tuple[Any, ...] | None, limit: int
+    ) -> Scanned:
+        key = ("created_at", "event_id")
+        async with self._connections.use("list deliveries of an endpoint") as connection:
+            rows = await connection.fetch(
+                SQL["scan_owed"], tenant_id, endpoint_id, *_after(after, 2), SCANNED_MAX, limit + 1
+            )
+            scanned = _scanned([dict(row) for row in rows], limit, key, SCANNED_MAX)
+            ids = [row["event_id"] for row in scanned.rows]
+            states = await connection.fetch(STATES_OF_MANY, ids, [tenant_id] * len(ids), endpoint_id) if ids else ()
+            held = await held_until(connection, tenant_id, states)
+        found = {state["event_id"]: delivery_state(state, held.get(endpoint_id)) for state in states}
+        for row in scanned.rows:
+            row.update(found[row["event_id"]])
+        return scanned
 
     async def scan_attempts(
         self,
@@ -103,7 +144,7 @@ class SearchQueries:
                 SQL["scan_attempts_of_tenant"],
                 tenant_id, outcome, low, high, since, until, *_after(after, 2), SCANNED_MAX, limit + 1,
             )  # fmt: skip
-        return _scanned([dict(row) for row in rows], limit, ("scheduled_at", "attempt_id"))
+        return _scanned([dict(row) for row in rows], limit, ("scheduled_at", "attempt_id"), SCANNED_MAX)
 
     async def list_waiting_of_all(self, tenant_id: UUID | None, *, after: tuple[Any, ...] | None, limit: int) -> Page:
         async with self._connections.use("list what waits") as connection:
@@ -122,19 +163,20 @@ class SearchQueries:
             row["reason"] = shown_reason(row["reason"], row["due_at"], row["endpoint_status"], held_until)
         return page
 
-    async def latest_latencies_ms(self, tenant_id: UUID | None, *, since: float) -> list[float]:
-        async with self._connections.use("look at the latest deliveries") as connection:
-            if tenant_id is None:
-                shards = max(1, await connection.fetchval(SQL["count_shards"]))
-                rows = await connection.fetch(SQL["latest_delivered_of_all"], since, max(1, LATENCIES_OF // shards))
-            else:
-                rows = await connection.fetch(SQL["latest_delivered_of_tenant"], tenant_id, since, LATENCIES_OF)
-        return sorted(max(0.0, (row["finished_at"] - minted_at(row["event_id"])) * 1000) for row in rows)
-
     async def failing_endpoints(self, tenant_id: UUID | None, *, since: float, limit: int) -> list[dict[str, Any]]:
-        if tenant_id is None:
-            return await self._found("failing_of_all", since, ROLLUPS_MAX, limit)
-        return await self._found("failing_of_tenant", tenant_id, since, ROLLUPS_MAX, limit)
+        async with self._connections.use("rank failing endpoints") as connection:
+            now = await connection.fetchval(SQL["now"])
+            # Of every endpoint, so as far as the grains are whole.
+            reach = {state.grain: Reach(state.kept_from, state.built_until) for state in await grains(connection)}
+            coarse = max((each for each in Grain if each * BUCKETS_MIN <= now - since), default=Grain.MINUTE)
+            grain = max(coarse, needed(since, reach))
+            spans = pieces(since // grain * grain, now, grain, reach)
+            columns = [[span[n] for span in spans] for n in range(3)]
+            if tenant_id is None:
+                rows = await connection.fetch(SQL["failing_of_all"], *columns, ROLLUPS_MAX, limit)
+            else:
+                rows = await connection.fetch(SQL["failing_of_tenant"], tenant_id, *columns, ROLLUPS_MAX, limit)
+        return [dict(row) for row in rows]
 
     async def open_breakers(self, tenant_id: UUID | None, *, limit: int) -> list[dict[str, Any]]:
         if tenant_id is None:
@@ -156,13 +198,13 @@ def _id_at(moment: float) -> UUID:
     return UUID(int=int(moment * 1000) << 80)
 
 
-def _scanned(rows: list[dict[str, Any]], limit: int, key: tuple[str, ...]) -> Scanned:
+def _scanned(rows: list[dict[str, Any]], limit: int, key: tuple[str, ...], looked_at_max: int) -> Scanned:
     """The wanted ones, one more than a page when there are more; the oldest that was looked at stands among them."""
     wanted = [row for row in rows if row["wanted"]]
     looked_at = rows[0]["looked_at"] if rows else 0
     last = None
     if len(wanted) > limit:
         last = wanted[limit - 1]
-    elif looked_at >= SCANNED_MAX:
+    elif looked_at >= looked_at_max:
         last = next(row for row in rows if not row["wanted"])
     return Scanned(wanted[:limit], looked_at, None if last is None else tuple(last[column] for column in key))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from hookpost.storage.contract import Counted, Grain, Metered, NotFound, Page, PointRows, Series, Standing, Unfit
+from hookpost.policy.grains import Grain, Reach, grain_of, needed, pieces
+from hookpost.storage.contract import Counted, Metered, NotFound, Page, PointRows, Series, Standing, Unfit
 from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.grains import ALL, reaches
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.rows import after as _after
 from hookpost.storage.postgres.rows import page as _page
 
 SQL = load("stats")
-# "All" in the key of a rollup.
-ALL = UUID(int=0)
 DAY_S = 86_400.0
 # Days are counted from 2000-01-01 by the driver.
 EPOCH_DAY = 10_957
@@ -29,24 +30,30 @@ class StatsQueries:
     async def series(
         self, tenant_id: UUID | None, endpoint_id: UUID | None, *, start: float, end: float, step_s: int
     ) -> Series:
-        grain = next(grain for grain in sorted(Grain, reverse=True) if step_s % grain == 0)
-        # One snapshot: what is added up to a coarser grain meanwhile is told of with the rows it was moved to.
+        grain = grain_of(step_s)
+        # One snapshot: how far the grains reach, and the rows that they have then.
         async with (
             self._connections.use("read rollups") as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            state = await connection.fetchrow(SQL["rollup_state"])
-            _check_grain(state, start, grain)
-            tenant_id = await _owner(connection, tenant_id, endpoint_id)
-            rows = await connection.fetch(SQL["series"], tenant_id or ALL, endpoint_id or ALL, start, end, step_s)
+            complete_until = await connection.fetchval(SQL["complete_until"])
+            key = (await _owner(connection, tenant_id, endpoint_id) or ALL, endpoint_id or ALL)
+            reach = await reaches(connection, *key)
+            _check_grain(reach, start, grain)
+            spans = pieces(start, end, grain, reach)
+            rows = await connection.fetch(
+                SQL["series"], *key, *([span[n] for span in spans] for n in range(3)), start, step_s
+            )
         points: dict[int, PointRows] = {}
         for row in rows:
             point = points.setdefault(row["point"], PointRows())
             if row["latency_ms"] is None:
                 point.counts[row["outcome"], row["error_code"], row["retry"]] = row["attempts"]
+            elif row["arrived"]:
+                point.arrivals[row["latency_ms"]] = row["attempts"]
             else:
                 point.latencies[row["latency_ms"]] = row["attempts"]
-        return Series(points, _moment(state["complete_until"]))
+        return Series(points, _moment(complete_until))
 
     async def standing(
         self, tenant_id: UUID | None, endpoint_id: UUID | None, *, count_max: int, with_depth: bool
@@ -73,7 +80,7 @@ class StatsQueries:
 
     async def metered(self, tenant_id: UUID | None, *, first_day: float, end_day: float, tenants_max: int) -> Metered:
         async with self._connections.use("add up the metering") as connection:
-            state = await connection.fetchrow(SQL["rollup_state"])
+            complete_until = await connection.fetchval(SQL["complete_until"])
             stored = await connection.fetchrow(SQL["stored_attempts"])
             rows = await connection.fetch(
                 SQL["metered"], tenant_id, _day(first_day), _day(end_day), tenants_max + (tenant_id is None)
@@ -85,7 +92,7 @@ class StatsQueries:
             None if platform is None or platform["attempts"] is None else platform,
             found,
             stored["bytes"] / stored["attempts"] if enough else None,
-            _moment(state["complete_until"]),
+            _moment(complete_until),
         )
 
 
@@ -99,14 +106,11 @@ async def _owner(connection: Any, tenant_id: UUID | None, endpoint_id: UUID | No
     return owner
 
 
-def _check_grain(state: Any, start: float, grain: Grain) -> None:
-    """Minutes and hours are kept for a time, then added up."""
-    for needed, whole_from in ((Grain.HOUR, state["minutes_from"]), (Grain.DAY, state["hours_from"])):
-        if grain < needed and start < whole_from:
-            raise Unfit(
-                "step",
-                f"must be a multiple of {needed:d} for a time so long ago: it is kept by the {needed.name.lower()}",
-            )
+def _check_grain(reach: Mapping[Grain, Reach], start: float, grain: Grain) -> None:
+    """Minutes and hours are kept for a time, then only what they were added up to."""
+    kept = needed(start, reach)
+    if grain < kept:
+        raise Unfit("step", f"must be a multiple of {kept:d} for a time so long ago: it is kept by the {kept.words}")
 
 
 def _scope(tenant_id: UUID | None, endpoint_id: UUID | None) -> tuple[str, tuple[UUID, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 
 from hookpost.model import RetryPolicy, Timeouts
-from hookpost.policy.routing import HOMES_MAX
+from hookpost.policy.routing import ENDPOINT_CAP, HOMES_MAX
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.postgres import migrate
@@ -72,7 +72,7 @@ class PostgresStore(
         append_timeout_s: float = 0.9,
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
-        endpoint_cap: int = 64,
+        endpoint_cap: int = ENDPOINT_CAP,
         longest_s: float = 30.0,
         deadline_s_max: float = 28 * 86_400.0,
         vault: Vault | None = None,

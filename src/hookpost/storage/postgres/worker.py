@@ -51,7 +51,7 @@ from hookpost.storage.contract import (
     StoreUnavailable,
     Survey,
 )
-from hookpost.storage.endpoints import EndpointDefaults
+from hookpost.storage.endpoints import EndpointDefaults, read_health
 from hookpost.storage.postgres.attempts import COLUMNS as COPY_COLUMNS
 from hookpost.storage.postgres.attempts import packed
 from hookpost.storage.postgres.audit import AuditQueries
@@ -249,6 +249,13 @@ class WorkerQueries(AuditQueries):
         async with self._connections.use("write endpoints' health") as connection:
             await connection.execute(SQL["write_health"], *_columns(rows))
 
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+        async with self._connections.use("look for changed health") as connection:
+            now: float = await connection.fetchval(SQL["now"])
+            rows = await connection.fetch(SQL["health_changes"], since, limit)
+        until = rows[-1]["health_at"] if len(rows) == limit else now - CHANGES_OVERLAP_S
+        return {row["endpoint_id"]: read_health(row) for row in rows}, max(since, until)
+
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         async with self._connections.use("disable an endpoint") as connection, connection.transaction():
             if await connection.fetchval(SQL["disable_endpoint"], tenant_id, endpoint_id, reason) is None:
@@ -367,12 +374,13 @@ def _lane_summary(row: Any) -> LaneSummary:
 
 
 def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable[LaneSummary]) -> Takeover:
-    quiet_until = last["quiet_until"] or 0.0
+    quiet_until, doubtful_to = last["quiet_until"] or 0.0, last["doubtful_to"] or 0.0
     if last["settle_no"] is None:
         # An owner that never settled may have sent all the same.
         return Takeover(
-            last["shard"], fence, read_to=last["floor_seq"], read_day=0, clean=fence == 1, quiet_until=quiet_until
-        )
+            last["shard"], fence, read_to=last["floor_seq"], read_day=0, clean=fence == 1, quiet_until=quiet_until,
+            doubtful_to=doubtful_to,
+        )  # fmt: skip
     return Takeover(
         shard=last["shard"],
         fence=fence,
@@ -384,6 +392,7 @@ def _takeover(last: Any, fence: int, rows: Iterable[JournalRow], lanes: Iterable
         lanes=tuple(lanes),
         clean=last["clean"] and last["fence"] == fence - 1,
         quiet_until=quiet_until,
+        doubtful_to=doubtful_to,
     )
 
 

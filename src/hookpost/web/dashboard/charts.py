@@ -19,11 +19,12 @@ _PLOT_W, _PLOT_H = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
 # So many labels fit under the axis without touching.
 _X_LABELS = 7
 _Y_TICKS = 4
+_COLUMN_MAX = 72
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place on the time axis: its label, what it says in full, and its values by series (None: nothing known)."""
+    """One place on the axis: its label (or ""), what it says in full, its values by series (None: nothing known)."""
 
     label: str
     title: str
@@ -33,7 +34,7 @@ class Point:
 def stacked(points: Sequence[Point], series: Sequence[str], *, name: str) -> Markup:
     """Columns of counts, the series of each upon one another."""
     top = _nice(max((sum(v or 0 for v in point.values.values()) for point in points), default=0))
-    width = _PLOT_W / max(1, len(points))
+    width = _width(points)
     parts = [_axes(top, count, points)]
     for index, point in enumerate(points):
         x, y = _LEFT + index * width, float(_TOP + _PLOT_H)
@@ -48,13 +49,13 @@ def stacked(points: Sequence[Point], series: Sequence[str], *, name: str) -> Mar
                     f'height="{height:.2f}"/>'
                 )
         parts.append(_column(x, width, point.title, "".join(bars)))
-    return _svg(parts, name)
+    return _svg([*parts, _scale_at_the_end(top, count)], name)
 
 
 def lines(points: Sequence[Point], series: Sequence[str], *, name: str) -> Markup:
     """Latencies over time, one line for each series; where nothing is known the line has a gap."""
     top = _nice(max((v for point in points for v in point.values.values() if v is not None), default=0))
-    width = _PLOT_W / max(1, len(points))
+    width = _width(points)
     parts = [_axes(top, milliseconds, points)]
     for key in series:
         runs: list[list[tuple[float, float]]] = [[]]
@@ -71,7 +72,7 @@ def lines(points: Sequence[Point], series: Sequence[str], *, name: str) -> Marku
                 path = " ".join(f"{x:.2f},{y:.2f}" for x, y in run)
                 parts.append(f'<polyline class="line {key}" points="{path}"/>')
     parts += [_column(_LEFT + index * width, width, point.title, "") for index, point in enumerate(points)]
-    return _svg(parts, name)
+    return _svg([*parts, _scale_at_the_end(top, milliseconds)], name)
 
 
 def histogram(buckets: Sequence[tuple[int, int, int]], *, name: str) -> Markup:
@@ -107,6 +108,11 @@ def _svg(parts: Sequence[str], name: str) -> Markup:
     )
 
 
+def _width(points: Sequence[Point]) -> float:
+    """Of a column: few of them do not fill the plot."""
+    return min(_PLOT_W / max(1, len(points)), _COLUMN_MAX)
+
+
 def _axes(top: float, show: Callable[[float], str], points: Sequence[Point]) -> str:
     parts = []
     for tick in range(_Y_TICKS + 1):
@@ -115,12 +121,21 @@ def _axes(top: float, show: Callable[[float], str], points: Sequence[Point]) -> 
         kind = "grid" if tick else "axis"
         parts.append(f'<line class="{kind}" x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(show(value))}</text>')
-    step = max(1, ceil(len(points) / _X_LABELS))
-    width = _PLOT_W / max(1, len(points))
-    for index in range(0, len(points), step):
+    labelled = [index for index, point in enumerate(points) if point.label]
+    width = _width(points)
+    for index in labelled[:: max(1, ceil(len(labelled) / _X_LABELS))]:
         x = _LEFT + (index + 0.5) * width
         anchor = "start" if x < _LEFT + 20 else "end" if x > WIDTH - 30 else "middle"
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 7}" text-anchor="{anchor}">{escape(points[index].label)}</text>')
+    return "".join(parts)
+
+
+def _scale_at_the_end(top: float, show: Callable[[float], str]) -> str:
+    """The axis once more, upon the newest values: on a phone the left end is out of sight, and this is shown."""
+    parts = []
+    for tick in range(1, _Y_TICKS + 1):
+        at = f'x="{WIDTH - _RIGHT}" y="{_TOP + _PLOT_H * (1 - tick / _Y_TICKS) + 13:.1f}"'
+        parts.append(f'<text class="near" {at} text-anchor="end">{escape(show(top * tick / _Y_TICKS))}</text>')
     return "".join(parts)
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore
 from hookpost.web.auth import Principal
+from hookpost.web.dashboard.throttle import FAILURES_MAX, WINDOW_S, wait_after_s
 
 # Refused sign-ins that are entered in a minute: enough to see an attack, too few to fill the log with.
 REFUSED_MAX = 20
-WINDOW_S = 60.0
 _TARGET = "dashboard"
 
 
@@ -34,6 +34,11 @@ class SignIns:
     async def signed_out(self, principal: Principal) -> None:
         """Somebody left; who, is told by ``storage.acting``. Raises StoreUnavailable and SecretLocked."""
         await self._store.note(principal.tenant_id, "dashboard.sign_out", _TARGET, None)
+
+    async def wait_s(self, address: str) -> float:
+        """Seconds until an address may try again after what all processes have refused it. Raises StoreUnavailable."""
+        ages_s = await self._store.refused_sign_ins(address, within_s=WINDOW_S, limit=FAILURES_MAX)
+        return wait_after_s(ages_s)
 
     async def refused(self, address: str, *, now: float) -> None:
         """Somebody had no valid key (``now``: Unix seconds). Raises StoreUnavailable and SecretLocked."""

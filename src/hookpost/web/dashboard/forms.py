@@ -12,6 +12,9 @@ from hookpost.web.problems import refusal
 # The verifier takes a body of the size that events may have by default, and percent-encoding takes three for one.
 FORM_BYTES_MAX = 4 * 1024 * 1024
 FORM_S_MAX = 30.0
+# A browser that is answered while it still sends tells its user that the connection was cut, and not the answer. So
+# what is too much is taken and thrown away, up to here.
+FORM_BYTES_TAKEN_MAX = 8 * FORM_BYTES_MAX
 FIELDS_MAX = 1_200
 MEDIA_TYPE = b"application/x-www-form-urlencoded"
 
@@ -90,9 +93,12 @@ async def _body(receive: Callable[[], Awaitable[Any]]) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise refusal(400, "the form was cut off")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > FORM_BYTES_MAX:
-            raise refusal(413, f"a form may have {FORM_BYTES_MAX} bytes", headers={"Connection": "close"})
-        if not message.get("more_body"):
-            return b"".join(parts)
+        body = message.get("body", b"")
+        size += len(body)
+        if size <= FORM_BYTES_MAX:
+            parts.append(body)
+        if not message.get("more_body") or size > FORM_BYTES_TAKEN_MAX:
+            break
+    if size > FORM_BYTES_MAX:
+        raise refusal(413, f"a form may have {FORM_BYTES_MAX / 2**20:.1f} MiB", headers={"Connection": "close"})
+    return b"".join(parts)

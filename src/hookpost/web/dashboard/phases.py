@@ -28,14 +28,14 @@ class Phase:
 
 
 _PHASES = (
-    ("dns", "dns", "name looked up"),
-    ("connect", "connect", "connected"),
+    ("dns", "dns", "Name looked up"),
+    ("connect", "connect", "Connected"),
     ("tls", "tls", "TLS handshake"),
-    ("wait", "first_byte", "waited for the answer"),
-    ("body", "total", "answer received"),
+    ("wait", "first_byte", "Waited for the answer"),
+    ("body", "total", "Answer received"),
 )
 
-_IN_VAIN = ("wait", "total", "waited in vain")
+_IN_VAIN = ("wait", "total", "Waited in vain")
 
 
 def phases(timings: Mapping[str, Any], scale_ms: int) -> Sequence[Phase]:

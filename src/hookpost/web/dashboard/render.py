@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -13,11 +13,13 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hookpost.web import shown
 from hookpost.web.dashboard import foreign, words
 
+# Of whoever has waited for the server to start.
+_ASKED_FOR_FIRST = ("sign_in.html", "layout.html", "parts.html", "overview.html", "event.html", "endpoint.html")
 STATIC_TYPES: Mapping[str, str] = {
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
@@ -116,53 +118,69 @@ def _joined(values: Iterable[object], between: str) -> str:
     return between.join(map(str, values))
 
 
-def _indented(value: Any) -> str:
+def indented(value: Any) -> str:
+    """A document as JSON, for reading."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-
-
-def _clock(text: str | None) -> str:
-    """The time of day of an RFC 3339 time, with milliseconds."""
-    return "" if text is None else text[11:23]
 
 
 def _date(text: str | None) -> str:
     return "" if text is None else f"{text[:10]} {text[11:19]}"
 
 
-class Renderer:
-    """Jinja2 as the dashboard uses it."""
-
-    def __init__(self) -> None:
-        self._environment = Environment(
-            loader=PackageLoader("hookpost.web.dashboard"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            finalize=_finalize,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
-        self._environment.filters.update(
-            ago=ago,
-            ms=milliseconds,
-            count=count,
-            size=size,
-            duration=duration,
-            clock=_clock,
-            date=_date,
-            path=quote,
-            join=_joined,
-            json=_indented,
-        )
-        self._environment.globals.update(
-            words=words, static_url=static_url, with_query=with_query, percent=percent, show_time=shown.show_time
-        )
-
-    def page(self, template: str, **values: Any) -> bytes:
-        """The page as UTF-8."""
-        return self._environment.get_template(template).render(values).encode("utf-8", "replace")
+def _exact(text: str | None) -> str:
+    """An RFC 3339 time to the millisecond, as attempts of one event are apart by that."""
+    return "" if text is None else f"{text[:10]} {text[11:23]}"
 
 
-def utc(seconds: float) -> str:
-    """A time as the pages' own clock says it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + " UTC"
+def sentence(text: str) -> str:
+    """What the API says of a problem, as it stands on a page."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def coded(text: str) -> Markup:
+    """A sentence of ours whose `commands` stand out."""
+    parts = (escape(foreign.visible(part)) for part in text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+@cache
+def _environment() -> Environment:
+    """Jinja2 as the dashboard uses it; one for all applications of a process, as templates take time to compile."""
+    environment = Environment(
+        loader=PackageLoader("hookpost.web.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters.update(
+        ago=ago,
+        ms=milliseconds,
+        count=count,
+        size=size,
+        duration=duration,
+        date=_date,
+        exact=_exact,
+        coded=coded,
+        sentence=sentence,
+        path=quote,
+        join=_joined,
+        json=indented,
+    )
+    environment.globals.update(
+        words=words, static_url=static_url, with_query=with_query, percent=percent, show_time=shown.show_time
+    )
+    return environment
+
+
+def page(template: str, **values: Any) -> bytes:
+    """The page as UTF-8."""
+    return _environment().get_template(template).render(values).encode("utf-8", "replace")
+
+
+async def compile_templates() -> None:
+    """Compile all of them beside what else there is to do: otherwise whoever asks for a page first waits for that."""
+    for name in dict.fromkeys((*_ASKED_FOR_FIRST, *_environment().list_templates())):
+        await asyncio.to_thread(_environment().get_template, name)

@@ -13,12 +13,20 @@ from dataclasses import dataclass
 
 import msgspec
 
-COOKIE = "hookpost_session"
+_COOKIE = "hookpost_session"
+# Browsers take a name that begins so from https alone, for this host alone and with the path / (RFC 6265bis, 4.1.3.2):
+# neither a page of a neighbouring host nor whoever sits on the line can plant a session.
+_HOST_ONLY = "__Host-"
 # A working day: whoever comes back tomorrow signs in again.
 SESSION_S_MAX = 12 * 3600.0
 NONCE_BYTES = 16
 _MAC_BYTES = 32
 _COOKIE_CHARS_MAX = 512
+
+
+def cookie_of(*, secure: bool) -> str:
+    """The name of the cookie; ``secure``: the dashboard is reached by https."""
+    return _HOST_ONLY + _COOKIE if secure else _COOKIE
 
 
 @dataclass(frozen=True, slots=True)

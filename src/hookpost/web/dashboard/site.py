@@ -7,25 +7,30 @@ this session. Only then a page's own code runs. Whatever goes wrong is a page, t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
-from urllib.parse import quote
+from urllib.parse import SplitResult, quote, urlsplit
 
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from hookpost.storage.acting import Actor, act_as
+from hookpost.storage.contract import NotFound, StoreUnavailable
 from hookpost.web import problems
 from hookpost.web.api import Api
 from hookpost.web.auth import Authenticator
-from hookpost.web.dashboard import guard
+from hookpost.web.dashboard import guard, words
 from hookpost.web.dashboard.ask import AsgiApp, Asker, Refusal
 from hookpost.web.dashboard.entered import SignIns
 from hookpost.web.dashboard.forms import Form, read_form
 from hookpost.web.dashboard.pages import ROUTES, sign_in
 from hookpost.web.dashboard.recent import Recent
-from hookpost.web.dashboard.render import STATIC_TYPES, Renderer, static_file
-from hookpost.web.dashboard.session import COOKIE, Sessions, is_own_form
+from hookpost.web.dashboard.render import STATIC_TYPES, page, static_file
+from hookpost.web.dashboard.session import Sessions, cookie_of, is_own_form
 from hookpost.web.dashboard.throttle import Throttle
 from hookpost.web.dashboard.visit import Desk, Visit, see
 from hookpost.web.problems import Problem, refusal
@@ -43,10 +48,10 @@ class Dashboard:
         self, app: AsgiApp, api: Api, authenticator: Authenticator, *, secret: bytes, public_url: str | None
     ) -> None:
         self._desk = Desk(
-            api, Asker(app), authenticator, Sessions(secret), Throttle(), Renderer(), SignIns(api.store), Recent(),
+            api, Asker(app), authenticator, Sessions(secret), Throttle(), SignIns(api.store), Recent(),
             public_url,
         )  # fmt: skip
-        routes = [Route(PREFIX + path, self._endpoint(page), methods=[method]) for path, method, page in ROUTES]
+        routes = [Route(PREFIX + path, self._endpoint(show), methods=[method]) for path, method, show in ROUTES]
         self._router = Router(
             [
                 Route(PREFIX + "/static/{name}", self._static),
@@ -60,8 +65,12 @@ class Dashboard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
 
+        started = False
+
         async def guarded(message: Any) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 present = {name for name, _ in message["headers"]}
                 extra = [(name.lower().encode(), value.encode()) for name, value in guard.HEADERS.items()]
                 message["headers"] = [*message["headers"], *(pair for pair in extra if pair[0] not in present)]
@@ -70,20 +79,23 @@ class Dashboard:
         request = Request(scope, receive)
         try:
             _check_origin(request, self._desk.public_url)
-            await self._router(scope, receive, guarded)
-        except Exception as error:  # noqa: BLE001 - every fault is an answer, and the unexpected is logged
+            # With an app in its scope, Starlette raises what it would otherwise answer with a line of text.
+            await self._router({**scope, "app": self}, receive, guarded)
+        except Exception as error:
+            if started:  # half of a file is sent: it ends here, and whoever takes it sees that it is cut
+                raise
             await self._fault(request, error)(scope, receive, guarded)
 
-    def _endpoint(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
+    def _endpoint(self, show: Page) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             try:
                 visit = await self._visit(request)
             except Problem as refused:
                 if refused.status != 401:
                     raise
-                return _to_sign_in(request)
+                return _to_sign_in(request, self._desk)
             try:
-                return await page(visit)
+                return await show(visit)
             except Refusal as refusal_:
                 return _problem_page(visit, refusal_.status, refusal_.text)
             except Exception as error:  # noqa: BLE001 - see __call__
@@ -93,7 +105,8 @@ class Dashboard:
         return answer
 
     async def _visit(self, request: Request) -> Visit:
-        session = self._desk.sessions.read(request.cookies.get(COOKIE), now=self._desk.now())
+        cookie = request.cookies.get(cookie_of(secure=self._desk.secure))
+        session = self._desk.sessions.read(cookie, now=self._desk.now())
         if session is None:
             raise refusal(401, "sign in first")
         principal = await self._desk.authenticator.referred(session.reference)
@@ -103,7 +116,8 @@ class Dashboard:
             form = await read_form(dict(request.scope["headers"]), request.receive)
             if not is_own_form(session, form.text("csrf")):
                 raise refusal(403, "this form was made for another session: go back, reload the page and try again")
-        return Visit(self._desk, request, session, principal, Form.parse(request.url.query), form)
+        visit = Visit(self._desk, request, session, principal, Form.parse(request.url.query), form)
+        return replace(visit, whose=await _whose(visit))
 
     async def _sign_in(self, request: Request) -> Response:
         return await sign_in.answer(self._desk, request)
@@ -126,11 +140,23 @@ class Dashboard:
 
     def _fault(self, request: Request, error: Exception) -> Response:
         problem = problems.problem_of(error, f"{request.method} {PREFIX}")
+        if problem.status == 405:
+            return self._bare(405, words.NO_PAGE, dict(problem.headers))
         return self._bare(problem.status, problem.detail, dict(problem.headers))
 
     def _bare(self, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-        body = self._desk.renderer.page("bare.html", status=status, text=text)
+        body = page("bare.html", status=status, text=text)
         return Response(body, status, headers, media_type="text/html")
+
+
+async def _whose(visit: Visit) -> str | None:
+    """What the tenant that a page is about is called. A page comes without that, too."""
+    with suppress(Problem, NotFound, StoreUnavailable):
+        of = visit.tenant()
+        if of is not None:
+            tenant = await visit.desk.recent.get(("tenant", of), partial(visit.desk.api.store.get_tenant, of))
+            return str(tenant["name"])
+    return None
 
 
 def _check_origin(request: Request, public_url: str | None) -> None:
@@ -144,11 +170,19 @@ def _check_origin(request: Request, public_url: str | None) -> None:
         raise refusal(403, "this form was not sent by a page of the dashboard")
 
 
-def _to_sign_in(request: Request) -> Response:
-    wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    if request.method != "GET" or wanted == PREFIX:
+def _to_sign_in(request: Request, desk: Desk) -> Response:
+    """Sign in, and then go on where one was: to the page that was asked for, or the one with the form that was sent."""
+    if request.url.path == PREFIX + "/sign-out":
         return see(PREFIX + "/sign-in")
-    return see(PREFIX + "/sign-in", next=quote(wanted, safe="/"))
+    ended = cookie_of(secure=desk.secure) in request.cookies
+    wanted = _place(request.url) if request.method == "GET" else _place(urlsplit(request.headers.get("referer", "")))
+    why = {"why": sign_in.UNSENT if request.method == "POST" else sign_in.ENDED} if ended else {}
+    onwards = {} if guard.safe_target(wanted) == PREFIX else {"next": quote(wanted, safe="/")}
+    return see(PREFIX + "/sign-in", **why, **onwards)
+
+
+def _place(url: URL | SplitResult) -> str:
+    return url.path + (f"?{url.query}" if url.query else "")
 
 
 def _problem_page(visit: Visit, status: int, text: str) -> Response:

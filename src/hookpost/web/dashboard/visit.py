@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from hookpost.model import IdError, parse_id
-from hookpost.web.api import Api
+from hookpost.web.api import Api, path_id
 from hookpost.web.auth import Authenticator, Principal
-from hookpost.web.dashboard.ask import Asker
+from hookpost.web.dashboard import render
+from hookpost.web.dashboard.ask import Asker, Refusal
 from hookpost.web.dashboard.entered import SignIns
 from hookpost.web.dashboard.forms import Form
 from hookpost.web.dashboard.recent import Recent
-from hookpost.web.dashboard.render import Renderer
 from hookpost.web.dashboard.session import Session, Sessions
 from hookpost.web.dashboard.throttle import Throttle
-from hookpost.web.problems import invalid, not_found
+from hookpost.web.problems import invalid, refusal
 
 # After a form the browser asks for a page anew, so that a reload sends nothing again.
 SEE_OTHER = 303
@@ -39,6 +41,8 @@ NOTICES = {
     "replay_cancelled": "The bulk replay is cancelled; what it has put into the journal is delivered.",
 }
 
+_Query = TypeVar("_Query", bound=BaseModel)
+
 
 @dataclass(frozen=True, slots=True)
 class Desk:
@@ -49,10 +53,14 @@ class Desk:
     authenticator: Authenticator
     sessions: Sessions
     throttle: Throttle
-    renderer: Renderer
     sign_ins: SignIns
     recent: Recent
     public_url: str | None
+
+    @property
+    def secure(self) -> bool:
+        """Do people reach it by https?"""
+        return self.public_url is not None and self.public_url.startswith("https://")
 
     def now(self) -> float:
         """Unix seconds by the installation's clock."""
@@ -69,6 +77,8 @@ class Visit:
     principal: Principal
     query: Form
     form: Form
+    # The name of the tenant that the page is about; None: all of them, or one that there is not.
+    whose: str | None = None
 
     async def ask(self, path: str, **query: Any) -> dict[str, Any]:
         """What the API tells this person; raises Refusal."""
@@ -103,29 +113,41 @@ class Visit:
         """Does the key allow it? Pages leave out what it does not; the API refuses it in any case."""
         return scope in self.principal.scopes
 
-    def page(self, template: str, status: int = 200, **values: Any) -> Response:
-        """A page within the frame."""
-        notice = NOTICES.get(self.query.text("did"))
-        body = self.desk.renderer.page(
+    def base_url(self) -> str:
+        """Where this installation is reached: by what its operator says, or as this browser has reached it."""
+        return (self.desk.public_url or f"http://{self.request.headers.get('host', '')}").rstrip("/")
+
+    def page(self, template: str, status: int = 200, *, refused: Refusal | None = None, **values: Any) -> Response:
+        """A page within the frame; ``refused``: again, with what the API said of the form that was sent from it."""
+        notice, problem = NOTICES.get(self.query.text("did")), None
+        if refused is not None:
+            status, problem = refused.status, refused.text
+        body = render.page(
             template,
             visit=self,
             now=self.desk.now(),
             csrf=self.session.csrf,
             here=self.request.url.path,
             tenant_filter=self.tenant_filter(),
-            **{"notice": notice, "problem": None, "status": status, **values},
+            **{"notice": notice, "problem": problem, "status": status, **values},
         )
         return Response(body, status, media_type="text/html")
 
     def path_id(self, prefix: str, name: str, what: str) -> UUID:
         """An id of the path; Problem 404 for what is none."""
-        try:
-            return parse_id(prefix, self.request.path_params[name])
-        except IdError as error:
-            raise not_found(what) from error
+        return path_id(prefix, self.request.path_params[name], what)
 
 
 def see(path: str, **query: str) -> Response:
     """Go on to a page."""
     parameters = "&".join(f"{name}={value}" for name, value in query.items())
     return RedirectResponse(f"{path}?{parameters}" if parameters else path, SEE_OTHER)
+
+
+def read_query(model: type[_Query], given: Mapping[str, Any]) -> _Query:
+    """What a route of the API is asked whose answer goes out as it is, a file; what is None is left out. Raises Problem
+    422."""
+    try:
+        return model.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise refusal(422, "this address cannot be read: take the one on the page") from error

@@ -72,6 +72,11 @@ DEAD: Mapping[str, str] = {
     "payload_missing": "Its payload is gone from the payload store.",
     "internal_error": "A fault on our side; the log says more. Replay it.",
 }
+REPLAYED: Mapping[str, str] = {
+    "dead": "dead ones",
+    "delivered": "delivered ones",
+    "any": "all, whatever became of them",
+}
 ERROR: Mapping[str, str] = {
     "dns_failure": "The host name could not be resolved.",
     "connect_refused": "The host refused the connection: nothing listens on that port.",
@@ -101,6 +106,37 @@ BREAKER: Mapping[str, str] = {
     "open": "holds deliveries: the receiver failed several times in a row",
     "half_open": "lets one delivery through to see whether the receiver is well",
 }
+
+# A page in place of the one that was asked for: what it is called, and what whoever sees it can do.
+PROBLEM: Mapping[int, tuple[str, str]] = {
+    400: ("That cannot be read", "Nothing was changed. Go back and try again."),
+    403: ("Not allowed", "Whoever administers the tenant can make a key that may: sign in with that one."),
+    404: ("Not found", "It may be misspelt, deleted, of another tenant, or past its retention: search for it."),
+    405: ("Not a page", "Nothing was changed. Go to the page, and use its button."),
+    408: ("Too slow", "Nothing was changed. Go back and send it again."),
+    409: ("That does not go together", "Nothing was changed. Go back, and reload the page to see how things stand."),
+    413: ("Too large", "Nothing of it was kept. Go back and send less. `hookpost verify` in a shell takes any size."),
+    415: ("Not a form", "Nothing was changed. Send it from a page of the dashboard."),
+    421: ("Not this host", "Nothing is shown under names that others could point here."),
+    422: ("Something in it is wrong", "Nothing was changed. Go back, mend what is named here and send it again."),
+    429: ("Too many requests", "Nothing was changed. Wait a moment and send it again."),
+    500: ("A fault of ours", "Try again. If it stays, the operator finds it in the log of the API by the time of day."),
+    503: ("Not available", "Reload in a few seconds. If it lasts, /readyz and the log tell the operator why."),
+}
+FOREIGN_FORM = ("Not sent from here", "Nothing was changed.")
+"""In place of that of 403 where it is the form that may not, and not the key."""
+NO_PAGE = "this address takes a form and shows nothing"
+_OTHER_PROBLEM = ("That did not work", "Go back and try again.")
+
+
+def problem(status: int) -> tuple[str, str]:
+    """What a page is called that stands in for one that could not be shown, and what to do."""
+    return PROBLEM.get(status, _OTHER_PROBLEM)
+
+
+def protocol(version: str) -> str:
+    """The protocol of an attempt by its name: of HTTP the version alone is written down."""
+    return f"HTTP/{version}" if version[:1].isdigit() else version
 
 
 def error(attempt: Mapping[str, Any]) -> str | None:

@@ -63,6 +63,11 @@ delete from barriers where tenant_id = $1
 -- name: revoke_keys_of
 update api_keys set revoked_at = clock_timestamp() where tenant_id = $1 and revoked_at is null
 
+-- name: count_keys
+-- Those that open a door: neither revoked nor expired.
+select count(*) from api_keys
+where tenant_id = $1 and revoked_at is null and coalesce(expires_at, 'infinity') > clock_timestamp()
+
 -- name: create_key
 insert into api_keys (key_id, tenant_id, name, key_hash, scopes, expires_at)
 values ($1, $2, $3, $4, $5, $6)
@@ -168,7 +173,7 @@ where event_id = $1 and kind = 0 and ($2::uuid is null or tenant_id = $2)
   and day between (to_timestamp($3) at time zone 'utc')::date - 1 and (to_timestamp($3) at time zone 'utc')::date + 1
 
 -- name: delivery_states
--- What is known of each delivery of an event, in one snapshot: of its newest generation, whether the shard's owner has
+-- What is known of each delivery of an event, or of the one to endpoint $3, in one snapshot: of its newest generation, whether the shard's owner has
 -- it still before it or in hand (queued), what the backlog, the dead letters and the attempts say, the endpoint, whether
 -- it was asked behind it in its shard to be cancelled, and whether an older generation still waits in the backlog.
 -- One attempts scan for all endpoints: a fan-out of thousands would make thousands of probes in every partition.
@@ -177,7 +182,7 @@ with journal as (
 ), latest as (
     select distinct on (o.endpoint_id) o.endpoint_id, j.shard, j.seq, j.generation
     from journal j cross join unnest(j.owed) as o (endpoint_id)
-    where j.kind in (0, 1)
+    where j.kind in (0, 1) and ($3::uuid is null or o.endpoint_id = $3)
     order by o.endpoint_id, j.generation desc
 ), cancels as (
     select c.endpoint_id, j.shard, max(j.seq) as seq
@@ -200,7 +205,7 @@ with journal as (
     select a.endpoint_id, a.generation, count(*) as attempt_count,
            (array_agg(a.outcome order by a.retry_count desc, a.finished_at desc))[1] as last_outcome,
            (array_agg(a.http_status order by a.retry_count desc, a.finished_at desc))[1] as last_http_status
-    from attempts a where a.event_id = $1
+    from attempts a where a.event_id = $1 and ($3::uuid is null or a.endpoint_id = $3)
     group by a.endpoint_id, a.generation
 )
 select l.endpoint_id, l.shard, l.seq, l.generation,
@@ -345,7 +350,7 @@ order by died_at desc, event_id desc, endpoint_id desc limit $7
 select hookpost_append_control($1, $2, $3, $4)
 
 -- name: hold_tenant
--- No replay of the event is appended meanwhile.
+-- No replay of its events is appended meanwhile, and no other key of it is made.
 select 1 from tenants where tenant_id = $1 for no key update
 
 -- name: remove_payload

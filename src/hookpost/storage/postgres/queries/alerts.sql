@@ -30,6 +30,13 @@ on conflict (endpoint_id) do update
     set failing_told = excluded.failing_told, failing_told_at = excluded.failing_told_at, deaths = excluded.deaths,
         deaths_since = excluded.deaths_since, event_ids = excluded.event_ids, deaths_told_at = excluded.deaths_told_at
 
+-- name: tell_health
+-- The workers that deliver to these hear of it. Locked in the order in which workers write health.
+with known as (
+    select e.endpoint_id from endpoints e where e.endpoint_id = any ($1) order by e.endpoint_id for no key update
+)
+update endpoints e set health_at = clock_timestamp() from known where e.endpoint_id = known.endpoint_id
+
 -- name: write_alert
 -- One row for each channel; by mail only to a tenant that has an address.
 insert into alerts (alert_id, channel, tenant_id, endpoint_id, type, payload, due_at)

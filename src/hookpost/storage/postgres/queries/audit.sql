@@ -31,6 +31,19 @@ where ($4::text is null or action = $4)
                           coalesce($2::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'), coalesce($3::bigint, 9223372036854775807))
 order by at desc, chain desc, seq desc limit $7
 
+-- name: refused_sign_ins
+-- How long ago the newest $3 sign-ins from an address were refused, within the last $2 seconds and since one that was not. By
+-- the index of times: what was entered within those seconds is read.
+with entered as materialized (
+    select a.at, a.action from audit_log a
+    where a.at > now() - make_interval(secs => $2) and a.address = $1
+      and a.action in ('dashboard.sign_in', 'dashboard.sign_in_refused')
+)
+select extract(epoch from clock_timestamp() - e.at)::double precision as age_s from entered e
+where e.action = 'dashboard.sign_in_refused'
+  and e.at > coalesce((select max(s.at) from entered s where s.action = 'dashboard.sign_in'), '-infinity')
+order by e.at desc limit $3
+
 -- name: old_chains
 -- Chains that begin a day or more before what is kept, so that retention writes a row a day at most.
 select h.chain, f.seq as first from audit_heads h

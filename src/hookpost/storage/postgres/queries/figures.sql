@@ -1,11 +1,15 @@
 -- name: shards
--- Entries of each shard's journal that are not done, when the oldest of them was accepted (null: there is none), and whether
--- a living worker owns it.
+-- Entries of each shard's journal that are not done, since when the oldest of them is there and the oldest that was not even
+-- read (null: there is none), and whether a living worker owns it.
 select s.shard, s.pool, coalesce(n.expires_at > clock_timestamp(), false) as owned, d.depth,
        case when d.depth > 0 then (
            select extract(epoch from clock_timestamp() - e.created_at)::double precision from events e
            where e.shard = s.shard and e.seq = least(lower(p.open), coalesce(p.read_to, s.floor_seq) + 1)
-       ) end as age_s
+       ) end as age_s,
+       case when l.last_seq > coalesce(p.read_to, s.floor_seq) then (
+           select extract(epoch from clock_timestamp() - e.created_at)::double precision from events e
+           where e.shard = s.shard and e.seq = coalesce(p.read_to, s.floor_seq) + 1
+       ) end as unread_s
 from shards s
 left join nodes n on n.node_id = s.owner
 cross join lateral hookpost_last(s.shard) l
@@ -29,4 +33,4 @@ where m.day = hookpost_today() order by m.attempts desc, m.tenant_id limit $1
 
 -- name: rollups_behind
 -- Null: nothing was counted yet.
-select extract(epoch from clock_timestamp() - complete_until)::double precision from rollup_state where complete_until > '-infinity'
+select extract(epoch from clock_timestamp() - counted_until)::double precision from rollup_state where counted_until > '-infinity'

@@ -9,7 +9,9 @@ select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight, t.ingest_r
        coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight, e.pinned) order by e.created_at, e.endpoint_id)
                 filter (where e.endpoint_id is not null), '[]')::text as filters,
        (select jsonb_object_agg(y.name, y.schema) from event_types y
-        where y.tenant_id = t.tenant_id and y.schema is not null)::text as schemas
+        where y.tenant_id = t.tenant_id and y.schema is not null)::text as schemas,
+       array(select d.shard from departures d where d.tenant_id = t.tenant_id
+             union select b.shard from barriers b where b.tenant_id = t.tenant_id) as left_behind
 from tenants t left join endpoints e on e.tenant_id = t.tenant_id and e.deleted_at is null
 where t.tenant_id = $1 and t.deleted_at is null
 group by t.tenant_id

@@ -27,7 +27,7 @@ order by c.relname
 -- clocks may have gone back. And attempts that are not rolled up yet are found by their progress. The greatest numbers are
 -- looked up by the index; of an `exists` the planner hopes that a scan finds one soon.
 select exists (
-    select from shards s left join rollup_marks m on m.shard = s.shard
+    select from shards s left join rollup_progress m on m.shard = s.shard
     where (select max(p.settle_no) from progress p where p.shard = s.shard and p.day = $1)
         = (select max(p.settle_no) from progress p where p.shard = s.shard)
        or (select max(a.settle_no) from attempts a where a.shard = s.shard and a.day = $1) > coalesce(m.settle_no, 0)
@@ -61,8 +61,11 @@ cross join lateral (
 group by u.shard, r.tenant_id
 
 -- name: spread_tenants
--- Tenants whose spread follows their load: those asked for, and all that have several home shards.
-select t.tenant_id, t.home_shards, (select count(*) from shards s where s.pool = t.pool) as pool_shards
+-- Tenants whose spread follows their load: those asked for, and all that have several home shards. pool_shards: how many
+-- may be homes of theirs (moves.sql, pool_shards).
+select t.tenant_id, t.home_shards, (
+    select count(*) from shards s where s.pool = t.pool and (not s.draining or s.shard = any (t.home_shards))
+) as pool_shards
 from tenants t
 where t.spread is null and t.deleted_at is null
   and (t.tenant_id = any ($1) or cardinality(t.home_shards) > 1)

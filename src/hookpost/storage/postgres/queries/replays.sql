@@ -1,3 +1,8 @@
+-- name: keep_events
+-- No day of events leaves before this transaction has ended: what is found of an event and owed once more would be gone
+-- when it is read. First of all, as a day that leaves waits for whoever has looked at events.
+select pg_advisory_xact_lock_shared(7710, 0)
+
 -- name: lock_tenant
 -- Keeps the tenant's configuration, and with it which endpoints pin an event to the first home shard, as it is until the
 -- replays are appended; and one replay after the other counts generations.
@@ -49,8 +54,8 @@ from hookpost_replayable($1, $2, $3, $4, $5, $6, $7, $8, '00000000-0000-0000-000
 -- name: create_replay
 -- None when the tenant has $11 running ones.
 insert into replays (replay_id, tenant_id, endpoint_id, type, status, since, until, rate_limit, matched, matched_exact,
-                     created_at, after_at)
-select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $12, $13
+                     created_at, after_at, reason)
+select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $12, $13, $14
 where (select count(*) from replays where tenant_id = $2 and state = 'running') < $11
 returning *
 
@@ -97,8 +102,9 @@ select (select coalesce(max(l.last_seq - coalesce(p.read_to, 0) + coalesce(p.ope
        (select count(*) from (select from backlog b where b.tenant_id = $1 and b.generation > 0 limit $3) w) as waiting
 
 -- name: replayable
-select at, event_id, endpoint_id, type, owed
-from hookpost_replayable($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+-- The next candidates; what does not match owes nothing.
+select c.at, c.event_id, c.endpoint_id, c.type, c.owed
+from hookpost_replayable($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) c
 
 -- name: move_replay
 -- A job that was idle may catch up one second's worth, as a token bucket.

@@ -19,6 +19,13 @@ order by c.relname
 -- name: needed
 select hookpost_partition_needed($1, $2)
 
+-- name: begin_leaving
+-- Nobody owes an event once more (keep_events) from before it is asked whether a day is needed until it is out of sight.
+select pg_advisory_lock(7710, 0)
+
+-- name: end_leaving
+select pg_advisory_unlock(7710, 0)
+
 -- name: counted
 select hookpost_rolled_up($1)
 

@@ -26,10 +26,12 @@ order by created_at desc, endpoint_id desc limit $4
 select endpoint_id, url from endpoints where endpoint_id = any ($2) and ($1::uuid is null or tenant_id = $1)
 
 -- name: scan_events_of_tenant
--- Of the newest $7 events behind (created_at, event_id) those of a type: a rare one costs as much as a common one. The
--- oldest one that was looked at comes with them, asked for or not: the search goes on behind it.
+-- Of the newest $7 events behind (created_at, event_id) those of a type ($2) whose payload holds a text ($9), as far as it
+-- lies here: a rare one costs as much as a common one. The oldest one that was looked at comes with them, asked for or
+-- not: the search goes on behind it.
 with looked_at as materialized (
-    select event_id, tenant_id, type, cardinality(owed) as delivery_count, idempotency_key, trace_id, created_at
+    select event_id, tenant_id, type, cardinality(owed) as delivery_count, idempotency_key, trace_id, created_at,
+           $9::bytea is null or coalesce(position($9 in payload) > 0, false) as holds
     from events
     where tenant_id = $1 and kind = 0
       and created_at >= coalesce($3::timestamptz, '-infinity') and created_at < coalesce($4::timestamptz, 'infinity')
@@ -39,7 +41,25 @@ with looked_at as materialized (
       and day <= (least($4::timestamptz, $5::timestamptz, 'infinity') at time zone 'utc')::date + 1
     order by created_at desc, event_id desc limit $7
 ), told as (
-    (select *, true as wanted from looked_at where type = $2 order by created_at desc, event_id desc limit $8)
+    (select *, true as wanted from looked_at where ($2::text is null or type = $2) and holds
+     order by created_at desc, event_id desc limit $8)
+    union all
+    (select *, false from looked_at order by created_at, event_id limit 1)
+)
+select t.*, (select count(*) from looked_at) as looked_at from told t order by t.created_at desc, t.event_id desc
+
+-- name: scan_owed
+-- Of the newest $5 events behind (created_at, event_id) those that were owed to an endpoint, as above.
+with looked_at as materialized (
+    select event_id, tenant_id, created_at, owed @> array[$2::uuid] as is_owed
+    from events
+    where tenant_id = $1 and kind = 0
+      and created_at <= coalesce($3::timestamptz, 'infinity')
+      and (created_at, event_id) < (coalesce($3::timestamptz, 'infinity'), coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
+      and day <= (coalesce($3::timestamptz, 'infinity') at time zone 'utc')::date + 1
+    order by created_at desc, event_id desc limit $5
+), told as (
+    (select *, true as wanted from looked_at where is_owed order by created_at desc, event_id desc limit $6)
     union all
     (select *, false from looked_at order by created_at, event_id limit 1)
 )
@@ -48,7 +68,8 @@ select t.*, (select count(*) from looked_at) as looked_at from told t order by t
 -- name: scan_events_of_all
 -- The same across tenants, by id. Times are compared behind the limit: an index of them holds no order across tenants.
 with looked_at as materialized (
-    select event_id, tenant_id, type, cardinality(owed) as delivery_count, idempotency_key, trace_id, created_at
+    select event_id, tenant_id, type, cardinality(owed) as delivery_count, idempotency_key, trace_id, created_at,
+           $7::bytea is null or coalesce(position($7 in payload) > 0, false) as holds
     from events
     where kind = 0 and event_id < coalesce($4::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
       and day >= (coalesce($2::timestamptz, '-infinity') at time zone 'utc')::date - 1
@@ -56,7 +77,7 @@ with looked_at as materialized (
     order by event_id desc limit $5
 ), told as (
     (select *, true as wanted from looked_at
-     where type = $1 and created_at >= coalesce($2::timestamptz, '-infinity')
+     where ($1::text is null or type = $1) and holds and created_at >= coalesce($2::timestamptz, '-infinity')
        and created_at < coalesce($3::timestamptz, 'infinity')
      order by event_id desc limit $6)
     union all
@@ -119,26 +140,6 @@ cross join lateral (
 ) a
 order by a.scheduled_at desc, a.attempt_id desc
 
--- name: latest_delivered_of_tenant
--- When the latest deliveries of events (not of replays) ended, out of the newest $3 attempts since $2.
-select a.event_id, a.finished_at from (
-    select n.event_id, n.finished_at, n.outcome, n.generation from attempts n
-    where n.tenant_id = $1 and n.scheduled_at >= $2 and n.day >= ($2 at time zone 'utc')::date - 1
-    order by n.scheduled_at desc limit $3
-) a
-where a.outcome = 'delivered' and a.generation = 0
-
--- name: latest_delivered_of_all
--- The same across tenants, out of the newest $2 of each shard.
-select a.event_id, a.finished_at
-from shards s
-cross join lateral (
-    select n.event_id, n.finished_at, n.outcome, n.generation, n.scheduled_at from attempts n
-    where n.shard = s.shard and n.day >= ($1 at time zone 'utc')::date - 1
-    order by n.settle_no desc limit $2
-) a
-where a.outcome = 'delivered' and a.generation = 0 and a.scheduled_at >= $1
-
 -- name: waiting_of_tenant
 -- What waits for a tenant, by (endpoint, shard, position), in the shards that are or were its homes.
 select b.shard, b.position, b.event_id, b.endpoint_id, b.tenant_id, b.generation, b.reason, b.due_at, b.retry_count,
@@ -176,30 +177,33 @@ left join endpoints e on e.endpoint_id = b.endpoint_id
 order by b.shard, b.endpoint_id, b.position
 
 -- name: failing_of_tenant
--- The endpoints with the most failed attempts since $2, by the newest $3 rollups that hold some.
+-- The endpoints with the most failed attempts in pieces (grain, from, to), by the newest $5 rollups that hold some.
 select e.endpoint_id, e.tenant_id, e.url, e.status, e.consecutive_failures, sum(r.attempts)::bigint as failed
 from (
-    select n.endpoint_id, n.attempts from rollups n
-    where n.tenant_id = $1 and n.outcome <> 'delivered' and n.endpoint_id <> '00000000-0000-0000-0000-000000000000'
-      and n.bucket >= $2
-    order by n.bucket desc limit $3
+    select n.endpoint_id, n.attempts
+    from unnest($2::int[], $3::timestamptz[], $4::timestamptz[]) p (grain, since, until)
+    cross join lateral (
+        select m.endpoint_id, m.attempts, m.bucket from rollup_counts m
+        where m.tenant_id = $1 and m.grain = p.grain and m.outcome in ('retry', 'dead')
+          and m.endpoint_id <> '00000000-0000-0000-0000-000000000000' and m.bucket >= p.since and m.bucket < p.until
+        order by m.bucket desc limit $5
+    ) n
+    order by n.bucket desc limit $5
 ) r
 join endpoints e on e.endpoint_id = r.endpoint_id and e.deleted_at is null
-group by e.endpoint_id order by failed desc, e.endpoint_id limit $4
+group by e.endpoint_id order by failed desc, e.endpoint_id limit $6
 
 -- name: failing_of_all
--- The same across tenants, out of the newest $2 rollups of all kinds.
+-- The same across tenants, out of the newest $4 rollups of each piece, whatever they hold.
 select e.endpoint_id, e.tenant_id, e.url, e.status, e.consecutive_failures, sum(r.attempts)::bigint as failed
-from (
-    select n.endpoint_id, n.attempts, n.outcome, n.bucket from (values (60), (3600), (86400)) g (grain)
-    cross join lateral (
-        select m.endpoint_id, m.attempts, m.outcome, m.bucket from rollups m
-        where m.grain = g.grain and m.bucket >= $1 order by m.bucket desc limit $2
-    ) n
+from unnest($1::int[], $2::timestamptz[], $3::timestamptz[]) p (grain, since, until)
+cross join lateral (
+    select m.endpoint_id, m.attempts, m.outcome from rollup_counts m
+    where m.grain = p.grain and m.bucket >= p.since and m.bucket < p.until order by m.bucket desc limit $4
 ) r
 join endpoints e on e.endpoint_id = r.endpoint_id and e.deleted_at is null
-where r.outcome <> 'delivered'
-group by e.endpoint_id order by failed desc, e.endpoint_id limit $3
+where r.outcome in ('retry', 'dead')
+group by e.endpoint_id order by failed desc, e.endpoint_id limit $5
 
 -- name: open_breakers_of_tenant
 -- Breakers that hold something back, those that opened last first.
@@ -228,3 +232,7 @@ select d.endpoint_id, d.reason, count(*) as dead from (
     select n.endpoint_id, n.reason from dead_letters n order by n.died_at desc limit $1
 ) d
 group by d.endpoint_id, d.reason order by dead desc, d.endpoint_id, d.reason limit $2
+
+-- name: now
+-- By the clock that rollups are kept by.
+select hookpost_now()

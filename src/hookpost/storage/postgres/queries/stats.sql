@@ -1,31 +1,34 @@
--- name: rollup_state
-select complete_until, minutes_from, hours_from from rollup_state
+-- name: complete_until
+select counted_until from rollup_state
 
 -- name: endpoint_owner
 -- Deleted endpoints have a history, too.
 select tenant_id from endpoints where endpoint_id = $1 and ($2::uuid is null or tenant_id = $2)
 
 -- name: series
--- Attempts of an endpoint, a tenant or the platform (nil ids, see the table) in [$3, $4), in points of $5 seconds: counts,
--- in rows without latency_ms, and latencies, in rows with it. The key begins with time, so each bucket of each grain from
--- the first to the last that there are is a look-up of its own; a bucket is never in two grains for the same attempts. To
--- ask for the next bucket that exists instead would be a look-up more for each: nearly all of them do.
+-- Attempts of an endpoint, a tenant or the platform (nil ids, see the table) in pieces (grain, from, to), in points of $7
+-- seconds from $6 on: counts, in rows without latency_ms, and latencies, in rows with it; arrived: not of attempts but of
+-- deliveries, since acceptance. The key begins with time, so each bucket of a piece, from the first to the last that there
+-- are, is a look-up of its own. To ask for the next bucket that exists instead would be a look-up more for each: nearly all
+-- of them do.
 with buckets as materialized (
-    select g.grain, t.bucket, (extract(epoch from t.bucket - $3::timestamptz)::bigint / $5::int)::int as point
-    from (values (60), (3600), (86400)) g (grain)
+    select p.grain, t.bucket, (extract(epoch from t.bucket - $6::timestamptz)::bigint / $7::int)::int as point
+    from unnest($3::int[], $4::timestamptz[], $5::timestamptz[]) p (grain, since, until)
     cross join lateral generate_series(
-        (select min(r.bucket) from rollups r where r.grain = g.grain and r.bucket >= $3 and r.bucket < $4),
-        (select max(r.bucket) from rollups r where r.grain = g.grain and r.bucket >= $3 and r.bucket < $4),
-        make_interval(secs => g.grain)
+        (select min(r.bucket) from rollup_counts r where r.grain = p.grain and r.bucket >= p.since and r.bucket < p.until),
+        (select max(r.bucket) from rollup_counts r where r.grain = p.grain and r.bucket >= p.since and r.bucket < p.until),
+        make_interval(secs => p.grain)
     ) t (bucket)
 )
-select b.point, r.outcome, r.error_code, r.retry, r.latency_ms, sum(r.attempts)::bigint as attempts
+select b.point, r.outcome, r.error_code, r.retry, r.arrived, r.latency_ms, sum(r.attempts)::bigint as attempts
 from buckets b
 cross join lateral (
-    select n.outcome, n.error_code, n.retry, n.latency_ms, n.attempts from rollups n
+    select n.outcome, n.error_code, n.retry, n.outcome = 'arrived' as arrived, n.latency_ms, n.attempts
+    from rollup_counts n
     where n.grain = b.grain and n.bucket = b.bucket and n.tenant_id = $1 and n.endpoint_id = $2 offset 0
 ) r
-group by grouping sets ((1, r.outcome, r.error_code, r.retry), (1, r.latency_ms))
+group by grouping sets ((1, r.outcome, r.error_code, r.retry), (1, r.arrived, r.latency_ms))
+having r.outcome is distinct from 'arrived'
 order by 1
 
 -- name: waiting_of_endpoint
@@ -73,14 +76,14 @@ where $1::uuid is null or s.shard in (select unnest(t.home_shards) from tenants 
 
 -- name: usage_of_tenant
 -- Newest day first, behind a key.
-select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.complete_until) as complete
+select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.counted_until) as complete
 from metering m cross join rollup_state s
 where m.tenant_id = $1 and m.day >= $2 and m.day < coalesce($4::date, $3)
 order by m.day desc limit $5
 
 -- name: usage_of_all
 -- Behind a key (day, tenant); without one, before the last day.
-select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.complete_until) as complete
+select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.counted_until) as complete
 from metering m cross join rollup_state s
 where m.day >= $1
   and (m.day, m.tenant_id) < (coalesce($3::date, $2), coalesce($4::uuid, '00000000-0000-0000-0000-000000000000'))

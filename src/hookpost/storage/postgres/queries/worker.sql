@@ -1,12 +1,16 @@
 -- name: register
-insert into nodes (node_id, pool, name, expires_at, key_ids)
-values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5)
-on conflict (node_id) do update set expires_at = excluded.expires_at, key_ids = excluded.key_ids
+insert into nodes (node_id, pool, name, expires_at, key_ids, clock_to)
+values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4), $5, clock_timestamp() + make_interval(secs => $4))
+on conflict (node_id) do update
+    set expires_at = excluded.expires_at, key_ids = excluded.key_ids, clock_to = greatest(nodes.clock_to, excluded.clock_to)
 returning clock_timestamp()
 
 -- name: renew
--- The lease is compared in the database's clock alone.
-update nodes set expires_at = clock_timestamp() + make_interval(secs => $2) where node_id = $1 returning clock_timestamp()
+-- The lease is compared in the database's clock alone. The worker's own clock stands where that was set back: clock_to, too.
+update nodes
+set expires_at = clock_timestamp() + make_interval(secs => $2),
+    clock_to = greatest(clock_to, clock_timestamp() + make_interval(secs => $2))
+where node_id = $1 returning clock_timestamp()
 
 -- name: survey
 -- All shards of a pool with their owners; an owner whose lease has expired counts as none.
@@ -23,16 +27,22 @@ select shard, fence from hookpost_claim($1, $2, $3, make_interval(secs => $4), m
 
 -- name: release
 -- Unless its last settle says that nothing was under way, a request of the owner may still be on its way to a receiver.
-update shards s set owner = null, quiet_until = hookpost_quiet_until(s.shard, s.quiet_until, make_interval(secs => $4))
+update shards s
+set owner = null, quiet_until = hookpost_quiet_until(s.shard, s.quiet_until, make_interval(secs => $4)),
+    doubtful_to = greatest(s.doubtful_to, (select n.clock_to from nodes n where n.node_id = s.owner))
 where s.shard = $1 and s.owner = $2 and s.fence = $3
 
 -- name: disown
 -- The owner lost track of them: its last requests may be under way (see hookpost_claim).
-update shards set owner = null, quiet_until = clock_timestamp() + make_interval(secs => $3)
-where shard = any ($2) and owner = $1
+update shards s
+set owner = null, quiet_until = clock_timestamp() + make_interval(secs => $3),
+    doubtful_to = greatest(s.doubtful_to, (select n.clock_to from nodes n where n.node_id = s.owner))
+where s.shard = any ($2) and s.owner = $1
 
 -- name: free_all
-update shards s set owner = null, quiet_until = hookpost_quiet_until(s.shard, s.quiet_until, make_interval(secs => $2))
+update shards s
+set owner = null, quiet_until = hookpost_quiet_until(s.shard, s.quiet_until, make_interval(secs => $2)),
+    doubtful_to = greatest(s.doubtful_to, (select n.clock_to from nodes n where n.node_id = s.owner))
 where s.owner = $1
 
 -- name: leave
@@ -40,7 +50,7 @@ delete from nodes where node_id = $1
 
 -- name: last_progress
 -- Where the last settle of each shard left it; without one, the last number ever given.
-select s.shard, s.floor_seq, s.quiet_until, p.settle_no, p.fence, p.read_to, p.read_day, p.open, p.partial, p.clean
+select s.shard, s.floor_seq, s.quiet_until, s.doubtful_to, p.settle_no, p.fence, p.read_to, p.read_day, p.open, p.partial, p.clean
 from unnest($1::int[]) u (shard) join shards s using (shard)
 left join lateral (
     select p.settle_no, p.fence, p.read_to, p.read_day, p.open::text as open, p.partial::text as partial, p.clean
@@ -316,9 +326,20 @@ update tenants t set changed_at = clock_timestamp() from held where t.tenant_id 
 with known as (
     select e.endpoint_id from endpoints e where e.endpoint_id = any ($1) order by e.endpoint_id for no key update
 )
-update endpoints e set consecutive_failures = u.failures, failing_since = u.since
+update endpoints e
+set consecutive_failures = u.failures, failing_since = u.since,
+    health_at = case when e.failing_since is distinct from u.since then clock_timestamp() else e.health_at end
 from known join unnest($1::uuid[], $2::int[], $3::timestamptz[]) u (endpoint_id, failures, since) using (endpoint_id)
 where e.endpoint_id = known.endpoint_id
+
+-- name: health_changes
+-- Runs of failures that began or ended, or were announced, after $1; not every failure of a run.
+select e.endpoint_id, e.consecutive_failures, e.failing_since, e.health_at,
+       coalesce((select a.failing_told from alert_states a where a.endpoint_id = e.endpoint_id), false) as failing_told
+from endpoints e
+where e.health_at > $1
+order by e.health_at
+limit $2
 
 -- name: disable_endpoint
 -- It is told in the same statement, so that it is told once, whoever finds out, and never for nothing.

@@ -19,8 +19,7 @@ _FILTERS = ("reason", "endpoint_id", "since", "until")
 
 async def show(visit: Visit) -> Response:
     """The page."""
-    chosen: dict[str, Any] = {name: visit.query.optional(name) for name in _FILTERS}
-    chosen["tenant_id"] = visit.tenant_filter()
+    chosen = _chosen(visit)
     answer = await visit.ask("/v1/dead_letters", **chosen, cursor=visit.query.optional("cursor"), limit=LISTED)
     groups = [
         {**row, "endpoint_id": show_id("ep", row["endpoint_id"])}
@@ -40,7 +39,7 @@ async def show(visit: Visit) -> Response:
 
 
 async def replay(visit: Visit) -> Response:
-    """Deliver the chosen ones once more."""
+    """Deliver the chosen ones once more, and show what the same filter leaves."""
     chosen = [text.split(" ") for text in visit.form.all("delivery")]
     if not chosen:
         raise invalid("delivery", "choose some first")
@@ -48,4 +47,9 @@ async def replay(visit: Visit) -> Response:
         raise invalid("delivery", f"at most {LISTED} at once: for more there is the bulk replay")
     for event_id, endpoint_id, tenant_id in chosen:
         await visit.act("POST", f"/v1/events/{event_id}/replay", tenant_id=tenant_id, form={"endpoint_id": endpoint_id})
-    return see(PATH, did="replayed")
+    return see(with_query(PATH, **_chosen(visit), did="replayed"))
+
+
+def _chosen(visit: Visit) -> dict[str, Any]:
+    """The filter in the URL."""
+    return {name: visit.query.optional(name) for name in _FILTERS} | {"tenant_id": visit.tenant_filter()}

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from hookpost.model import show_id
 from hookpost.web import shown
-from hookpost.web.dashboard import own_headers, words
+from hookpost.web.dashboard import own_headers, own_tls, words
 from hookpost.web.dashboard.ask import Refusal
 from hookpost.web.dashboard.charts import histogram, strip
 from hookpost.web.dashboard.figures import histogram_buckets, outcome_points
@@ -54,7 +54,7 @@ async def show(visit: Visit) -> Response:
         "endpoint.html",
         endpoint=endpoint,
         stats=stats,
-        strip=strip(outcome_points(stats["series"], days=False), name="Health over the last 24 hours"),
+        strip=strip(outcome_points(stats["series"], step_s=STRIP_STEP_S), name="Health over the last 24 hours"),
         histogram=histogram(histogram_buckets(stats["totals"]), name="Attempts by how long they took")
         if stats["totals"]["latency_buckets"]
         else None,
@@ -98,15 +98,6 @@ async def resume(visit: Visit) -> Response:
     return await _switch(visit, "resume", "resumed")
 
 
-async def test(visit: Visit) -> Response:
-    """Send an event to this endpoint alone, and go to it."""
-    endpoint = await _endpoint(visit)
-    answer = await visit.act(
-        "POST", f"/v1/webhook_endpoints/{endpoint['endpoint_id']}/test", tenant_id=endpoint["tenant_id"]
-    )
-    return see(f"/dashboard/events/{answer['event_id']}")
-
-
 async def delete(visit: Visit) -> Response:
     """Delete it; what is owed to it is cancelled."""
     endpoint = await _endpoint(visit)
@@ -119,6 +110,7 @@ async def delete(visit: Visit) -> Response:
 
 async def new(visit: Visit) -> Response:
     """The form of a new endpoint."""
+    visit.principal.require("endpoints:write")
     return _settings(visit, None, {})
 
 
@@ -135,6 +127,7 @@ async def create(visit: Visit) -> Response:
 
 async def edit(visit: Visit) -> Response:
     """The form of its settings."""
+    visit.principal.require("endpoints:write")
     endpoint = await _endpoint(visit)
     return _settings(visit, endpoint, await _own(visit, endpoint))
 
@@ -169,12 +162,11 @@ def _settings(
 ) -> Response:
     return visit.page(
         "endpoint_settings.html",
-        200 if refused is None else refused.status,
+        refused=refused,
         endpoint=endpoint,
         values=values,
         header_lines=_header_lines(visit, endpoint, refused),
         defaults=visit.desk.api.settings,
-        problem=None if refused is None else refused.text,
     )
 
 
@@ -193,8 +185,10 @@ def _given(visit: Visit, headers: dict[str, str]) -> dict[str, Any]:
         raise refusal(422, str(error)) from error
     # Left out where nothing changes: null would take all of them away.
     own = {"headers": changed} if changed else {}
+    tls = own_tls.change(form)
     return {
         **own,
+        **({"tls": tls} if tls else {}),
         "url": form.text("url"),
         "description": form.optional("description"),
         "events": form.text("events").split() or None,
@@ -228,7 +222,7 @@ async def _endpoint(visit: Visit) -> dict[str, Any]:
 
 async def _secrets(visit: Visit, endpoint: dict[str, Any]) -> list[dict[str, Any]]:
     """When each secret was made and for how long it signs; what it is stays on the page that is for it."""
-    rows = await visit.desk.api.store.get_secrets(
+    rows = await visit.desk.api.store.use_secrets(
         visit.acting(endpoint["tenant_id"]).writer("endpoints:write"), visit.path_id("ep", "endpoint_id", "endpoint")
     )
     now = visit.desk.now()

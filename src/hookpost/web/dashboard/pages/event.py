@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -68,6 +69,7 @@ async def show(visit: Visit) -> Response:
         ],
         listed=[] if told else deliveries[:DELIVERIES_LISTED],
         deliveries=len(event["deliveries"]),
+        counts=Counter(row["status"] for row in event["deliveries"]),
         names=names,
         unmatched=unmatched,
         only=only,
@@ -102,7 +104,7 @@ async def attempt(visit: Visit) -> Response:
     endpoint: dict[str, Any] = {"headers": {}, "forward_trace": False}
     with suppress(NotFound):  # a deleted endpoint has none
         endpoint = await visit.desk.api.store.get_endpoint(view.event["tenant_id"], endpoint_id)
-        secrets = await visit.desk.api.store.get_secrets(view.event["tenant_id"], endpoint_id)
+        secrets = await visit.desk.api.store.use_secrets(view.event["tenant_id"], endpoint_id)
     sent = command = None
     if raw is not None:
         with suppress(HeaderError):  # then it was never sent either
@@ -114,7 +116,7 @@ async def attempt(visit: Visit) -> Response:
         url=url,
         sent=sent,
         signed=bool(secrets),
-        own_headers=bool(endpoint["headers"]),
+        changed_at=_changed_after(endpoint, found["started"]),
         masked=None in endpoint["headers"].values(),
         answer=foreign.readable(found["head"]),
         command=command,
@@ -155,6 +157,12 @@ def _requests(
         view.event, secrets, own, attempt_id=fresh_id, retry_count=0, at=now, forward_trace=tell, **common
     )
     return sent, curl(url, fresh, payload)
+
+
+def _changed_after(endpoint: Mapping[str, Any], started: float) -> str | None:
+    """When the endpoint was changed last, if that was after an attempt: what was sent is not kept, but made again."""
+    changed: float | None = endpoint.get("updated_at")
+    return None if changed is None or changed <= started else shown.show_time(changed)
 
 
 async def compare(visit: Visit) -> Response:
@@ -269,7 +277,7 @@ _COMPARED: tuple[tuple[str, Any], ...] = (
     ("Attempts before it", _plain("retry_count")),
     ("Generation", _plain("generation")),
     ("Address", _plain("address")),
-    ("Protocol", _plain("protocol")),
+    ("Protocol", lambda attempt: words.protocol(attempt["protocol"]) or "–"),
     ("Name looked up after", _timing("dns")),
     ("Connected after", _timing("connect")),
     ("TLS done after", _timing("tls")),

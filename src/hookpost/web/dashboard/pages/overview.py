@@ -13,14 +13,18 @@ from hookpost.model import show_id
 from hookpost.web import shown
 from hookpost.web.dashboard.ask import Refusal
 from hookpost.web.dashboard.charts import lines, stacked
-from hookpost.web.dashboard.figures import latency_points, outcome_points, rank
+from hookpost.web.dashboard.figures import arrival_points, outcome_points
 from hookpost.web.dashboard.visit import Visit
 
-# Span and step: some sixty points each, at the boundaries that rollups are kept by.
-SPANS = {"1h": (3_600, 60), "24h": (86_400, 1_800), "7d": (7 * 86_400, 10_800), "30d": (30 * 86_400, 43_200)}
+# Span and step: thirty to sixty points each, made of whole rollups of a coarse grain (policy/grains): little to read.
+SPANS = {"1h": (3_600, 60), "24h": (86_400, 1_800), "7d": (7 * 86_400, 21_600), "30d": (30 * 86_400, 86_400)}
 HOUR_S, DAY_S = 3_600, 86_400.0
 # Enough to see what is wrong first; the search and the list of endpoints have the rest.
 LISTED = 8
+# For whoever looks before there is anything to see.
+_FIRST_EVENT = """\
+curl {url}/v1/events -H 'Authorization: Bearer YOUR_API_KEY' -H 'Content-Type: application/json' \\
+  -d '{{"type": "order.created", "payload": {{"order": 1}}}}'"""
 
 
 async def show(visit: Visit) -> Response:
@@ -29,28 +33,29 @@ async def show(visit: Visit) -> Response:
     chosen = visit.query.text("span") if visit.query.text("span") in SPANS else "24h"
     span_s, step_s = SPANS[chosen]
     # The admin is told more than the tenant is, so their figures are kept apart.
-    stats, latencies, accepted, failing, breakers = await visit.desk.recent.get(
+    stats, accepted, failing, breakers = await visit.desk.recent.get(
         ("overview", visit.principal.admin, of, chosen), partial(_figures, visit, of, span_s, step_s)
     )
-    days = span_s > DAY_S
     return visit.page(
         "overview.html",
         chosen=chosen,
         spans=SPANS,
         stats=stats,
         events=accepted,
-        end_to_end={f"p{percent}": rank(latencies, percent / 100) for percent in (50, 95, 99)},
-        measured=len(latencies),
         outcomes=stacked(
-            outcome_points(stats["series"], days=days), ("good", "warn", "bad"), name="Attempts by outcome"
+            outcome_points(stats["series"], step_s=stats["step"]), ("good", "warn", "bad"), name="Attempts by outcome"
         ),
-        latency=lines(latency_points(stats["series"], days=days), ("p99", "p95", "p50"), name="Latency of attempts"),
+        arrivals=lines(
+            arrival_points(stats["series"], step_s=stats["step"]), ("p99", "p95", "p50"), name="Acceptance to 2xx"
+        ),
         failing=failing,
         breakers=[
             {**row, "since": shown.show_time(row["since"]), "reopen_at": shown.show_time(row["reopen_at"])}
             for row in breakers
         ],
         counted_until=stats["complete_until"],
+        first_event=_FIRST_EVENT.format(url=visit.base_url()),
+        may_write=visit.may("endpoints:write"),
     )
 
 
@@ -59,7 +64,6 @@ async def _figures(visit: Visit, of: UUID | None, span_s: int, step_s: int) -> t
     store, now = visit.desk.api.store, visit.desk.now()
     figures: tuple[Any, ...] = await asyncio.gather(
         _stats(visit, now - span_s, step_s),
-        store.latest_latencies_ms(of, since=now - span_s),
         _accepted(visit, now - span_s, now),
         _failing(visit, now - span_s),
         store.open_breakers(of, limit=LISTED),

@@ -7,13 +7,14 @@ from typing import Any
 from starlette.responses import Response
 
 from hookpost.web.dashboard.forms import Form
+from hookpost.web.dashboard.pages.search import endpoint_names
 from hookpost.web.dashboard.render import with_query
 from hookpost.web.dashboard.visit import Visit, see
 from hookpost.web.problems import refusal
 
 PATH = "/dashboard/replays"
 LISTED = 50
-_FIELDS = ("endpoint_id", "type", "status", "since", "until")
+_FIELDS = ("endpoint_id", "type", "status", "reason", "since", "until")
 
 
 async def listed(visit: Visit) -> Response:
@@ -25,6 +26,7 @@ async def listed(visit: Visit) -> Response:
     return visit.page(
         "replays.html",
         replays=answer["data"],
+        names=await _names(visit, answer["data"]),
         next_url=with_query(PATH, tenant_id=visit.tenant_filter(), cursor=cursor) if cursor else None,
     )
 
@@ -34,7 +36,7 @@ async def preview(visit: Visit) -> Response:
     wanted, tenant_id = _wanted(visit.query), await _tenant(visit, visit.query)
     counted = await visit.act("POST", "/v1/replays", tenant_id=tenant_id, form={**wanted, "dry_run": True})
     return visit.page(
-        "replay_preview.html", wanted=wanted, counted=counted, tenant_id=tenant_id,
+        "replay_preview.html", wanted=wanted, counted=counted, tenant_id=tenant_id, names=await _names(visit, [wanted]),
         default_rate=visit.desk.api.settings.replay_rate_limit,
     )  # fmt: skip
 
@@ -48,7 +50,10 @@ async def create(visit: Visit) -> Response:
 
 async def show(visit: Visit) -> Response:
     """How far it is."""
-    return visit.page("replay.html", replay=await _replay(visit))
+    replay = await _replay(visit)
+    left = replay["matched"] - replay["replayed"] if replay["state"] == "running" else 0
+    names = await _names(visit, [replay])
+    return visit.page("replay.html", replay=replay, names=names, left_s=max(0, left) / replay["rate_limit"])
 
 
 async def cancel(visit: Visit) -> Response:
@@ -60,6 +65,11 @@ async def cancel(visit: Visit) -> Response:
 
 async def _replay(visit: Visit) -> dict[str, Any]:
     return await visit.ask(f"/v1/replays/{visit.request.path_params['replay_id']}")
+
+
+async def _names(visit: Visit, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """The URLs of the endpoints that replays are about."""
+    return await endpoint_names(visit, [row for row in rows if row.get("endpoint_id")])
 
 
 def _wanted(form: Form) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from starlette.responses import Response
 
+from hookpost.model import show_id
 from hookpost.web import shown
 from hookpost.web.dashboard.render import with_query
 from hookpost.web.dashboard.visit import Visit
@@ -16,7 +17,9 @@ PATH = "/dashboard/search"
 SPANS = {"1h": 3_600, "24h": 86_400, "7d": 7 * 86_400, "30d": 30 * 86_400}
 KINDS = {"events": "Events", "attempts": "Attempts", "dead_letters": "Dead letters", "waiting": "Waiting deliveries"}
 ROWS = 50
-_FILTERS = ("q", "status", "outcome", "http_status", "within", "since", "until")
+# A list tells where an event stands that is owed to so many endpoints: fifty of them are some thousand deliveries.
+OWED_MAX = 20
+_FILTERS = ("q", "status", "outcome", "http_status", "payload", "within", "since", "until")
 
 
 async def show(visit: Visit) -> Response:
@@ -32,6 +35,7 @@ async def show(visit: Visit) -> Response:
         status=chosen["status"],
         outcome=chosen["outcome"],
         http_status=chosen["http_status"],
+        payload=chosen["payload"],
         since=since,
         until=chosen["until"],
         tenant_id=visit.tenant_filter(),
@@ -50,8 +54,22 @@ async def show(visit: Visit) -> Response:
         kind=KINDS[found["kind"]],
         next_url=next_url,
         names=await endpoint_names(visit, found["data"]),
+        statuses=await _statuses(visit, [*found["events"], *(found["data"] if found["kind"] == "events" else ())]),
         first_page=query.optional("cursor") is None,
     )
+
+
+async def _statuses(visit: Visit, events: list[dict[str, Any]]) -> dict[str, str]:
+    """Where events stand, by id; of a large fan-out the event's own page tells."""
+    asked = {
+        (UUID(event["event_id"].removeprefix("evt_")), UUID(event["tenant_id"].removeprefix("ten_")))
+        for event in events
+        if event["delivery_count"] <= OWED_MAX
+    }
+    if not asked:
+        return {}
+    found = await visit.desk.api.store.event_statuses(asked)
+    return {show_id("evt", event_id): status for event_id, status in found.items()}
 
 
 async def endpoint_names(visit: Visit, rows: list[dict[str, Any]]) -> dict[str, str]:

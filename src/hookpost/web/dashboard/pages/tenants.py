@@ -35,10 +35,9 @@ async def _listed(visit: Visit, refused: Refusal | None = None) -> Response:
     cursor = answer["next_cursor"]
     return visit.page(
         "tenants.html",
-        200 if refused is None else refused.status,
+        refused=refused,
         tenants=answer["data"],
         next_url=with_query(PATH, cursor=cursor) if cursor else None,
-        problem=None if refused is None else refused.text,
     )
 
 
@@ -92,13 +91,12 @@ async def _one(visit: Visit, *, made: dict[str, Any] | None = None, refused: Ref
     cursor = keys["next_cursor"]
     return visit.page(
         "tenant.html",
-        200 if refused is None else refused.status,
+        refused=refused,
         tenant=tenant,
         keys=keys["data"],
         made=made,
         scopes=sorted(SCOPES),
         next_url=with_query(f"{PATH}/{tenant_id}", cursor=cursor) if cursor else None,
-        problem=None if refused is None else refused.text,
     )
 
 
