@@ -33,6 +33,8 @@ PATIENT = {
     "request_head_s": "300", "request_body_s": "300", "answer_s": "600",
 }  # fmt: skip
 AGAIN_S = 0.2
+# Of a server's log, when a test of it fails.
+LINES_TOLD = 60
 # What a command or a start says whose database or server had no time for it.
 BUSY = re.compile(r"hookpost: 503 |TimeoutError|does not answer \(timed out")
 ADMIN_KEY = "admin-key-of-the-tests-0123456789"
@@ -130,9 +132,13 @@ class Receiver:
                 raise AssertionError(f"waited {timeout_s} s in vain for {what or 'arrivals'}") from None
 
     async def until_all(self, expected: set[str], path: str = "/hook", *, timeout_s: float = WAIT_S) -> None:
-        await self.until(
-            lambda: expected <= self.ids(path), timeout_s=timeout_s, what=f"{len(expected)} events at {path}"
-        )
+        what = f"{len(expected)} events at {path}"
+        try:
+            await self.until(lambda: expected <= self.ids(path), timeout_s=timeout_s, what=what)
+        except AssertionError as error:
+            absent = sorted(expected - self.ids(path))
+            error.add_note(f"{len(absent)} did not come: {' '.join(absent[:10])}")
+            raise
 
 
 @contextlib.asynccontextmanager
@@ -624,6 +630,9 @@ async def running(
         await copy(prepared, place / "data")
     try:
         yield await server.start()
+    except BaseException as error:
+        error.add_note("the server's last lines:\n" + "\n".join(server.lines[-LINES_TOLD:]))
+        raise
     finally:
         if server.process is not None:
             with contextlib.suppress(AssertionError, TimeoutError):
