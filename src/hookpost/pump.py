@@ -3,7 +3,8 @@
 Relies on the store: rows and offset are one transaction behind the shard's fence, so what is done twice is done once,
 and a deposed owner writes nothing. Promises: records of a partition are taken over in their order, each once; none is
 skipped, but those that can never be stored, which are told and stay in Kafka; whoever was acknowledged as an endpoint
-before an event was posted is owed it (the version of the configuration is checked once more, in that transaction).
+before an event was posted is owed it (the version of the configuration is checked once more, in that transaction). A
+client that brings nothing of a partition, though there are records, is not believed: it is read anew.
 
 One loop: what the worker owns is read; what was read is stored; then the worker of this process is woken.
 """
@@ -45,6 +46,8 @@ ROUTES_MAX = 10_000
 TEND_S = 10.0
 # Between two lines about a partition that cannot be read.
 TOLD_S = 60.0
+# A partition that could not be read is read anew after so long: the client gives up for good what may be there later.
+READ_AGAIN_S = 1.0
 
 
 class TakenRecord(Protocol):
@@ -93,7 +96,7 @@ class Pump:
 
     ``owned``: shards and fences as the worker has them now. ``decode`` reads a record: event, version of its tenant's
     configuration, time it was accepted; it raises ValueError for what is none. ``ensure``: let there be so many
-    partitions.
+    partitions. ``ends``: behind the last record of each of these partitions.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Pump:
         owned: Callable[[], Mapping[int, int]],
         decode: Callable[[bytes], tuple[NewEvent, int, float]],
         ensure: Callable[[int], Awaitable[None]],
+        ends: Callable[[Iterable[int]], Awaitable[Mapping[int, int]]],
         monotonic: Callable[[], float],
     ) -> None:
         self._store = store
@@ -111,6 +115,7 @@ class Pump:
         self._owned = owned
         self._decode = decode
         self._ensure = ensure
+        self._ends = ends
         self._monotonic = monotonic
         # Of the partitions that are read: the fence they were taken up with, and up to where they are stored.
         self._fences: dict[int, int] = {}
@@ -119,6 +124,10 @@ class Pump:
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._tend_at = 0.0
         self._told: dict[int, float] = {}
+        # When partitions that could not be read are read anew.
+        self._again_at: dict[int, float] = {}
+        # Where partitions stood of which records waited when that was looked at, and how often it was in vain since.
+        self._waited: dict[int, tuple[int, int]] = {}
         self._halted = False
         self._unprepared = False
 
@@ -141,6 +150,8 @@ class Pump:
         if faults:
             self._tell(faults)
             self._tend_at = 0.0  # perhaps it is another topic
+            again_at = self._monotonic() + READ_AGAIN_S
+            self._again_at.update((p, again_at) for p in faults if p not in self._again_at)
         partitions: dict[int, list[TakenRecord]] = {}
         for record in records:
             partitions.setdefault(record.partition, []).append(record)
@@ -152,12 +163,16 @@ class Pump:
     async def follow(self) -> None:
         """Read exactly the partitions of the shards that are owned now. Raises StoreUnavailable."""
         owned = dict(self._owned())
-        gone = [p for p, fence in self._fences.items() if owned.get(p) != fence]
+        now = self._monotonic()
+        again = [p for p, at in self._again_at.items() if now >= at]
+        for partition in again:
+            del self._again_at[partition]
+        gone = [p for p, fence in self._fences.items() if owned.get(p) != fence or p in again]
         if gone:
             await self._let_go(gone)
-        fresh = owned.keys() - self._fences.keys()
-        if fresh or self._monotonic() >= self._tend_at:
+        if owned.keys() - self._fences.keys() or now >= self._tend_at:
             await self._tend()
+        fresh = owned.keys() - self._fences.keys()
         if not fresh:
             return
         reached = await self._store.pumped_to(fresh)
@@ -192,6 +207,21 @@ class Pump:
         except TopicReplaced:
             await self._let_go([*self._fences])
             raise
+        await self._distrust()
+
+    async def _distrust(self) -> None:
+        """Let go of partitions whose records did not come since the last look: whoever brings them has stopped to,
+        without a word. Each look in vain doubles the time to the next, as records may be slow to come."""
+        ends = await self._ends(self._fences)
+        waited, self._waited = self._waited, {}
+        for partition, reached in self._reached.items():
+            if ends.get(partition, 0) > reached:
+                before, looks = waited.get(partition, (reached, -1))
+                looks = looks + 1 if before == reached else 0
+                self._waited[partition] = reached, looks
+                if looks and looks & (looks - 1) == 0:
+                    telemetry.log("partition_read_anew", shard=partition, records=ends[partition] - reached)
+                    self._again_at[partition] = self._monotonic()
 
     def _tell(self, faults: Mapping[int, str]) -> None:
         for partition, reason in faults.items():

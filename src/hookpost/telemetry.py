@@ -376,6 +376,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "When records are gone that were not taken over (retention, a topic made anew), the shard stands still: see"
             " docs/kafka.md before anything is skipped.",
         ),
+        "partition_read_anew": Event(
+            logging.WARNING,
+            "{records} records of the partition of shard {shard} did not come for ten seconds: it is read anew",
+            "The Kafka client had stopped to bring them, or is very slow. Nothing is lost or repeated by it.",
+        ),
         "record_refused": Event(
             logging.ERROR,
             "record {offset} of the partition of shard {shard} ({event_id}) was left out: {reason}",

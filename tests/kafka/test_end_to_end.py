@@ -102,6 +102,17 @@ async def look_while_one_broker_is_away(cluster: Cluster) -> None:
     await tail.close()
 
 
+async def arrived(server: Hookpost, ledger: Receiver, events: set[str]) -> None:
+    """Each of these came to the receiver; where one did not, what Hookpost says of it is told."""
+    try:
+        await ledger.until_all(events)
+    except AssertionError as error:
+        for event_id in sorted(events - ledger.ids())[:3]:
+            error.add_note(str(await server.call("GET", f"/v1/events/{event_id}/explain")))
+        error.add_note(f"records that no worker took over: {await lag(server)}")
+        raise
+
+
 async def test_whoever_dies_nothing_acknowledged_is_lost_and_answers_are_true(cluster: Cluster) -> None:
     settings = {
         "journal_url": f"kafka://{cluster.servers}/whoever", "journal_outage_s": str(JOURNAL_OUTAGE_S_MAX),
@@ -130,7 +141,7 @@ async def test_whoever_dies_nothing_acknowledged_is_lost_and_answers_are_true(cl
             await asyncio.to_thread(cluster.start)
             await load.until(SOME)
         acknowledged = load.accepted | unasked
-        await ledger.until_all(acknowledged)
+        await arrived(server, ledger, acknowledged)
         assert len(ledger.ids() - acknowledged) <= post.refused + 1, "the one with a key may be there, too"
         assert not ledger.forged
         assert (await server.call("GET", "/readyz", expect=200))["journal"] == "reachable"
@@ -139,4 +150,4 @@ async def test_whoever_dies_nothing_acknowledged_is_lost_and_answers_are_true(cl
         listed = await server.call("GET", "/v1/events?type=load.test&limit=500", expect=200)
         ids = [event["event_id"] for event in listed["data"]]
         assert len(ids) == len(set(ids))
-        await ledger.until_all(set(ids))
+        await arrived(server, ledger, set(ids))

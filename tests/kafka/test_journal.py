@@ -18,7 +18,7 @@ from uuid_utils.compat import uuid7
 from hookpost.app.config import load
 from hookpost.app.sharding import add
 from hookpost.model import minted_at
-from hookpost.pump import TEND_S
+from hookpost.pump import READ_AGAIN_S, TEND_S
 from hookpost.storage.contract import NewEvent, NotFound, StoreUnavailable, TopicReplaced, Verdict
 from hookpost.storage.kafka.clients import Patience
 from hookpost.storage.kafka.record import encode
@@ -401,7 +401,8 @@ async def test_a_shard_whose_records_are_gone_stands_still_until_somebody_says_w
     done = admin.delete_records([TopicPartition(driver.address.topic, 0, 2)])
     assert [answer.result(PATIENCE_S).low_watermark for answer in done.values()] == [2]
 
-    pump, _ = driver.new_pump()
+    now = 0.0
+    pump, _ = driver.new_pump(monotonic=lambda: now)
     await persist(pump.follow)
     async with asyncio.timeout(PATIENCE_S):
         while "partition of shard 0 cannot be read" not in caplog.text:
@@ -410,8 +411,31 @@ async def test_a_shard_whose_records_are_gone_stands_still_until_somebody_says_w
 
     # As docs/kafka.md has it.
     await driver.run("insert into journal_offsets values (0, 2, now())")
-    await driver.pump_dry(driver.new_pump()[0])
+    now += READ_AGAIN_S
+    await driver.pump_dry(pump)
     assert [row["event_id"] for row in await driver.journal(0)] == [first.event_id, left.event_id]
+
+
+async def test_a_partition_whose_records_do_not_come_is_read_anew(
+    driver: Kafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that has stopped to bring them and says nothing; here it is one that loses what it was assigned."""
+    api, now = driver.store, 0.0
+    tenant = await new_tenant(api)
+    sent = event(tenant)
+    pump, reader = driver.new_pump(monotonic=lambda: now)
+    await persist(pump.follow)
+    assigned = [place for place in reader._consumer.assignment() if place.partition == 0]
+    await reader.drop([0])
+    assert assigned and not [place for place in reader._consumer.assignment() if place.partition == 0]
+    await api.append(0, [sent], await version(api, tenant))
+    for _ in range(2):  # a look remembers, the next one finds that nothing came in between
+        now += TEND_S
+        await persist(pump.follow)
+        assert await driver.journal(0) == []
+    await driver.pump_dry(pump)
+    assert [row["event_id"] for row in await driver.journal(0)] == [sent.event_id]
+    assert "1 records of the partition of shard 0 did not come" in caplog.text
 
 
 async def test_a_topic_that_was_made_anew_is_read_by_nobody_until_somebody_says_so(driver: Kafka) -> None:

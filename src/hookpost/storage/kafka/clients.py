@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -306,14 +306,21 @@ class Reader:
                 break  # brokers that are away are waited for by whoever takes
             if last >= self._partitions:
                 time.sleep(AGAIN_S)
+        # A drop before this may have failed, and one that is read already is refused.
+        self._drop(offsets)
         places = [TopicPartition(self._topic, partition, offset) for partition, offset in offsets.items()]
         self._consumer.incremental_assign(places)
 
     async def drop(self, partitions: Iterable[int]) -> None:
-        """Read these no more."""
-        places = [TopicPartition(self._topic, partition) for partition in partitions]
+        """Read these no more, as far as they are read."""
+        known = list(partitions)
+        if known:
+            await _asked("leave partitions", self._thread, partial(self._drop, known))
+
+    def _drop(self, partitions: Collection[int]) -> None:
+        places = [place for place in self._consumer.assignment() if place.partition in partitions]
         if places:
-            await _asked("leave partitions", self._thread, partial(self._consumer.incremental_unassign, places))
+            self._consumer.incremental_unassign(places)
 
     async def take(self, timeout_s: float) -> tuple[list[Taken], dict[int, str]]:
         """What is there, waiting ``timeout_s`` at most for the first record; and partitions that cannot be read, with
