@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from failed_tests import main  # noqa: E402 - a script, not a package
+from failed_tests import main
 
 
 @pytest.mark.parametrize(
