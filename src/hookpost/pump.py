@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -96,7 +97,7 @@ class Pump:
 
     ``owned``: shards and fences as the worker has them now. ``decode`` reads a record: event, version of its tenant's
     configuration, time it was accepted; it raises ValueError for what is none. ``ensure``: let there be so many
-    partitions. ``ends``: behind the last record of each of these partitions.
+    partitions. ``ends``: behind the last record of each of these partitions, as far as it is known.
     """
 
     def __init__(
@@ -212,7 +213,9 @@ class Pump:
     async def _distrust(self) -> None:
         """Let go of partitions whose records did not come since the last look: whoever brings them has stopped to,
         without a word. Each look in vain doubles the time to the next, as records may be slow to come."""
-        ends = await self._ends(self._fences)
+        ends: Mapping[int, int] = {}
+        with suppress(StoreUnavailable):  # brokers that are away are told by whoever reads
+            ends = await self._ends([*self._fences])
         waited, self._waited = self._waited, {}
         for partition, reached in self._reached.items():
             if ends.get(partition, 0) > reached:

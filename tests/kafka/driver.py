@@ -94,7 +94,7 @@ class Kafka(Postgres):
             owned=lambda: owned,
             decode=decode,
             ensure=ensure or self.store.tail.ensure_topic,
-            ends=self.store.tail.ends,
+            ends=self.store.tail.ends_now,
             monotonic=monotonic,
         )
         return pump, reader

@@ -191,7 +191,7 @@ def make_pump(settings: Settings, store: PostgresStore, worker: Worker, clock: D
         owned=lambda: worker.fences,
         decode=kafka.decode,
         ensure=store.tail.ensure_topic,  # type: ignore[attr-defined] # it has a tail
-        ends=store.tail.ends,  # type: ignore[attr-defined]
+        ends=store.tail.ends_now,  # type: ignore[attr-defined]
         monotonic=clock.monotonic,
     )
 

@@ -366,6 +366,11 @@ class Tail:
         """Behind the last record of each of these partitions that brokers know of. Raises StoreUnavailable."""
         return await self._ask("ask for the ends", partial(self._ends, list(partitions), heard_s=0.0))
 
+    async def ends_now(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The same, of those that have a leader who says so when asked once. Raises StoreUnavailable."""
+        known = list(partitions)
+        return await self._ask("ask for the ends", lambda: self._ends_once(known)[0])
+
     def _ends(self, partitions: list[int], *, heard_s: float) -> dict[int, int]:
         """Partitions that the brokers do not know of are looked for anew for ``heard_s``, and left out then."""
         start = time.monotonic()
@@ -382,12 +387,12 @@ class Tail:
         """
         there = self._look_anew(self._made_admin())
         known = [each for each in partitions if each in there]
-        if not known:
-            return {}, []
-        if any(there[each].leader < 0 for each in known):
-            return {}, [KafkaError(KafkaError.LEADER_NOT_AVAILABLE)]
-        places = {TopicPartition(self._address.topic, each): OffsetSpec.latest() for each in known}
-        found, failed = {}, []
+        led = [each for each in known if there[each].leader >= 0]
+        found: dict[int, int] = {}
+        failed = [KafkaError(KafkaError.LEADER_NOT_AVAILABLE)] if len(led) < len(known) else []
+        if not led:
+            return found, failed
+        places = {TopicPartition(self._address.topic, each): OffsetSpec.latest() for each in led}
         for place, answer in self._made_admin().list_offsets(places, request_timeout=self._patience.answer_s).items():
             try:
                 found[place.partition] = answer.result(self._patience.answer_s).offset
