@@ -23,7 +23,7 @@ from hookpost.storage.postgres import cold, connection, maintenance, retention, 
 from hookpost.storage.postgres import store as postgres
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
 from hookpost.storage.postgres.vault import Vault
-from hookpost.web import api, auth
+from hookpost.web import auth, health
 from tests.patience import PATIENCE_S, until_tomorrow_s
 
 # An example that takes long says something of the machine only, and a run is the same each time: what is to be found by
@@ -42,7 +42,7 @@ hypothesis.settings.load_profile("steady")
 GIVES_UP = {
     connection: ("STATEMENT_TIMEOUT_S", "ACQUIRE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "IDLE_TRANSACTION"),
     auth: ("LOOK_UP_S_MAX",),
-    api: ("READY_S",),
+    health: ("READY_S",),
     metrics: ("ASK_S_MAX",),
     postgres: ("CONNECT_TIMEOUT_S",),
     vault: ("CONNECT_TIMEOUT_S",),

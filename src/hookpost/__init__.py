@@ -10,7 +10,7 @@ The flow, and where it lives::
       sign, send         policy.request, transport
       what now?          engine, policy.retry
       settle             storage          attempts, backlog, dead letters, progress: one fenced transaction
-    GET /v1/…            web.api          reads events, attempts, backlog, dead letters
+    GET /v1/…            web.accepted, …  reads events, attempts, backlog, dead letters
 
 `app` puts the pieces together: settings, processes, commands.
 """

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.postgres.store import PostgresStore
-from hookpost.web import schemas
+from hookpost.web import answers, schemas
 from tests.web.rows import (
     Submitted,
     TenantClient,
@@ -117,7 +117,7 @@ def assert_problem(answer: httpx.Response, status: int) -> None:
     assert body["status"] == status
     assert body["type"].startswith("/problems/")
     assert body["title"] and body["detail"]
-    schemas.ProblemAnswer.model_validate(body)
+    answers.ProblemAnswer.model_validate(body)
 
 
 @pytest.mark.parametrize(("body", "field"), BAD_ENDPOINTS, ids=lambda value: str(value)[:60])
@@ -152,7 +152,7 @@ async def test_an_endpoint_is_shown_with_all_its_fields(tenant: TenantClient) ->
         url="HTTPS://Example.com:443", events=["b", "a.*", "b"], uid="u", metadata={"k": "v"}, retry={"base_s": 1},
         timeouts={"connect_s": 1.5}, max_in_flight=7, secret=SECRET, description="d\n",
     )  # fmt: skip
-    schemas.EndpointCreated.model_validate(created)
+    answers.EndpointCreated.model_validate(created)
     assert created.pop("secret") == SECRET
     assert (await tenant.get(f"{ENDPOINTS}/{created['endpoint_id']}")).json() == created
     assert (created["url"], created["events"]) == ("https://example.com/", ["b", "a.*"])
@@ -272,9 +272,9 @@ async def test_a_rotated_secret_signs_on_for_the_grace_period(tenant: TenantClie
     created = await tenant.endpoint()
     path = f"{ENDPOINTS}/{created['endpoint_id']}/secret"
     rotated = (await tenant.post(f"{path}/rotate", {"grace_period_s": 3600})).json()
-    schemas.SecretRotated.model_validate(rotated)
+    answers.SecretRotated.model_validate(rotated)
     shown = (await tenant.get(path)).json()
-    schemas.SecretsAnswer.model_validate(shown)
+    answers.SecretsAnswer.model_validate(shown)
     assert shown["secret"] == rotated["secret"] != created["secret"]
     assert [item["secret"] for item in shown["secrets"]] == [rotated["secret"], created["secret"]]
     assert [item["expires_at"] for item in shown["secrets"]] == [None, rotated["old_secrets_expire_at"]]
@@ -479,7 +479,7 @@ async def test_a_tenant_lives_and_is_deleted(admin: httpx.AsyncClient, tenant: T
     await tenant.endpoint()
     path = f"/v1/tenants/{tenant.tenant_id}"
     changed = await admin.patch(path, json={"name": "new", "max_in_flight": 9})
-    schemas.TenantAnswer.model_validate(changed.json())
+    answers.TenantAnswer.model_validate(changed.json())
     assert (changed.json()["name"], changed.json()["max_in_flight"]) == ("new", 9)
     assert (await admin.patch(path, json={"max_in_flight": None})).json()["max_in_flight"] == 512
     assert_problem(await admin.patch(path, json={"name": None}), 422)
@@ -523,7 +523,7 @@ async def test_a_tenant_is_spread_and_moved_between_pools(admin: httpx.AsyncClie
 async def test_a_new_tenant_takes_its_place(admin: httpx.AsyncClient) -> None:
     await admin.post("/v1/pools", json={"name": "acme", "shards": 3})
     row = (await admin.post("/v1/tenants", json={"name": "t", "pool": "acme", "spread": 2})).json()
-    schemas.TenantAnswer.model_validate(row)
+    answers.TenantAnswer.model_validate(row)
     assert (row["pool"], row["spread"], row["spread_automatic"], row["moving"]) == ("acme", 2, False, False)
 
 
@@ -553,7 +553,7 @@ async def test_pools_are_the_operators(admin: httpx.AsyncClient, tenant: TenantC
     await admin.post("/v1/pools", json={"name": "acme", "shards": 1})
     await admin.post("/v1/pools", json={"name": "acme", "shards": 3})
     pools = (await admin.get("/v1/pools")).json()
-    schemas.PoolList.model_validate(pools)
+    answers.PoolList.model_validate(pools)
     assert [(row["name"], row["shards"], row["tenants"]) for row in pools["data"]] == [
         ("acme", 3, 0),
         ("default", 4, 2),
@@ -575,7 +575,7 @@ async def test_an_endpoint_that_is_spread_cannot_be_ordered_or_limited(tenant: T
 async def test_keys_are_listed_without_the_key(admin: httpx.AsyncClient, tenant: TenantClient) -> None:
     path = f"/v1/tenants/{tenant.tenant_id}/api_keys"
     created = (await admin.post(path, json={"name": "k2", "scopes": ["read", "read"]})).json()
-    schemas.KeyCreated.model_validate(created)
+    answers.KeyCreated.model_validate(created)
     listed = (await admin.get(path)).json()["data"]
     assert listed[0] == {name: value for name, value in created.items() if name != "key"}
     assert (listed[0]["scopes"], len(listed)) == (["read"], 2)
@@ -663,7 +663,7 @@ async def test_what_waits_is_listed_over_all_shards(sql: Any, tenant: TenantClie
     for limit in (1, 2, 3, 4, 50):
         assert await _walk(tenant, path, "event_id", limit=limit) == wanted
     row = (await tenant.get(path)).json()["data"][0]
-    schemas.EndpointDelivery.model_validate(row)
+    answers.EndpointDelivery.model_validate(row)
     assert (row["status"], row["reason"], row["attempt_count"]) == ("waiting", "retry", 2)
     await tenant.post(f"{ENDPOINTS}/{endpoint['endpoint_id']}/pause")
     row = (await tenant.get(path)).json()["data"][0]
@@ -679,7 +679,7 @@ async def test_an_endpoints_deliveries_by_state(sql: Any, tenant: TenantClient) 
     await add_attempt(sql, tenant.uuid, uuid4(), endpoint_uuid(endpoint), outcome="retry")
     for status, event_id, count in (("dead", dead, 1), ("delivered", delivered, 2)):
         (row,) = (await tenant.get(f"{path}?status={status}")).json()["data"]
-        schemas.EndpointDelivery.model_validate(row)
+        answers.EndpointDelivery.model_validate(row)
         assert (row["event_id"], row["attempt_count"]) == (f"evt_{event_id.hex}", count)
     assert_problem(await tenant.get(path + "?status=nope"), 422)
 
@@ -737,7 +737,7 @@ async def test_events_are_listed_by_type_and_time(admin: httpx.AsyncClient, sql:
     ids = [(await append_event(sql, tenant.uuid, [], type=f"t.{n}"))[0] for n in range(3)]
     shown = (await tenant.get("/v1/events")).json()["data"]
     for row in shown:
-        schemas.EventItem.model_validate(row)
+        answers.EventItem.model_validate(row)
     middle = shown[1]["created_at"]
     since = (await tenant.get("/v1/events", params={"since": middle})).json()["data"]
     assert {row["event_id"] for row in since} >= {f"evt_{i.hex}" for i in ids[1:]}
@@ -768,7 +768,7 @@ async def test_an_attempt_is_shown_without_loss(admin: httpx.AsyncClient, sql: A
     attempt_id = await add_attempt(sql, tenant.uuid, event_id, endpoint_id, outcome="delivered")
     for client in (tenant, admin):
         (row,) = (await client.get("/v1/deliveries")).json()["data"]
-        schemas.AttemptAnswer.model_validate(row)
+        answers.AttemptAnswer.model_validate(row)
         assert row["attempt_id"] == f"att_{attempt_id.hex}"
         assert row["response_head"].endswith("\ufffd\0<b>")
         assert row["response_head_base64"] == b64encode(b"HTTP/1.1 200 OK\r\n\r\n\xff\x00<b>").decode()
@@ -782,7 +782,7 @@ async def test_dead_letters_are_shown(admin: httpx.AsyncClient, sql: Any, tenant
     await add_dead(sql, tenant.uuid, uuid4(), uuid4())
     for client in (tenant, admin):
         (row,) = (await client.get("/v1/dead_letters?reason=http_4xx")).json()["data"]
-        schemas.DeadLetterAnswer.model_validate(row)
+        answers.DeadLetterAnswer.model_validate(row)
     assert (await tenant.get("/v1/dead_letters?reason=deadline")).json()["data"] == []
 
 

@@ -6,7 +6,7 @@ import json
 
 import httpx
 
-from hookpost.web import schemas
+from hookpost.web import answers
 from tests.web.rows import TenantClient, make_tenant
 
 LOG = "/v1/audit_log"
@@ -21,7 +21,7 @@ async def test_a_tenant_reads_its_own_log_and_the_admin_all(admin: httpx.AsyncCl
     other = await make_tenant(admin, "other")
     rows = (await tenant.get(LOG)).json()["data"]
     for row in rows:
-        schemas.AuditEntry.model_validate(row)
+        answers.AuditEntry.model_validate(row)
     assert [row["action"] for row in rows] == ["secret.reveal", "endpoint.update", "endpoint.create", "api_key.create"]
     assert {row["tenant_id"] for row in rows} == {tenant.tenant_id}
     assert rows[0]["actor"] == f"key_{tenant.key.split('_')[1]}" and rows[0]["address"] == "192.0.2.7"

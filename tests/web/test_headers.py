@@ -9,7 +9,7 @@ import pytest
 
 from hookpost.policy.headers import MASK
 from hookpost.storage.postgres.store import PostgresStore
-from hookpost.web import schemas
+from hookpost.web import answers
 from tests.web.rows import TenantClient, endpoint_uuid
 
 ENDPOINTS = "/v1/webhook_endpoints"
@@ -20,7 +20,7 @@ CANARY = "canary-header-value"
 async def test_secret_headers_are_write_only_and_others_are_shown(tenant: TenantClient, store: PostgresStore) -> None:
     headers = {"X-Team": "payments", "Authorization": f"Bearer {CANARY}", "x-pin": {"value": CANARY, "secret": True}}
     created = await tenant.endpoint(headers=headers)
-    schemas.EndpointCreated.model_validate(created)
+    answers.EndpointCreated.model_validate(created)
     assert created["headers"] == {"x-team": "payments", "authorization": MASK, "x-pin": MASK}
     path = f"{ENDPOINTS}/{created['endpoint_id']}"
     changed = await tenant.patch(path, {"headers": {"x-team": "risk", "x-pin": None}})

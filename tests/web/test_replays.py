@@ -10,7 +10,7 @@ import pytest
 
 from hookpost.maintenance import REPLAY_LIMITS, Replays
 from hookpost.storage.postgres.store import PostgresStore
-from hookpost.web import api, schemas
+from hookpost.web import answers, replays
 from tests.web.rows import TenantClient, add_dead, append_event, endpoint_uuid, make_tenant, set_progress
 
 REPLAYS = "/v1/replays"
@@ -33,10 +33,10 @@ async def test_a_replay_is_created_runs_and_is_shown(
     answer = await tenant.post(REPLAYS, body)
     assert answer.status_code == 202, answer.text
     started = answer.json()
-    schemas.ReplayStarted.model_validate(started)
+    answers.ReplayStarted.model_validate(started)
     assert (started["matched"], started["matched_exact"]) == (3, True)
     shown = (await tenant.get(f"{REPLAYS}/{started['replay_id']}")).json()
-    schemas.ReplayAnswer.model_validate(shown)
+    answers.ReplayAnswer.model_validate(shown)
     assert shown | {"created_at": None} == {
         "replay_id": started["replay_id"], "tenant_id": tenant.tenant_id, "endpoint_id": endpoint["endpoint_id"],
         "type": None, "status": "dead", "reason": None, "since": "2020-01-01T00:00:00.000Z", "until": None, "rate_limit": 20.5,
@@ -151,7 +151,7 @@ async def test_the_admin_replays_for_the_tenant_it_names(admin: httpx.AsyncClien
 
 
 async def test_too_many_running_replays_are_a_conflict(tenant: TenantClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "REPLAYS_RUNNING_MAX", 1)
+    monkeypatch.setattr(replays, "REPLAYS_RUNNING_MAX", 1)
     assert (await tenant.post(REPLAYS)).status_code == 202
     assert (await tenant.post(REPLAYS)).status_code == 409
     assert (await tenant.post(REPLAYS, {"dry_run": True})).status_code == 202

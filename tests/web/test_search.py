@@ -10,7 +10,7 @@ import pytest
 
 from hookpost.model import show_id
 from hookpost.storage.postgres import search as scanning
-from hookpost.web import schemas
+from hookpost.web import answers
 from hookpost.web.problems import Problem
 from hookpost.web.search import Term, read_term, status_range
 from tests.web.rows import TenantClient, add_attempt, append_event, endpoint_uuid
@@ -62,7 +62,7 @@ async def test_a_rare_status_is_found_page_by_page_without_looking_at_all_there_
     while pages < 10:
         query = {"http_status": "503", **({"cursor": cursor} if cursor else {})}
         answer = (await tenant.get("/v1/search", params=query)).json()
-        schemas.SearchAnswer.model_validate(answer)
+        answers.SearchAnswer.model_validate(answer)
         assert answer["looked_at"] <= 4
         found += [row["scheduled_at"][17:19] for row in answer["data"]]
         pages, cursor = pages + 1, answer["next_cursor"]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from hookpost.storage.postgres.store import PostgresStore
-from hookpost.web import schemas, stats
+from hookpost.web import answers, exports, stats
 from tests.web.rows import TenantClient, add_dead, add_waiting, append_event, endpoint_uuid, make_tenant
 
 STATS, USAGE, COST = "/v1/stats", "/v1/usage", "/v1/cost"
@@ -78,7 +78,7 @@ async def endpoint(sql: Any, tenant: TenantClient, store: PostgresStore) -> dict
 
 async def test_a_series_has_a_point_for_each_step_and_adds_up(tenant: TenantClient, endpoint: dict[str, Any]) -> None:
     shown = await ask(tenant, STATS, endpoint_id=endpoint["endpoint_id"], step=60, **WINDOW)
-    schemas.StatsAnswer.model_validate(shown)
+    answers.StatsAnswer.model_validate(shown)
     assert [shown[name] for name in ("tenant_id", "endpoint_id", "from", "to", "step")] == [
         tenant.tenant_id, endpoint["endpoint_id"], MINUTE, "2026-01-02T04:00:00.000Z", 60,
     ]  # fmt: skip
@@ -206,7 +206,7 @@ async def test_usage_is_listed_by_day_and_tenant_in_pages(
     await sql.execute("insert into metering (day, tenant_id, accepted) values ('2026-01-03', $1, 7)", tenant.uuid)
     for client in (tenant, admin):
         first = await ask(client, USAGE, limit=1, **DAYS)
-        schemas.UsageList.model_validate(first)
+        answers.UsageList.model_validate(first)
         assert [(row["day"], row["accepted"]) for row in first["data"]] == [("2026-01-03", 7)]
         second = await ask(client, USAGE, limit=1, cursor=first["next_cursor"], **DAYS)
         assert second["next_cursor"] is None
@@ -221,7 +221,7 @@ async def test_usage_is_listed_by_day_and_tenant_in_pages(
 async def test_an_export_has_every_row_whatever_the_page(
     admin: httpx.AsyncClient, tenant: TenantClient, sql: Any, who: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stats, "EXPORT_ROWS", 3)
+    monkeypatch.setattr(exports, "EXPORT_ROWS", 3)
     await sql.execute(
         "insert into metering (day, tenant_id, attempts) select date '2026-01-01' + n, $1, n from generate_series(0, 9) n",
         tenant.uuid,
@@ -232,7 +232,7 @@ async def test_an_export_has_every_row_whatever_the_page(
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     rows = list(csv.DictReader(io.StringIO(answer.text)))
     assert [int(row["attempts"]) for row in rows] == list(range(9, -1, -1))
-    assert list(rows[0]) == list(schemas.UsageItem.model_fields)
+    assert list(rows[0]) == list(answers.UsageItem.model_fields)
     answer = await client.get(USAGE, params={**days, "format": "ndjson"})
     assert answer.headers["content-type"] == "application/x-ndjson"
     lines = [json.loads(line) for line in answer.text.splitlines()]
@@ -242,7 +242,7 @@ async def test_an_export_has_every_row_whatever_the_page(
 
 async def test_an_export_of_nothing_is_a_heading(tenant: TenantClient) -> None:
     answer = await tenant.get(USAGE, params={"format": "csv", **DAYS})
-    assert answer.text == ",".join(schemas.UsageItem.model_fields) + "\r\n"
+    assert answer.text == ",".join(answers.UsageItem.model_fields) + "\r\n"
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ async def test_the_cost_is_the_formula_with_what_was_measured(
         "egress_cost_per_gb": 0.3, "retention_days": 10,
     }  # fmt: skip
     shown = await ask(admin, COST, **DAYS, **given)
-    schemas.CostAnswer.model_validate(shown)
+    answers.CostAnswer.model_validate(shown)
     assert shown["prices"] == given
     assert shown["seconds"] == 2 * 86_400
     assert (shown["attempt_row_bytes"], shown["attempt_row_bytes_measured"]) == (stats.ATTEMPT_ROW_BYTES, False)

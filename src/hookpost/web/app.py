@@ -16,8 +16,24 @@ from fastapi.openapi.utils import get_openapi
 from hookpost.exposition import Metrics, alone
 from hookpost.storage.acting import Actor, act_as
 from hookpost.storage.contract import AdminStore, PayloadStore
-from hookpost.web import api as routes
-from hookpost.web import audit, endpoint_tests, event_types, explain, metrics, problems, schemas, search, stats
+from hookpost.web import (
+    accepted,
+    answers,
+    audit,
+    deliveries,
+    endpoint_tests,
+    endpoints,
+    event_types,
+    explain,
+    health,
+    metrics,
+    problems,
+    replays,
+    schemas,
+    search,
+    stats,
+    tenants,
+)
 from hookpost.web.api import Api, Submit, WebSettings
 from hookpost.web.auth import Authenticator
 from hookpost.web.cursors import Cursors
@@ -37,6 +53,14 @@ BODY_BYTES_MAX = 128 * 1024
 # A client that takes longer for so little is stuck, or wants to keep us waiting.
 BODY_S_MAX = 30.0
 EVENT_PATHS = frozenset({"/v1/events", "/v1/events/batch"})
+# In the order of the OpenAPI document.
+ROUTES = tuple(
+    module.router
+    for module in (
+        tenants, endpoints, accepted, replays, deliveries, health,
+        endpoint_tests, explain, metrics, stats, audit, search, event_types,
+    )
+)  # fmt: skip
 _DASHBOARD = "/dashboard"
 _PROTECTED = ("/v1/", "/metrics")
 _METHODS = frozenset({"get", "post", "patch", "put", "delete"})
@@ -66,14 +90,8 @@ def make_app(
     app.state.api = Api(
         store, payloads, submit, settings, Cursors(settings.cursor_secret), shown_metrics or alone(store)
     )
-    app.include_router(routes.router)
-    app.include_router(endpoint_tests.router)
-    app.include_router(explain.router)
-    app.include_router(metrics.router)
-    app.include_router(stats.router)
-    app.include_router(audit.router)
-    app.include_router(search.router)
-    app.include_router(event_types.router)
+    for routes in ROUTES:
+        app.include_router(routes)
     app.add_middleware(_CatchAll)
     problems.install(app)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's own way to extend the document
@@ -268,11 +286,11 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 def _add_schemas(known: dict[str, Any]) -> None:
     models = (
-        schemas.ProblemAnswer,
+        answers.ProblemAnswer,
         schemas.EventForm,
         schemas.EventBatchForm,
-        schemas.AcceptedEvent,
-        schemas.AcceptedBatch,
+        answers.AcceptedEvent,
+        answers.AcceptedBatch,
     )
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -15,8 +15,8 @@ from fastapi import APIRouter, Response
 
 from hookpost.model import show_id
 from hookpost.storage.contract import NotFound
-from hookpost.web import schemas, shown
-from hookpost.web.api import Api, ApiOf, Asking, path_id
+from hookpost.web import answers, schemas, shown
+from hookpost.web.api import Api, ApiOf, Asking, as_json, path_id
 from hookpost.web.problems import invalid
 
 TEST_EVENT_TYPE = "hookpost.test"
@@ -24,7 +24,7 @@ TEST_EVENT_TYPE = "hookpost.test"
 router = APIRouter(tags=["webhook endpoints"])
 
 
-@router.post("/v1/webhook_endpoints/{endpoint_id}/test", status_code=202, response_model=schemas.TestSent)
+@router.post("/v1/webhook_endpoints/{endpoint_id}/test", status_code=202, response_model=answers.TestSent)
 async def test_endpoint(
     api: ApiOf, asking: Asking, endpoint_id: str, form: schemas.EndpointTest | None = None
 ) -> Response:
@@ -41,7 +41,7 @@ async def test_endpoint(
     else:
         payload = await _example(api, tenant_id, type_)
     event_id = await api.submit(tenant_id, type_, payload, [wanted_id])
-    return Response(msgspec.json.encode({"event_id": show_id("evt", event_id)}), 202, media_type="application/json")
+    return as_json({"event_id": show_id("evt", event_id)}, 202)
 
 
 def examples(schema: Any) -> list[Any]:

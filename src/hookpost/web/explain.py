@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from hookpost.model import show_id
 from hookpost.policy.explain import EventWhy, Facts, explain
-from hookpost.web import schemas, shown
-from hookpost.web.api import ApiOf, Asking, UrlQuery, field_id, path_id
+from hookpost.web import answers, schemas, shown
+from hookpost.web.api import ApiOf, Asking, UrlQuery, as_json, field_id, path_id
 
 # Endpoints of one answer that the event was owed to, and of those it was not: more than anybody reads at once. About a
 # further one it is asked by its id.
@@ -27,7 +26,7 @@ class ExplainQuery(UrlQuery):
     endpoint_id: Annotated[schemas.Text | None, Field(description="only this endpoint, also a deleted one")] = None
 
 
-@router.get("/v1/events/{event_id}/explain", response_model=schemas.ExplainAnswer, tags=["events"])
+@router.get("/v1/events/{event_id}/explain", response_model=answers.ExplainAnswer, tags=["events"])
 async def explain_event(api: ApiOf, asking: Asking, event_id: str, query: Annotated[ExplainQuery, Query()]) -> Response:
     """What happened to an event, endpoint by endpoint, and what happens next. For endpoints that it was not owed to:
     why not."""
@@ -35,7 +34,7 @@ async def explain_event(api: ApiOf, asking: Asking, event_id: str, query: Annota
     event = path_id("evt", event_id, "event")
     endpoint = field_id("ep", query.endpoint_id, "endpoint_id")
     why = await api.store.why(of, event, endpoint, owed_max=OWED_MAX, others_max=OTHERS_MAX)
-    return Response(msgspec.json.encode(_shown(why, api.settings.now())), media_type="application/json")
+    return as_json(_shown(why, api.settings.now()))
 
 
 def _shown(why: EventWhy, now: float) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import msgspec
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from hookpost.model import IdError, parse_id
 from hookpost.storage.contract import NotFound
-from hookpost.web import schemas, shown
-from hookpost.web.api import Api, ApiOf, Asking, ListQuery, tenant_to_read
+from hookpost.web import answers, schemas, shown
+from hookpost.web.api import Api, ApiOf, Asking, ListQuery, as_json, tenant_to_read
 from hookpost.web.auth import Principal
 from hookpost.web.problems import invalid
 
@@ -117,22 +116,19 @@ def status_range(text: str | None) -> tuple[int, int] | None:
     return int(text), int(text)
 
 
-@router.get("/v1/search", response_model=schemas.SearchAnswer, tags=["search"])
+@router.get("/v1/search", response_model=answers.SearchAnswer, tags=["search"])
 async def get_search(api: ApiOf, asking: Asking, query: Annotated[SearchQuery, Query()]) -> Response:
     """Events and endpoints that a text names, and a list that filters narrow down."""
     found = await search(api, asking, query)
-    return Response(
-        msgspec.json.encode(
-            {
-                "events": found.events,
-                "endpoints": found.endpoints,
-                "kind": found.kind,
-                "data": found.data,
-                "next_cursor": found.next_cursor,
-                "looked_at": found.looked_at,
-            }
-        ),
-        media_type="application/json",
+    return as_json(
+        {
+            "events": found.events,
+            "endpoints": found.endpoints,
+            "kind": found.kind,
+            "data": found.data,
+            "next_cursor": found.next_cursor,
+            "looked_at": found.looked_at,
+        }
     )
 
 

@@ -360,7 +360,7 @@ def show_day(days: int) -> str:
 
 
 def usage(row: Row) -> dict[str, Any]:
-    """What a tenant had on a day, in the order of schemas.UsageItem."""
+    """What a tenant had on a day, in the order of answers.UsageItem."""
     return {
         "day": show_day(row["day"]),
         "tenant_id": show_id("ten", row["tenant_id"]),

@@ -6,18 +6,14 @@ which time it is about, and is refused when it asks for more points, or finer on
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from math import ceil
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import msgspec
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from hookpost.model import show_id
@@ -25,8 +21,9 @@ from hookpost.policy.cost import Cost, Measured, Prices, monthly
 from hookpost.policy.grains import grain_of
 from hookpost.policy.latency import Quantile, bucket_high, quantile
 from hookpost.storage.contract import Page, PointRows, Standing
-from hookpost.web import schemas, shown
-from hookpost.web.api import ApiOf, Asking, ListQuery, UrlQuery, field_id, tenant_to_read
+from hookpost.web import answers, schemas, shown
+from hookpost.web.api import ApiOf, Asking, ListQuery, UrlQuery, as_json, field_id, listed, tenant_to_read
+from hookpost.web.exports import described, exported
 from hookpost.web.problems import invalid
 
 MINUTE_S, DAY_S = 60, 86_400
@@ -40,12 +37,9 @@ COUNT_MAX = 10_000
 # An invoice is of a month; a year of days is what one table or chart takes.
 DAYS_MAX = 366
 DAYS_DEFAULT = 7
-# Rows of an export that are read at once.
-EXPORT_ROWS = 1_000
 PRICE_MAX = 1e6
 # Until enough was stored to measure it: what bench/README.md measured of a row with its indexes, and the one by settle.
 ATTEMPT_ROW_BYTES = 450.0
-_MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 
 router = APIRouter()
 
@@ -90,7 +84,7 @@ class CostQuery(UrlQuery):
 # ---- what became of attempts ----------------------------------------------------------------------------------------
 
 
-@router.get("/v1/stats", response_model=schemas.StatsAnswer, tags=["figures"])
+@router.get("/v1/stats", response_model=answers.StatsAnswer, tags=["figures"])
 async def get_stats(api: ApiOf, asking: Asking, query: Annotated[StatsQuery, Query()]) -> Response:
     """Attempts by outcome and error, and their latencies, of an endpoint, a tenant or (admin) the platform."""
     of = tenant_to_read(asking, query.tenant_id)
@@ -99,7 +93,7 @@ async def get_stats(api: ApiOf, asking: Asking, query: Annotated[StatsQuery, Que
     series = await api.store.series(of, endpoint, start=start, end=end, step_s=query.step)
     standing = await api.store.standing(of, endpoint, count_max=COUNT_MAX, with_depth=asking.admin and endpoint is None)
     nothing = PointRows()
-    return _json(
+    return as_json(
         {
             "tenant_id": None if of is None else show_id("ten", of),
             "endpoint_id": None if endpoint is None else show_id("ep", endpoint),
@@ -197,8 +191,8 @@ def _quantile(found: Quantile | None) -> dict[str, Any]:
 
 @router.get(
     "/v1/usage",
-    response_model=schemas.UsageList,
-    responses={200: {"content": {media_type.partition(";")[0]: {} for media_type in _MEDIA_TYPES.values()}}},
+    response_model=answers.UsageList,
+    responses=described("csv", "ndjson"),
     tags=["figures"],
 )
 async def get_usage(api: ApiOf, asking: Asking, query: Annotated[UsageQuery, Query()]) -> Response:
@@ -211,51 +205,15 @@ async def get_usage(api: ApiOf, asking: Asking, query: Annotated[UsageQuery, Que
 
     if query.format == "json":
         filters = {"list": "usage", "from": first, "to": end}
-        page = await fetch(api.cursors.read(query.cursor, of, filters), query.limit)
-        cursor = api.cursors.show(page.next_key, of, filters)
-        return _json({"data": [shown.usage(row) for row in page.rows], "next_cursor": cursor})
-    for name in ("limit", "cursor"):
-        if name in query.model_fields_set:
-            raise invalid(name, f"is for format=json: {query.format} has no pages")
-    write = _csv if query.format == "csv" else _ndjson
-    # Before the answer begins, so that what goes wrong can be told.
-    page = await fetch(None, EXPORT_ROWS)
-    return StreamingResponse(
-        _export(page, fetch, write),
-        media_type=_MEDIA_TYPES[query.format],
-        headers={"Content-Disposition": f'attachment; filename="usage.{query.format}"'},
-    )
-
-
-async def _export(
-    page: Page, fetch: Callable[..., Any], write: Callable[[Sequence[Mapping[str, Any]]], bytes]
-) -> AsyncIterator[bytes]:
-    if write is _csv:
-        yield ",".join(schemas.UsageItem.model_fields).encode() + b"\r\n"
-    while True:
-        yield write([shown.usage(row) for row in page.rows])
-        if page.next_key is None:
-            return
-        page = await fetch(page.next_key, EXPORT_ROWS)
-
-
-def _csv(items: Sequence[Mapping[str, Any]]) -> bytes:
-    """RFC 4180, in the order of the fields of UsageItem."""
-    text = io.StringIO(newline="")
-    csv.DictWriter(text, list(schemas.UsageItem.model_fields)).writerows(
-        {**item, "complete": "true" if item["complete"] else "false"} for item in items
-    )
-    return text.getvalue().encode()
-
-
-def _ndjson(items: Sequence[Mapping[str, Any]]) -> bytes:
-    return b"".join(msgspec.json.encode(item) + b"\n" for item in items)
+        return await listed(api, of, filters, query, fetch, shown.usage)
+    columns = list(answers.UsageItem.model_fields)
+    return await exported(query, fetch, shown.usage, name="usage", format=query.format, columns=columns)
 
 
 # ---- cost -----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/v1/cost", response_model=schemas.CostAnswer, tags=["figures"])
+@router.get("/v1/cost", response_model=answers.CostAnswer, tags=["figures"])
 async def get_cost(api: ApiOf, asking: Asking, query: Annotated[CostQuery, Query()]) -> Response:
     """What a month costs at the pace of some days, of a tenant, or (admin) of the platform and its busiest tenants."""
     of = tenant_to_read(asking, query.tenant_id)
@@ -264,13 +222,13 @@ async def get_cost(api: ApiOf, asking: Asking, query: Annotated[CostQuery, Query
     seconds = min(end, now) - first
     if seconds <= 0:
         raise invalid("from", "must lie in the past")
-    given = query.model_dump(include=set(schemas.PricesAnswer.model_fields), exclude_none=True)
+    given = query.model_dump(include=set(answers.PricesAnswer.model_fields), exclude_none=True)
     prices = replace(api.settings.prices, **given)
     metered = await api.store.metered(of, first_day=first, end_day=end, tenants_max=query.limit)
     row_bytes = metered.attempt_row_bytes
     price = _Pricing(prices, seconds, ATTEMPT_ROW_BYTES if row_bytes is None else row_bytes)
     platform = metered.platform
-    return _json(
+    return as_json(
         {
             "from": shown.show_time(first),
             "to": shown.show_time(first + seconds),
@@ -336,7 +294,3 @@ def _days(since: str | None, to: str | None, now: float) -> tuple[float, float]:
     if end - first > DAYS_MAX * DAY_S:
         raise invalid("from", f"must not be more than {DAYS_MAX} days before to")
     return float(first), float(end)
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

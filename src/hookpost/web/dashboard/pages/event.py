@@ -16,7 +16,7 @@ from hookpost.model import show_id
 from hookpost.policy.request import HeaderError
 from hookpost.storage.contract import EventView, NotFound
 from hookpost.web import shown
-from hookpost.web.api import payload_of
+from hookpost.web.accepted import payload_of
 from hookpost.web.dashboard import foreign, words
 from hookpost.web.dashboard.pages.search import endpoint_names
 from hookpost.web.dashboard.phases import phases

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from hookpost.model import IdError, parse_id, show_id
 from hookpost.policy.diagnosis import UNTOLD, Known, diagnose, read_headers
 from hookpost.storage.contract import NotFound, SecretLocked
-from hookpost.web.api import payload_of
+from hookpost.web.accepted import payload_of
 from hookpost.web.dashboard.forms import FORM_BYTES_MAX
 from hookpost.web.dashboard.visit import Visit
 
