@@ -125,7 +125,7 @@ GATES: list[tuple[Waiting, dict[str, Any], str, float | None]] = [
      "2 attempts failed, the last one because the connection was refused: nothing listens there. "
      "Tried again at 2027-01-15 08:01:30 UTC, in 90 s; 48 more attempts at most.", NOW + 90),
     (waiting(WaitReason.RETRY, retry_count=1, failure=Failure(503, "http_5xx")), {"max_attempts": 2},
-     "1 attempt failed, the last one because the receiver had an error (HTTP 503). The next one is due since "
+     "1 attempt failed, because the receiver had an error (HTTP 503). The next one is due since "
      "2027-01-15 07:59:59 UTC and goes when its turn comes; 1 more attempt at most.", None),
     (waiting(WaitReason.BREAKER_OPEN), OPEN, "nothing is sent to it until 2027-01-15 08:00:30 UTC, in 30 s", NOW + 30),
     (waiting(WaitReason.BREAKER_OPEN), {"breaker": "half_open"}, "one probe is under way", None),

@@ -360,14 +360,14 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
         case WaitReason.PAUSED:
             return (
                 "The endpoint is paused; what is owed to it waits, in order.",
-                "Resume the endpoint (POST /v1/webhook_endpoints/ENDPOINT_ID/resume).",
+                "Resume the endpoint (`POST /v1/webhook_endpoints/ENDPOINT_ID/resume`).",
                 None,
             )
         case WaitReason.DISABLED:
             why = f" ({endpoint.status_reason})" if endpoint.status_reason else ""
             return (
                 f"The endpoint is disabled{why}; what is owed to it waits.",
-                "Mend the receiver, then enable the endpoint (POST /v1/webhook_endpoints/ENDPOINT_ID/resume).",
+                "Mend the receiver, then enable the endpoint (`POST /v1/webhook_endpoints/ENDPOINT_ID/resume`).",
                 None,
             )
         case WaitReason.IN_FLIGHT_CAP:
@@ -424,12 +424,14 @@ def _tried(state: Waiting) -> str:
     if not state.retry_count:
         return "It was not tried yet."
     words = failure_words(state.failure)
+    if state.retry_count == 1:
+        return f"1 attempt failed, because {words}."
     return f"{_count(state.retry_count, 'attempt', 'attempts')} failed, the last one because {words}."
 
 
 def _behind_breaker(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str | None, float | None]:
     tried = f" {_tried(state)}" if state.retry_count else ""
-    step = "Mend the receiver. POST /v1/webhook_endpoints/ENDPOINT_ID/resume closes the breaker at once."
+    step = "Mend the receiver. `POST /v1/webhook_endpoints/ENDPOINT_ID/resume` closes the breaker at once."
     if endpoint.breaker == "half_open":
         return (
             f"Its receiver failed several times in a row; one probe is under way to see whether it is back.{tried}",
@@ -496,7 +498,7 @@ def _in_order(state: Waiting, endpoint: EndpointFacts) -> tuple[str, str | None,
 
 # ---- over -----------------------------------------------------------------------------------------------------------
 
-_REPLAY: Final = "Replay it: `hookpost replay EVENT_ID`, or POST /v1/events/EVENT_ID/replay."
+_REPLAY: Final = "Replay it: `hookpost replay EVENT_ID`, or `POST /v1/events/EVENT_ID/replay`."
 
 
 def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanation:
@@ -525,7 +527,7 @@ def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanatio
             step = f"Mend or enable the endpoint. {_REPLAY}"
         case DeadReason.RETRY_AFTER_BEYOND_DEADLINE:
             why = "the receiver asked to be left alone (Retry-After) until after its deadline"
-            step = f"When the receiver takes events again: {_REPLAY}"
+            step = f"Wait until the receiver takes events again. {_REPLAY}"
         case DeadReason.PAYLOAD_MISSING:
             why = "its payload is gone from the payload store"
             step = f"The operator restores the object (`payload_missing` in the log). {_REPLAY}"
@@ -561,7 +563,7 @@ def _cancelled(state: Cancelled, event: EventFacts, endpoint: EndpointFacts) -> 
         return Explanation("cancelled", "payload_removed", summary, "It cannot be replayed. Post it anew.")
     if state.asked_at is not None:
         summary = f"Cancelled on request, asked for at {show_moment(state.asked_at)}, before it was delivered."
-        return Explanation("cancelled", "requested", summary, f"If it is wanted after all: {_REPLAY}")
+        return Explanation("cancelled", "requested", summary, f"Is it wanted after all? {_REPLAY}")
     when = "" if endpoint.deleted_at is None else f" at {show_moment(endpoint.deleted_at)}"
     summary = f"The endpoint was deleted{when} before it was delivered, which cancels what is owed to it."
     return Explanation("cancelled", "endpoint_deleted", summary)
