@@ -305,6 +305,21 @@ def _queued(state: Queued, event: EventFacts, endpoint: EndpointFacts, now: floa
 def _may_hold(endpoint: EndpointFacts, now: float) -> tuple[str, float | None]:
     """What of the endpoint holds back what is in memory, in sentences, and until when if that is known. Only a worker
     knows whose turn it is; the gates themselves are on record."""
+    held = _held(endpoint, now)
+    if held is not None:
+        return held
+    gates = []
+    if endpoint.moving:
+        gates.append("what was queued for the endpoint before it moved to another shard is delivered first")
+    if endpoint.ordered:
+        gates.append("the endpoint is ordered, so that one goes at a time, in the order of acceptance")
+    if endpoint.rate_limit is not None:
+        gates.append(f"its rate_limit lets {endpoint.rate_limit:g} a second through")
+    return (f" What may hold it: {'; '.join(gates)}." if gates else ""), None
+
+
+def _held(endpoint: EndpointFacts, now: float) -> tuple[str, float | None] | None:
+    """What lets nothing to this endpoint at all now, in a sentence, and until when if that is known; None: nothing."""
     if endpoint.status is not EndpointStatus.ENABLED:
         return f" The endpoint is {endpoint.status}: it will wait.", None
     if endpoint.hold_until > now:
@@ -315,14 +330,7 @@ def _may_hold(endpoint: EndpointFacts, now: float) -> tuple[str, float | None]:
         when = "a probe is due" if again is None else f"the next probe goes at {show_moment(again)}"
         state = endpoint.breaker.replace("_", " ")
         return f" Its receiver failed several times in a row, so its breaker is {state}: {when}.", again
-    gates = []
-    if endpoint.moving:
-        gates.append("what was queued for the endpoint before it moved to another shard is delivered first")
-    if endpoint.ordered:
-        gates.append("the endpoint is ordered, so that one goes at a time, in the order of acceptance")
-    if endpoint.rate_limit is not None:
-        gates.append(f"its rate_limit lets {endpoint.rate_limit:g} a second through")
-    return (f" What may hold it: {'; '.join(gates)}." if gates else ""), None
+    return None
 
 
 _PAUSED_PLATFORM: Final = (
@@ -343,6 +351,7 @@ def _waiting(state: Waiting, event: EventFacts, endpoint: EndpointFacts, now: fl
     return Explanation("waiting", state.reason, summary, next_step, until)
 
 
+_RESUME = "Resume the endpoint (`POST /v1/webhook_endpoints/ENDPOINT_ID/resume`)."
 _RETRY_NOW = "Nothing has to be done. `hookpost retry-now EVENT_ID` tries it at once."
 
 
@@ -360,7 +369,7 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
         case WaitReason.PAUSED:
             return (
                 "The endpoint is paused; what is owed to it waits, in order.",
-                "Resume the endpoint (`POST /v1/webhook_endpoints/ENDPOINT_ID/resume`).",
+                _RESUME,
                 None,
             )
         case WaitReason.DISABLED:
@@ -413,6 +422,12 @@ def _retrying(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str,
     tried = _tried(state)
     left = max(0, endpoint.max_attempts - state.retry_count)
     rest = f"{_count(left, 'more attempt', 'more attempts')} at most"
+    held = _held(endpoint, now)
+    if held is not None:  # retry-now would not get past that
+        since = "since" if state.due_at <= now else "at"
+        step = "Nothing has to be done." if endpoint.status is EndpointStatus.ENABLED else _RESUME
+        until = None if held[1] is None else max(held[1], state.due_at)
+        return f"{tried} The next one is due {since} {show_moment(state.due_at)}; {rest}.{held[0]}", step, until
     if state.due_at <= now:
         summary = f"{tried} The next one is due since {show_moment(state.due_at)} and goes when its turn comes; {rest}."
         return summary, _RETRY_NOW, None
