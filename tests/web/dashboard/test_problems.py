@@ -39,7 +39,7 @@ async def test_every_problem_is_a_page_with_a_way_on(browser: Browser, stranger:
     await told(await browser.get(f"/dashboard/events/{EVENT}"), 404, "Not found", "There is no such event.", "search")
     await told(await browser.get("/dashboard/nowhere"), 404, "Not found", "There is no such page.")
     await told(await browser.get("/dashboard/sign-out"), 405, "Not a page", "use its button")
-    await told(await browser.get("/dashboard/search?since=yesterday"), 422, "mend what is named here", "Since: ")
+    await told(await browser.get("/dashboard/replays/new?since=yesterday"), 422, "mend what is named here", "From: ")
     await told(await browser.get("/dashboard/tenants"), 403, "Not allowed", "admin key")
     large = await browser.post("/dashboard/verifier", {"body": "x" * (FORM_BYTES_MAX + 1)})
     await told(large, 413, "Too large", "4.0 MiB", "hookpost verify")

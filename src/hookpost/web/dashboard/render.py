@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -20,6 +21,7 @@ from hookpost.web.dashboard import foreign, words
 
 # Of whoever has waited for the server to start.
 _ASKED_FOR_FIRST = ("sign_in.html", "layout.html", "parts.html", "overview.html", "event.html", "endpoint.html")
+_EVENT_ID = re.compile(r"\b(evt_[0-9a-f]{32})\b")
 STATIC_TYPES: Mapping[str, str] = {
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
@@ -67,14 +69,16 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with three digits that matter."""
+    """A latency with three digits that matter; from a minute on in the units of a clock."""
     if value is None:
         return "–"
     if value < 10:
         return f"{value:.1f} ms" if value % 1 else f"{value:.0f} ms"
     if value < 1000:
         return f"{value:.0f} ms"
-    return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.0f} s"
+    if value < 60_000:
+        return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.0f} s"
+    return ago(value / 1000)
 
 
 def count(value: float) -> str:
@@ -127,13 +131,16 @@ def _date(text: str | None) -> str:
     return "" if text is None else f"{text[:10]} {text[11:19]}"
 
 
-def _exact(text: str | None) -> str:
+def exact(text: str | None) -> str:
     """An RFC 3339 time to the millisecond, as attempts of one event are apart by that."""
     return "" if text is None else f"{text[:10]} {text[11:23]}"
 
 
 def sentence(text: str) -> str:
-    """What the API says of a problem, as it stands on a page."""
+    """What the API says of a problem, as it stands on a page; a field has the name that it has there."""
+    field, colon, rest = text.partition(": ")
+    if colon and field in words.FIELDS:
+        text = f"{words.FIELDS[field]}: {rest}"
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
@@ -141,6 +148,15 @@ def coded(text: str) -> Markup:
     """A sentence of ours whose `commands` stand out."""
     parts = (escape(foreign.visible(part)) for part in text.split("`"))
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+def linked(text: str) -> Markup:
+    """A sentence of ours; an event that it names can be followed."""
+    parts = _EVENT_ID.split(text)
+    link = Markup('<a class="id" href="/dashboard/events/{0}">{0}</a>')
+    return Markup("").join(
+        link.format(part) if at % 2 else escape(foreign.visible(part)) for at, part in enumerate(parts)
+    )
 
 
 @cache
@@ -162,8 +178,9 @@ def _environment() -> Environment:
         size=size,
         duration=duration,
         date=_date,
-        exact=_exact,
+        exact=exact,
         coded=coded,
+        linked=linked,
         sentence=sentence,
         path=quote,
         join=_joined,

@@ -87,6 +87,7 @@ async def _page(visit: Visit, entered: dict[str, str], refused: Refusal | None) 
         "event_types.html",
         refused=refused,
         types=answer["data"],
+        tenants=await visit.tenant_names(answer["data"]),
         entered=entered,
         next_url=with_query(PATH, tenant_id=visit.tenant_filter(), cursor=cursor) if cursor else None,
         may_write=visit.may("endpoints:write"),
