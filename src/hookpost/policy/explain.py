@@ -296,8 +296,8 @@ def _queued(state: Queued, event: EventFacts, endpoint: EndpointFacts, now: floa
     return Explanation(
         "queued",
         "in_hand",
-        f"Its worker ({state.worker}) has it in hand: it is being sent now, or waits in memory for its turn behind at "
-        f"most {before} of its shard.{held}",
+        f"Its worker ({state.worker}) has it in hand: it is being sent now, or waits in memory for its turn"
+        f"{f' behind at most {before} of its shard' if state.ahead else ''}.{held}",
         until=until,
     )
 

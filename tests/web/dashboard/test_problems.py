@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.dashboard.forms import FORM_BYTES_MAX
 from tests.web.dashboard.conftest import Browser, text_of
 from tests.web.rows import TenantClient
@@ -27,6 +28,16 @@ async def test_a_session_that_has_ended_says_so_and_leads_back(browser: Browser,
     assert "nothing of what you sent was done" in await browser.shown(sent.headers["location"])
     left = await browser.client.post("/dashboard/sign-out")
     assert left.headers["location"] == "/dashboard/sign-in", "who wanted to leave has left"
+
+
+async def test_a_store_that_is_away_is_told_to_whoever_looks_and_can_be_asked_again(
+    browser: Browser, store: PostgresStore
+) -> None:
+    await browser.shown("/dashboard/endpoints")
+    await store.close()
+    told = await browser.shown("/dashboard/endpoints", 503)
+    assert "The store does not answer at the moment." in told and ">Try again<" in told
+    assert "stored" not in text_of(told), "they have sent nothing"
 
 
 async def test_every_problem_is_a_page_with_a_way_on(browser: Browser, stranger: Browser, tenant: TenantClient) -> None:

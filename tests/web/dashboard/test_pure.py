@@ -64,15 +64,18 @@ def test_commands_in_a_sentence_stand_out_and_all_of_it_is_text() -> None:
     assert coded("Say `a <b>`, not <i>\u202e.") == "Say <code>a &lt;b&gt;</code>, not &lt;i&gt;\\u202e."
 
 
-def test_an_event_that_a_sentence_names_can_be_followed_and_all_of_it_is_text() -> None:
-    id = "evt_" + "0a" * 16
-    assert (
-        linked(f"<b>{id} goes first.") == f'&lt;b&gt;<a class="id" href="/dashboard/events/{id}">{id}</a> goes first.'
+def test_what_a_sentence_names_can_be_followed_and_all_of_it_is_text() -> None:
+    event, endpoint = "evt_" + "0a" * 16, "ep_" + "0b" * 16
+    assert linked(f"<b>{event} goes to {endpoint}.") == (
+        f'&lt;b&gt;<a class="id" href="/dashboard/events/{event}">{event}</a> goes to '
+        f'<a class="id" href="/dashboard/endpoints/{endpoint}">{endpoint}</a>.'
     )
+    assert linked("\u202enobody") == "\\u202enobody"
 
 
 def test_a_field_that_is_refused_is_named_as_on_the_page() -> None:
     assert sentence("http_status: must be a status") == "HTTP status: must be a status."
+    assert sentence("events.1: must be a type") == "Events, no. 2: must be a type."
     assert sentence("there is no such event") == "There is no such event."
 
 

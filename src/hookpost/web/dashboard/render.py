@@ -21,7 +21,8 @@ from hookpost.web.dashboard import foreign, words
 
 # Of whoever has waited for the server to start.
 _ASKED_FOR_FIRST = ("sign_in.html", "layout.html", "parts.html", "overview.html", "event.html", "endpoint.html")
-_EVENT_ID = re.compile(r"\b(evt_[0-9a-f]{32})\b")
+_IDS = re.compile(r"\b(evt|ep)_[0-9a-f]{32}\b")
+_LISTED = re.compile(r"(\w+)\.(\d{1,4})")
 STATIC_TYPES: Mapping[str, str] = {
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
@@ -139,8 +140,10 @@ def exact(text: str | None) -> str:
 def sentence(text: str) -> str:
     """What the API says of a problem, as it stands on a page; a field has the name that it has there."""
     field, colon, rest = text.partition(": ")
-    if colon and field in words.FIELDS:
-        text = f"{words.FIELDS[field]}: {rest}"
+    listed = _LISTED.fullmatch(field)  # one of several, counted from 0
+    name, which = (listed[1], f", no. {int(listed[2]) + 1}") if listed else (field, "")
+    if colon and (name in words.FIELDS or listed):
+        text = f"{words.FIELDS.get(name, name)}{which}: {rest}"
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
@@ -151,12 +154,14 @@ def coded(text: str) -> Markup:
 
 
 def linked(text: str) -> Markup:
-    """A sentence of ours; an event that it names can be followed."""
-    parts = _EVENT_ID.split(text)
-    link = Markup('<a class="id" href="/dashboard/events/{0}">{0}</a>')
-    return Markup("").join(
-        link.format(part) if at % 2 else escape(foreign.visible(part)) for at, part in enumerate(parts)
-    )
+    """A sentence of ours; events and endpoints that it names can be followed."""
+    shown, done = Markup(""), 0
+    for found in _IDS.finditer(text):
+        page = "events" if found[1] == "evt" else "endpoints"
+        link = Markup('<a class="id" href="/dashboard/{0}/{1}">{1}</a>').format(page, found[0])
+        shown += escape(foreign.visible(text[done : found.start()])) + link
+        done = found.end()
+    return shown + escape(foreign.visible(text[done:]))
 
 
 @cache

@@ -167,6 +167,8 @@ PROBLEM: Mapping[int, tuple[str, str]] = {
 }
 FOREIGN_FORM = ("Not sent from here", "Nothing was changed.")
 """In place of that of 403 where it is the form that may not, and not the key."""
+AWAY = "the store does not answer at the moment"
+"""To whoever has only looked: that something may or may not be stored is for those who sent it."""
 NO_PAGE = "this address takes a form and shows nothing"
 _OTHER_PROBLEM = ("That did not work", "Go back and try again.")
 

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from hookpost.web.dashboard.ask import Refusal
-from hookpost.web.dashboard.forms import Form
+from hookpost.web.dashboard.forms import Form, not_json
 from hookpost.web.dashboard.render import indented, with_query
 from hookpost.web.dashboard.visit import Visit, see
 
@@ -100,4 +100,4 @@ def _schema(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise Refusal(422, {"detail": f"schema: is not JSON: {error}"}) from error
+        raise Refusal(422, {"detail": f"schema: is not JSON: {not_json(error)}"}) from error
