@@ -207,13 +207,25 @@ async def test_a_page_that_cannot_be_renewed_says_so_until_it_can(browser: Brows
 
 async def test_no_page_is_wider_than_a_phone(page: Page, on: World) -> None:
     await page.set_viewport_size({"width": 360, "height": 740})
+    longest = {"name": f"{'a' * 64}.{'b' * 63}", "description": "c" * 1000}
+    await on.server.call("POST", "/v1/event_types", longest, expect=201)
     for path in (
         "", "/search", f"/events/{on.events['order 0']}", f"/events/{on.events['hostile']}", f"/events/{on.events['invoice']}",
         "/endpoints", f"/endpoints/{on.endpoints['billing']['endpoint_id']}", f"/endpoints/{on.endpoints['crm']['endpoint_id']}", "/dead-letters", "/replays", "/verifier", "/endpoints/new", "/event-types",
+        f"/endpoints/{on.endpoints['crm']['endpoint_id']}/test", "/audit-log", "/usage",
     ):  # fmt: skip
         await page.goto(f"/dashboard{path}")
         width = await page.evaluate("document.documentElement.scrollWidth")
         assert width <= 360, (path, width)
+
+
+async def test_a_long_type_leaves_what_can_be_done_with_it_in_sight(page: Page, on: World) -> None:
+    name = f"{'d' * 64}.{'e' * 63}"
+    await on.server.call("POST", "/v1/event_types", {"name": name, "description": "f" * 1000}, expect=201)
+    await page.set_viewport_size({"width": 1280, "height": 860})
+    await page.goto("/dashboard/event-types")
+    button = await page.get_by_role("button", name=f"Delete {name}").bounding_box()
+    assert button and button["x"] + button["width"] < 1280
 
 
 async def test_the_admin_sees_all_tenants_and_makes_a_key(stranger: Page) -> None:

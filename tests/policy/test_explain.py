@@ -125,8 +125,15 @@ GATES: list[tuple[Waiting, dict[str, Any], str, float | None]] = [
      "2 attempts failed, the last one because the connection was refused: nothing listens there. "
      "Tried again at 2027-01-15 08:01:30 UTC, in 90 s; 48 more attempts at most.", NOW + 90),
     (waiting(WaitReason.RETRY, retry_count=1, failure=Failure(503, "http_5xx")), {"max_attempts": 2},
-     "1 attempt failed, the last one because the receiver had an error (HTTP 503). The next one is due since "
+     "1 attempt failed, because the receiver had an error (HTTP 503). The next one is due since "
      "2027-01-15 07:59:59 UTC and goes when its turn comes; 1 more attempt at most.", None),
+    (waiting(WaitReason.RETRY, retry_count=1, due_at=NOW + 90, failure=Failure(429, "http_429")), {"hold_until": NOW + 240},
+     "due at 2027-01-15 08:01:30 UTC; 49 more attempts at most. The receiver asked to be left alone (Retry-After) until "
+     "2027-01-15 08:04:00 UTC.", NOW + 240),
+    (waiting(WaitReason.RETRY, retry_count=1, due_at=NOW + 90, failure=REFUSED), OPEN,
+     "due at 2027-01-15 08:01:30 UTC; 49 more attempts at most. Its receiver failed several times in a row", NOW + 90),
+    (waiting(WaitReason.RETRY, retry_count=1, due_at=NOW + 90, failure=REFUSED), {"status": EndpointStatus.PAUSED},
+     "The endpoint is paused: it will wait.", None),
     (waiting(WaitReason.BREAKER_OPEN), OPEN, "nothing is sent to it until 2027-01-15 08:00:30 UTC, in 30 s", NOW + 30),
     (waiting(WaitReason.BREAKER_OPEN), {"breaker": "half_open"}, "one probe is under way", None),
     (waiting(WaitReason.BREAKER_OPEN), {"breaker": "open", "reopen_at": NOW - 1}, "a probe is due", None),
@@ -158,6 +165,13 @@ def test_what_waits_is_told_which_gate_holds_it_and_until_when(
     assert words in told.summary
     assert told.summary.endswith("It is given up at 2027-01-15 10:00:00 UTC.")
     assert "_ID" not in (told.next_step or ""), "what is to be done can be pasted"
+
+
+@pytest.mark.parametrize("held", [{"hold_until": NOW + 240}, OPEN, {"status": EndpointStatus.PAUSED}])
+def test_nobody_is_told_to_retry_now_what_would_be_held_all_the_same(held: dict[str, Any]) -> None:
+    state = waiting(WaitReason.RETRY, retry_count=1, due_at=NOW + 90, failure=REFUSED)
+    assert "retry-now" in (why(state).next_step or "")
+    assert "retry-now" not in (why(state, endpoint=replace(ENDPOINT, **held)).next_step or "")
 
 
 def test_every_gate_is_in_the_table() -> None:

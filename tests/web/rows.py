@@ -91,16 +91,17 @@ async def set_progress(
 async def add_attempt(db: Any, tenant: UUID, event_id: UUID, endpoint_id: UUID, *, outcome: str, **values: Any) -> UUID:
     """An attempt in the history."""
     attempt_id = uuid7()
-    row = {"generation": 0, "retry_count": 0, "http_status": 200, "position": 1, "scheduled_s": 0.0, **values}
+    row = {"generation": 0, "retry_count": 0, "http_status": 200, "position": 1, "scheduled_s": 0.0, "error_code": None,
+           "response_head": b"HTTP/1.1 200 OK\r\n\r\n\xff\x00<b>", **values}  # fmt: skip
     await db.execute(
         "insert into attempts (day, attempt_id, shard, settle_no, position, event_id, endpoint_id, tenant_id,"
         " generation, scheduled_at, started_at, finished_at, retry_count, latency_ms, dns_ms, connect_ms, tls_ms,"
         " first_byte_ms, request_bytes, response_bytes, http_status, possible_duplicate, outcome, error_code, worker,"
         " address, protocol, response_hash, response_head) values (hookpost_today(), $1, 0, 1, $2, $3, $4, $5, $6,"
         " date_trunc('day', now()) + make_interval(secs => $7), now(), now(), $8, 12, 1, 2, 3, 4, 100, 50, $9, false,"
-        " $10, null, 'w1', '127.0.0.1', 'HTTP/1.1', $11, $12)",
+        " $10, $13, 'w1', '127.0.0.1', 'HTTP/1.1', $11, $12)",
         attempt_id, row["position"], event_id, endpoint_id, tenant, row["generation"], row["scheduled_s"],
-        row["retry_count"], row["http_status"], outcome, bytes(32), b"HTTP/1.1 200 OK\r\n\r\n\xff\x00<b>",
+        row["retry_count"], row["http_status"], outcome, bytes(32), row["response_head"], row["error_code"],
     )  # fmt: skip
     return attempt_id
 

@@ -296,8 +296,8 @@ def _queued(state: Queued, event: EventFacts, endpoint: EndpointFacts, now: floa
     return Explanation(
         "queued",
         "in_hand",
-        f"Its worker ({state.worker}) has it in hand: it is being sent now, or waits in memory for its turn behind at "
-        f"most {before} of its shard.{held}",
+        f"Its worker ({state.worker}) has it in hand: it is being sent now, or waits in memory for its turn"
+        f"{f' behind at most {before} of its shard' if state.ahead else ''}.{held}",
         until=until,
     )
 
@@ -305,6 +305,21 @@ def _queued(state: Queued, event: EventFacts, endpoint: EndpointFacts, now: floa
 def _may_hold(endpoint: EndpointFacts, now: float) -> tuple[str, float | None]:
     """What of the endpoint holds back what is in memory, in sentences, and until when if that is known. Only a worker
     knows whose turn it is; the gates themselves are on record."""
+    held = _held(endpoint, now)
+    if held is not None:
+        return held
+    gates = []
+    if endpoint.moving:
+        gates.append("what was queued for the endpoint before it moved to another shard is delivered first")
+    if endpoint.ordered:
+        gates.append("the endpoint is ordered, so that one goes at a time, in the order of acceptance")
+    if endpoint.rate_limit is not None:
+        gates.append(f"its rate_limit lets {endpoint.rate_limit:g} a second through")
+    return (f" What may hold it: {'; '.join(gates)}." if gates else ""), None
+
+
+def _held(endpoint: EndpointFacts, now: float) -> tuple[str, float | None] | None:
+    """What lets nothing to this endpoint at all now, in a sentence, and until when if that is known; None: nothing."""
     if endpoint.status is not EndpointStatus.ENABLED:
         return f" The endpoint is {endpoint.status}: it will wait.", None
     if endpoint.hold_until > now:
@@ -315,14 +330,7 @@ def _may_hold(endpoint: EndpointFacts, now: float) -> tuple[str, float | None]:
         when = "a probe is due" if again is None else f"the next probe goes at {show_moment(again)}"
         state = endpoint.breaker.replace("_", " ")
         return f" Its receiver failed several times in a row, so its breaker is {state}: {when}.", again
-    gates = []
-    if endpoint.moving:
-        gates.append("what was queued for the endpoint before it moved to another shard is delivered first")
-    if endpoint.ordered:
-        gates.append("the endpoint is ordered, so that one goes at a time, in the order of acceptance")
-    if endpoint.rate_limit is not None:
-        gates.append(f"its rate_limit lets {endpoint.rate_limit:g} a second through")
-    return (f" What may hold it: {'; '.join(gates)}." if gates else ""), None
+    return None
 
 
 _PAUSED_PLATFORM: Final = (
@@ -343,6 +351,7 @@ def _waiting(state: Waiting, event: EventFacts, endpoint: EndpointFacts, now: fl
     return Explanation("waiting", state.reason, summary, next_step, until)
 
 
+_RESUME = "Resume the endpoint (`POST /v1/webhook_endpoints/ENDPOINT_ID/resume`)."
 _RETRY_NOW = "Nothing has to be done. `hookpost retry-now EVENT_ID` tries it at once."
 
 
@@ -360,14 +369,14 @@ def _gate(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str
         case WaitReason.PAUSED:
             return (
                 "The endpoint is paused; what is owed to it waits, in order.",
-                "Resume the endpoint (POST /v1/webhook_endpoints/ENDPOINT_ID/resume).",
+                _RESUME,
                 None,
             )
         case WaitReason.DISABLED:
             why = f" ({endpoint.status_reason})" if endpoint.status_reason else ""
             return (
                 f"The endpoint is disabled{why}; what is owed to it waits.",
-                "Mend the receiver, then enable the endpoint (POST /v1/webhook_endpoints/ENDPOINT_ID/resume).",
+                "Mend the receiver, then enable the endpoint (`POST /v1/webhook_endpoints/ENDPOINT_ID/resume`).",
                 None,
             )
         case WaitReason.IN_FLIGHT_CAP:
@@ -413,6 +422,12 @@ def _retrying(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str,
     tried = _tried(state)
     left = max(0, endpoint.max_attempts - state.retry_count)
     rest = f"{_count(left, 'more attempt', 'more attempts')} at most"
+    held = _held(endpoint, now)
+    if held is not None:  # retry-now would not get past that
+        since = "since" if state.due_at <= now else "at"
+        step = "Nothing has to be done." if endpoint.status is EndpointStatus.ENABLED else _RESUME
+        until = None if held[1] is None else max(held[1], state.due_at)
+        return f"{tried} The next one is due {since} {show_moment(state.due_at)}; {rest}.{held[0]}", step, until
     if state.due_at <= now:
         summary = f"{tried} The next one is due since {show_moment(state.due_at)} and goes when its turn comes; {rest}."
         return summary, _RETRY_NOW, None
@@ -424,12 +439,14 @@ def _tried(state: Waiting) -> str:
     if not state.retry_count:
         return "It was not tried yet."
     words = failure_words(state.failure)
+    if state.retry_count == 1:
+        return f"1 attempt failed, because {words}."
     return f"{_count(state.retry_count, 'attempt', 'attempts')} failed, the last one because {words}."
 
 
 def _behind_breaker(state: Waiting, endpoint: EndpointFacts, now: float) -> tuple[str, str | None, float | None]:
     tried = f" {_tried(state)}" if state.retry_count else ""
-    step = "Mend the receiver. POST /v1/webhook_endpoints/ENDPOINT_ID/resume closes the breaker at once."
+    step = "Mend the receiver. `POST /v1/webhook_endpoints/ENDPOINT_ID/resume` closes the breaker at once."
     if endpoint.breaker == "half_open":
         return (
             f"Its receiver failed several times in a row; one probe is under way to see whether it is back.{tried}",
@@ -496,7 +513,7 @@ def _in_order(state: Waiting, endpoint: EndpointFacts) -> tuple[str, str | None,
 
 # ---- over -----------------------------------------------------------------------------------------------------------
 
-_REPLAY: Final = "Replay it: `hookpost replay EVENT_ID`, or POST /v1/events/EVENT_ID/replay."
+_REPLAY: Final = "Replay it: `hookpost replay EVENT_ID`, or `POST /v1/events/EVENT_ID/replay`."
 
 
 def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanation:
@@ -525,7 +542,7 @@ def _dead(state: Died, event: EventFacts, endpoint: EndpointFacts) -> Explanatio
             step = f"Mend or enable the endpoint. {_REPLAY}"
         case DeadReason.RETRY_AFTER_BEYOND_DEADLINE:
             why = "the receiver asked to be left alone (Retry-After) until after its deadline"
-            step = f"When the receiver takes events again: {_REPLAY}"
+            step = f"Wait until the receiver takes events again. {_REPLAY}"
         case DeadReason.PAYLOAD_MISSING:
             why = "its payload is gone from the payload store"
             step = f"The operator restores the object (`payload_missing` in the log). {_REPLAY}"
@@ -561,7 +578,7 @@ def _cancelled(state: Cancelled, event: EventFacts, endpoint: EndpointFacts) -> 
         return Explanation("cancelled", "payload_removed", summary, "It cannot be replayed. Post it anew.")
     if state.asked_at is not None:
         summary = f"Cancelled on request, asked for at {show_moment(state.asked_at)}, before it was delivered."
-        return Explanation("cancelled", "requested", summary, f"If it is wanted after all: {_REPLAY}")
+        return Explanation("cancelled", "requested", summary, f"Is it wanted after all? {_REPLAY}")
     when = "" if endpoint.deleted_at is None else f" at {show_moment(endpoint.deleted_at)}"
     summary = f"The endpoint was deleted{when} before it was delivered, which cancels what is owed to it."
     return Explanation("cancelled", "endpoint_deleted", summary)

@@ -244,6 +244,9 @@ class ApiKey:
     revoked: bool
 
 
+DEAD_GROUPED_MAX = 10_000
+"""Dead letters that are sorted into groups."""
+
 INGEST_LEASE_S = 3.0
 """An API process that was silent for so long has died, and its part of the limits is the others'."""
 
@@ -936,7 +939,7 @@ class SearchStore(Protocol):
         """Breakers that hold deliveries back, those that opened last first."""
 
     async def dead_letter_groups(self, tenant_id: UUID | None) -> list[dict[str, Any]]:
-        """The newest dead letters, counted by endpoint and reason; the largest groups first."""
+        """The newest DEAD_GROUPED_MAX dead letters, counted by endpoint and reason; the largest groups first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,11 @@ class Browser:
         return await self.client.get(path, **options)
 
     async def shown(self, path: str, status: int = 200) -> str:
-        """The page, which must come with this status."""
+        """The page, which must come with this status, and whose buttons must have what they copy."""
         answer = await self.get(path)
         assert answer.status_code == status, answer.text
+        for copied in re.findall(r'data-copy="#([^"]+)"', answer.text):
+            assert f'id="{copied}"' in answer.text, copied
         return answer.text
 
     async def post(self, path: str, fields: dict[str, Any] | None = None, **options: Any) -> httpx.Response:

@@ -93,6 +93,7 @@ async def test_two_attempts_are_compared(sql: Any, tenant: TenantClient, browser
     path = f"/dashboard/events/{event_id}/attempts/{attempt_id}/compare"
     told = text_of(await browser.shown(f"{path}?b={other[1]}"))
     assert "HTTP status 503 200" in told
+    assert "Outcome failed, retried delivered" in told, "in the words of the other pages"
     assert "The same, byte for byte" in told
     await browser.shown(f"{path}?b=att_0", 404)
 
@@ -121,8 +122,42 @@ async def test_a_waiting_delivery_says_why_and_when_and_can_be_hurried(
     assert "waiting: retry" in told and "2030-01-02 03:04:05" in told
     answer = await browser.post(f"{path}/retry_now")
     assert answer.headers["location"] == f"{path}?did=retrying"
-    assert "tried now" in text_of(await browser.shown(f"{path}?did=retrying"))
+    assert "due now" in text_of(await browser.shown(f"{path}?did=retrying"))
     assert (await browser.post(f"{path}/cancel")).headers["location"].endswith("did=cancelled")
+
+
+async def test_an_attempt_that_was_not_answered_offers_no_answer_to_copy(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    endpoint = await tenant.endpoint()
+    uuid = endpoint_uuid(endpoint)
+    event, seq = await append_event(sql, tenant.uuid, [uuid])
+    await set_progress(sql, read_to=seq)
+    attempt = await add_attempt(
+        sql,
+        tenant.uuid,
+        event,
+        uuid,
+        outcome="retry",
+        http_status=None,
+        error_code="connect_refused",
+        response_head=b"",
+    )
+    page = await browser.shown(f"/dashboard/events/{show_id('evt', event)}/attempts/{show_id('att', attempt)}")
+    assert "There was none." in text_of(page)
+    assert 'data-copy="#answer"' not in page
+
+
+async def test_an_event_that_is_in_the_way_can_be_followed(sql: Any, tenant: TenantClient, browser: Browser) -> None:
+    endpoint = await tenant.endpoint(ordered=True)
+    uuid = endpoint_uuid(endpoint)
+    first, _ = await append_event(sql, tenant.uuid, [uuid])
+    second, seq = await append_event(sql, tenant.uuid, [uuid])
+    await set_progress(sql, read_to=seq)
+    await add_waiting(sql, tenant.uuid, first, uuid, seq - 1, reason="retry")
+    await add_waiting(sql, tenant.uuid, second, uuid, seq, reason="ordered")
+    page = await browser.shown(f"/dashboard/events/{show_id('evt', second)}")
+    assert f'href="/dashboard/events/{show_id("evt", first)}"' in page
 
 
 async def test_an_event_is_replayed_to_one_endpoint_or_to_all(sql: Any, tenant: TenantClient, browser: Browser) -> None:
@@ -296,6 +331,18 @@ async def test_a_list_of_events_tells_where_each_stands(
         assert " – " in told[show_id("evt", wide)], "its own page tells"
 
 
+async def test_a_filter_that_cannot_be_read_is_shown_as_it_was_filled_in(browser: Browser) -> None:
+    for path, field, words in (
+        ("/dashboard/search?q=kept&since=yesterday", 'name="since" value="yesterday"', "From: must be a time"),
+        ("/dashboard/search?q=kept&http_status=abc", 'name="http_status" value="abc"', "HTTP status: must be a status"),
+        ("/dashboard/audit-log?action=kept&until=later", 'name="until" value="later"', "Until: must be a time"),
+    ):
+        page = await browser.shown(path, 422)
+        assert field in page and 'value="kept"' in page
+        assert words in text_of(page)
+        assert "Nothing" not in text_of(page), "nothing was looked for"
+
+
 async def test_a_filter_that_makes_no_sense_is_refused_in_words(browser: Browser) -> None:
     for wrong in ("http_status=9", "since=yesterday", "status=odd", "cursor=x"):
         answer = await browser.get(f"/dashboard/search?{wrong}")
@@ -319,6 +366,19 @@ async def test_an_endpoint_shows_its_health_what_waits_and_what_is_dead(
     for words in ("rate_limited", "deadline", "Breaker closed", "after 5 s, doubling to 3 h", "signs", "next retry"):
         assert words in told or words == "next retry", words
     assert show_id("evt", event) in told and show_id("evt", dead) in told
+
+
+async def test_an_endpoint_whose_breaker_is_open_can_be_paused_and_its_breaker_closed(
+    sql: Any, tenant: TenantClient, browser: Browser
+) -> None:
+    endpoint = await tenant.endpoint()
+    await sql.execute(
+        "insert into breakers (tenant_id, origin, state, since, reopen_at)"
+        " values ($1, 'https://example.com', 'open', now(), now() + interval '1 hour')",
+        tenant.uuid,
+    )
+    page = await browser.shown(f"/dashboard/endpoints/{endpoint['endpoint_id']}")
+    assert "Close the breaker" in page and ">Pause<" in page
 
 
 async def test_an_endpoint_is_paused_resumed_tested_rotated_edited_and_deleted(
@@ -395,6 +455,10 @@ async def test_dead_letters_are_grouped_filtered_and_replayed(
     assert show_id("evt", event) in page and "deadline" in text_of(page)
     assert show_id("evt", event) not in await browser.shown("/dashboard/dead-letters?reason=http_4xx")
     filtered = f"/dashboard/dead-letters?reason=deadline&endpoint_id={endpoint['endpoint_id']}"
+    assert f"of {endpoint['url']} alone" in text_of(await browser.shown(filtered)), "which filter is on"
+    assert "of the newest" not in page, "all of them are counted"
+    assert "/dashboard/replays/new" not in await operator.shown("/dashboard/dead-letters"), "a replay is of one tenant"
+    assert "/dashboard/replays/new" in await operator.shown(filtered)
     all_of_them = re.search(r'href="(/dashboard/replays/new[^"]+)"', await browser.shown(filtered))
     assert all_of_them
     assert "1 delivery matches" in text_of(await browser.shown(unescape(all_of_them[1])))
@@ -434,6 +498,20 @@ async def test_the_overview_has_figures_and_plots_of_every_span(
             assert re.search(r"<title>\d{4}-\d\d-\d\d \d\d:\d\d UTC\n[\d\u202f]+ attempts", page)
             assert "50.0 %" in text_of(page)
             assert "https://example.com/hook" in text_of(page), "the endpoint that failed is named"
+
+
+async def test_the_admin_sees_tenants_by_name(sql: Any, tenant: TenantClient, operator: Browser) -> None:
+    event_id, endpoint, _ = await delivered(sql, tenant)
+    for path in (
+        f"/dashboard/events/{event_id}", "/dashboard/endpoints", f"/dashboard/endpoints/{endpoint['endpoint_id']}",
+        "/dashboard/search", "/dashboard/audit-log",
+    ):  # fmt: skip
+        link = re.search(
+            rf'<a class="cut" href="/dashboard/tenants/{tenant.tenant_id}"[^>]*>([^<]+)<', await operator.shown(path)
+        )
+        assert link and link[1] == "acme", path
+    await sql.execute("delete from api_keys; delete from endpoint_secrets; delete from endpoints; delete from tenants")
+    assert tenant.tenant_id in text_of(await operator.shown("/dashboard/audit-log")), "a deleted one by its id"
 
 
 async def test_the_admin_makes_tenants_and_keys_and_revokes_them(operator: Browser, stranger: Browser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 
+from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web.dashboard.forms import FORM_BYTES_MAX
 from tests.web.dashboard.conftest import Browser, text_of
 from tests.web.rows import TenantClient
@@ -29,6 +30,16 @@ async def test_a_session_that_has_ended_says_so_and_leads_back(browser: Browser,
     assert left.headers["location"] == "/dashboard/sign-in", "who wanted to leave has left"
 
 
+async def test_a_store_that_is_away_is_told_to_whoever_looks_and_can_be_asked_again(
+    browser: Browser, store: PostgresStore
+) -> None:
+    await browser.shown("/dashboard/endpoints")
+    await store.close()
+    told = await browser.shown("/dashboard/endpoints", 503)
+    assert "The store does not answer at the moment." in told and ">Try again<" in told
+    assert "stored" not in text_of(told), "they have sent nothing"
+
+
 async def test_every_problem_is_a_page_with_a_way_on(browser: Browser, stranger: Browser, tenant: TenantClient) -> None:
     async def told(answer: httpx.Response, status: int, *words: str) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8"), words
@@ -39,7 +50,7 @@ async def test_every_problem_is_a_page_with_a_way_on(browser: Browser, stranger:
     await told(await browser.get(f"/dashboard/events/{EVENT}"), 404, "Not found", "There is no such event.", "search")
     await told(await browser.get("/dashboard/nowhere"), 404, "Not found", "There is no such page.")
     await told(await browser.get("/dashboard/sign-out"), 405, "Not a page", "use its button")
-    await told(await browser.get("/dashboard/search?since=yesterday"), 422, "mend what is named here", "Since: ")
+    await told(await browser.get("/dashboard/replays/new?since=yesterday"), 422, "mend what is named here", "From: ")
     await told(await browser.get("/dashboard/tenants"), 403, "Not allowed", "admin key")
     large = await browser.post("/dashboard/verifier", {"body": "x" * (FORM_BYTES_MAX + 1)})
     await told(large, 413, "Too large", "4.0 MiB", "hookpost verify")

@@ -10,12 +10,24 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from hookpost.model import DeadReason, ErrorCode, WaitReason
+from hookpost.web.dashboard import words
 from hookpost.web.dashboard.charts import Point, histogram, lines, stacked, strip
-from hookpost.web.dashboard.figures import outcome_points
+from hookpost.web.dashboard.figures import histogram_buckets, outcome_points
 from hookpost.web.dashboard.foreign import readable, visible
 from hookpost.web.dashboard.phases import phases
 from hookpost.web.dashboard.pretty import pretty
-from hookpost.web.dashboard.render import ago, coded, count, duration, milliseconds, percent, size
+from hookpost.web.dashboard.render import (
+    ago,
+    coded,
+    count,
+    duration,
+    linked,
+    milliseconds,
+    percent,
+    sentence,
+    size,
+)
 from hookpost.web.dashboard.sent import curl
 
 
@@ -50,6 +62,27 @@ def test_no_text_makes_the_indenter_fail_or_run_away() -> None:
 
 def test_commands_in_a_sentence_stand_out_and_all_of_it_is_text() -> None:
     assert coded("Say `a <b>`, not <i>\u202e.") == "Say <code>a &lt;b&gt;</code>, not &lt;i&gt;\\u202e."
+
+
+def test_what_a_sentence_names_can_be_followed_and_all_of_it_is_text() -> None:
+    event, endpoint = "evt_" + "0a" * 16, "ep_" + "0b" * 16
+    assert linked(f"<b>{event} goes to {endpoint}.") == (
+        f'&lt;b&gt;<a class="id" href="/dashboard/events/{event}">{event}</a> goes to '
+        f'<a class="id" href="/dashboard/endpoints/{endpoint}">{endpoint}</a>.'
+    )
+    assert linked("\u202enobody") == "\\u202enobody"
+
+
+def test_a_field_that_is_refused_is_named_as_on_the_page() -> None:
+    assert sentence("http_status: must be a status") == "HTTP status: must be a status."
+    assert sentence("events.1: must be a type") == "Events, no. 2: must be a type."
+    assert sentence("there is no such event") == "There is no such event."
+
+
+def test_every_reason_outcome_and_error_has_words() -> None:
+    assert set(words.WAITING) == set(WaitReason)
+    assert set(words.DEAD) == set(DeadReason)
+    assert set(words.ERROR) == set(ErrorCode)
 
 
 PHASE_TIMES = {"dns": 2, "connect": 5, "tls": 12, "first_byte": 40, "total": 50}
@@ -100,6 +133,38 @@ def test_axes_are_labelled_at_round_times(first: str, step_s: int, points: int, 
     assert [point.label for point in outcome_points(series, step_s=step_s) if point.label] == labels
 
 
+def heights(svg: str) -> list[float]:
+    """How high the dots of a plot are, from its foot (0) to its top (1)."""
+    return [1 - (float(dot.attrib["cy"]) - 10) / 174 for dot in ET.fromstring(svg).iter("circle")]
+
+
+@pytest.mark.parametrize(
+    ("p50", "p99", "labels"),
+    [
+        (29, 200_000, ["10 ms", "100 ms", "1 s", "10 s", "1 min", "10 min"]),
+        (29, 69, ["20 ms", "50 ms", "100 ms"]),
+        (0.4, 0.5, ["1 ms", "2 ms"]),
+        (20_000, 86_400_000 * 3, ["10 s", "1 min", "10 min", "1 h", "10 h", "4 d"]),
+        (1, 86_400_000 * 40, ["1 ms", "100 ms", "10 s", "10 min", "10 h", "40 d"]),
+    ],
+)
+def test_latencies_far_apart_are_told_by_one_axis_of_round_times(p50: float, p99: float, labels: list[str]) -> None:
+    svg = lines([Point("", "", {"p50": p50, "p99": p99})], ("p50", "p99"), name="n")
+    shown = [text.text for text in ET.fromstring(svg).iter("text") if text.attrib.get("class") is None]
+    assert shown == labels
+    low, high = heights(svg)
+    assert 0 <= low <= high <= 1
+    if p99 > 2 * p50:
+        assert high - low > 0.2, "both are off the axis' ends, and apart"
+
+
+def test_a_histogram_has_a_place_for_latencies_that_nothing_took() -> None:
+    held = [{"low_ms": low, "high_ms": high, "attempts": n} for low, high, n in ((2, 2, 7), (6, 6, 1), (8, 9, 2))]
+    found = histogram_buckets({"latency_buckets": held})
+    assert found == [(2, 2, 7), (3, 3, 0), (4, 4, 0), (5, 5, 0), (6, 6, 1), (7, 7, 0), (8, 9, 2)]
+    assert histogram_buckets({"latency_buckets": []}) == []
+
+
 @pytest.mark.parametrize("body", [b'{"a": "it\'s"}', 'é\u202e"\\'.encode(), b"\xff\x00\x1b\n", b"!`$(id)`"])
 def test_the_command_sends_the_bytes_that_were_delivered(body: bytes) -> None:
     command = curl("https://example.com/a?b='c", "a: 1\nb: it's", body)
@@ -126,13 +191,15 @@ def test_numbers_are_written_as_people_read_them() -> None:
         "1 d 1 h",
         "30 d",
     ]
-    assert [milliseconds(v) for v in (None, 0.5, 8, 123.4, 4200, 30_000)] == [
+    assert [milliseconds(v) for v in (None, 0.5, 8, 123.4, 4200, 30_000, 61_000, 7_500_000)] == [
         "–",
         "0.5 ms",
         "8 ms",
         "123 ms",
         "4.20 s",
         "30 s",
+        "1 min 1 s",
+        "2 h 5 min",
     ]
     assert [percent(*v) for v in ((0, 0), (0, 5), (5, 5), (99_999, 100_000), (1, 3))] == [
         "–",

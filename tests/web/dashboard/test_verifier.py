@@ -43,7 +43,7 @@ async def test_each_mistake_is_told_by_its_name(sql: Any, tenant: TenantClient, 
     assert "Body altered: it differs" in await verdict(this, '{"amount": 2.50}', signature=good)
     assert f"signed with that of {other['endpoint_id']}" in await verdict(this, body, signature=theirs)
     assert "Wrong encoding: the signature is hexadecimal" in await verdict(this, body, signature=hexadecimal)
-    assert f"Wrong id: the signature is for '{this}', not for '{that}'" in await verdict(that, body, signature=good)
+    assert f"Wrong id: the signature is for ' {this} ', not for ' {that} '" in await verdict(that, body, signature=good)
     nobodys = signature_header(this, at, BODY, [bytes(24)])
     assert "Wrong secret, or body altered beyond" in await verdict(this, body, signature=nobodys)
     for stamp in (0, at + 10**6, 10**14):

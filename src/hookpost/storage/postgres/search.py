@@ -8,7 +8,7 @@ from uuid import UUID
 
 from hookpost.policy.egress import origin_of
 from hookpost.policy.grains import Grain, Reach, needed, pieces
-from hookpost.storage.contract import Page, Scanned
+from hookpost.storage.contract import DEAD_GROUPED_MAX, Page, Scanned
 from hookpost.storage.postgres.admin import SQL as ADMIN_SQL
 from hookpost.storage.postgres.admin import _breakers as breakers_of
 from hookpost.storage.postgres.admin import _endpoint as endpoint_of
@@ -40,8 +40,8 @@ ROLLUPS_MAX = 5_000
 # A span of time is ranked by at least so many buckets, so that its beginning is rounded by 4 % at most.
 BUCKETS_MIN = 24
 
-# Dead letters that are sorted into groups, and groups that are told.
-DEAD_MAX, GROUPS_MAX = 10_000, 20
+# Groups of dead letters that are told.
+GROUPS_MAX = 20
 
 
 class SearchQueries:
@@ -185,8 +185,8 @@ class SearchQueries:
 
     async def dead_letter_groups(self, tenant_id: UUID | None) -> list[dict[str, Any]]:
         if tenant_id is None:
-            return await self._found("dead_groups_of_all", DEAD_MAX, GROUPS_MAX)
-        return await self._found("dead_groups_of_tenant", tenant_id, DEAD_MAX, GROUPS_MAX)
+            return await self._found("dead_groups_of_all", DEAD_GROUPED_MAX, GROUPS_MAX)
+        return await self._found("dead_groups_of_tenant", tenant_id, DEAD_GROUPED_MAX, GROUPS_MAX)
 
     async def _found(self, name: str, *parameters: Any) -> list[dict[str, Any]]:
         async with self._connections.use(name.replace("_", " ")) as connection:

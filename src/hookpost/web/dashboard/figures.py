@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from hookpost.policy.latency import LOWS, bucket_high
 from hookpost.web.dashboard.charts import Point
 from hookpost.web.dashboard.render import count, milliseconds, percent
 
@@ -22,7 +23,8 @@ def outcome_points(series: Sequence[Mapping[str, Any]], *, step_s: int) -> list[
         outcomes = point["outcomes"]
         good, warn, bad = outcomes["delivered"], outcomes["retry"], outcomes["dead"]
         title = (
-            f"{_moment(point['start'])}\n{count(point['attempts'])} attempts\n{count(good)} delivered "
+            f"{_moment(point['start'])}\n{count(point['attempts'])} attempt{'' if point['attempts'] == 1 else 's'}\n"
+            f"{count(good)} delivered "
             f"({percent(good, point['attempts'])})\n{count(warn)} failed, retried\n{count(bad)} failed for good"
         )
         points.append(Point(label, title, {"good": good, "warn": warn, "bad": bad}))
@@ -44,8 +46,10 @@ def arrival_points(series: Sequence[Mapping[str, Any]], *, step_s: int) -> list[
 
 
 def histogram_buckets(totals: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """The buckets from the first to the last that holds anything, empty ones between them too."""
-    return [(b["low_ms"], b["high_ms"], b["attempts"]) for b in totals["latency_buckets"]]
+    """The buckets from the first to the last that holds anything; what is between them holds none and has its place."""
+    held = {bucket["low_ms"]: bucket["attempts"] for bucket in totals["latency_buckets"]}
+    lows = [low for low in LOWS if min(held) <= low <= max(held)] if held else []
+    return [(low, bucket_high(low), held.get(low, 0)) for low in lows]
 
 
 def _labels(series: Sequence[Mapping[str, Any]], step_s: int) -> list[str]:

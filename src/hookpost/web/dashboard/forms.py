@@ -74,6 +74,11 @@ class Form:
         return self._fields.get(name, [])
 
 
+def not_json(error: Exception) -> str:
+    """What is wrong with a text that was to be JSON, behind the words that it is none."""
+    return str(error).removeprefix("JSON is malformed: ")
+
+
 async def read_form(headers: Mapping[bytes, bytes], receive: Callable[[], Awaitable[Any]]) -> Form:
     """The form in a request's body, within the limits."""
     if headers.get(b"content-type", MEDIA_TYPE).partition(b";")[0].strip().lower() != MEDIA_TYPE:

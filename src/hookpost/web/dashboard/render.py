@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -20,6 +21,8 @@ from hookpost.web.dashboard import foreign, words
 
 # Of whoever has waited for the server to start.
 _ASKED_FOR_FIRST = ("sign_in.html", "layout.html", "parts.html", "overview.html", "event.html", "endpoint.html")
+_IDS = re.compile(r"\b(evt|ep)_[0-9a-f]{32}\b")
+_LISTED = re.compile(r"(\w+)\.(\d{1,4})")
 STATIC_TYPES: Mapping[str, str] = {
     "dashboard.css": "text/css; charset=utf-8",
     "dashboard.js": "text/javascript; charset=utf-8",
@@ -67,14 +70,16 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with three digits that matter."""
+    """A latency with three digits that matter; from a minute on in the units of a clock."""
     if value is None:
         return "–"
     if value < 10:
         return f"{value:.1f} ms" if value % 1 else f"{value:.0f} ms"
     if value < 1000:
         return f"{value:.0f} ms"
-    return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.0f} s"
+    if value < 60_000:
+        return f"{value / 1000:.2f} s" if value < 10_000 else f"{value / 1000:.0f} s"
+    return ago(value / 1000)
 
 
 def count(value: float) -> str:
@@ -127,13 +132,18 @@ def _date(text: str | None) -> str:
     return "" if text is None else f"{text[:10]} {text[11:19]}"
 
 
-def _exact(text: str | None) -> str:
+def exact(text: str | None) -> str:
     """An RFC 3339 time to the millisecond, as attempts of one event are apart by that."""
     return "" if text is None else f"{text[:10]} {text[11:23]}"
 
 
 def sentence(text: str) -> str:
-    """What the API says of a problem, as it stands on a page."""
+    """What the API says of a problem, as it stands on a page; a field has the name that it has there."""
+    field, colon, rest = text.partition(": ")
+    listed = _LISTED.fullmatch(field)  # one of several, counted from 0
+    name, which = (listed[1], f", no. {int(listed[2]) + 1}") if listed else (field, "")
+    if colon and (name in words.FIELDS or listed):
+        text = f"{words.FIELDS.get(name, name)}{which}: {rest}"
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
@@ -141,6 +151,17 @@ def coded(text: str) -> Markup:
     """A sentence of ours whose `commands` stand out."""
     parts = (escape(foreign.visible(part)) for part in text.split("`"))
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+def linked(text: str) -> Markup:
+    """A sentence of ours; events and endpoints that it names can be followed."""
+    shown, done = Markup(""), 0
+    for found in _IDS.finditer(text):
+        page = "events" if found[1] == "evt" else "endpoints"
+        link = Markup('<a class="id" href="/dashboard/{0}/{1}">{1}</a>').format(page, found[0])
+        shown += escape(foreign.visible(text[done : found.start()])) + link
+        done = found.end()
+    return shown + escape(foreign.visible(text[done:]))
 
 
 @cache
@@ -162,8 +183,9 @@ def _environment() -> Environment:
         size=size,
         duration=duration,
         date=_date,
-        exact=_exact,
+        exact=exact,
         coded=coded,
+        linked=linked,
         sentence=sentence,
         path=quote,
         join=_joined,

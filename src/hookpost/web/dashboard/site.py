@@ -142,10 +142,11 @@ class Dashboard:
         problem = problems.problem_of(error, f"{request.method} {PREFIX}")
         if problem.status == 405:
             return self._bare(405, words.NO_PAGE, dict(problem.headers))
-        return self._bare(problem.status, problem.detail, dict(problem.headers))
+        text = _told(request, problem.detail)
+        return self._bare(problem.status, text, dict(problem.headers), again=_may_ask_again(request, problem.status))
 
-    def _bare(self, status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-        body = page("bare.html", status=status, text=text)
+    def _bare(self, status: int, text: str, headers: dict[str, str] | None = None, *, again: bool = False) -> Response:
+        body = page("bare.html", status=status, text=text, again=again)
         return Response(body, status, headers, media_type="text/html")
 
 
@@ -186,4 +187,15 @@ def _place(url: URL | SplitResult) -> str:
 
 
 def _problem_page(visit: Visit, status: int, text: str) -> Response:
-    return visit.page("problem.html", status, text=text)
+    again = _may_ask_again(visit.request, status)
+    return visit.page("problem.html", status, text=_told(visit.request, text), again=again)
+
+
+def _told(request: Request, text: str) -> str:
+    """What the API says of a problem, to somebody who has only looked: nothing of theirs may be stored or not."""
+    return words.AWAY if request.method == "GET" and text == problems.unavailable().detail else text
+
+
+def _may_ask_again(request: Request, status: int) -> bool:
+    """Is it a fault that passes, of a page that can be asked for anew?"""
+    return request.method == "GET" and status >= 500

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from hookpost.model import IdError, parse_id
+from hookpost.storage.contract import NotFound
 from hookpost.web.api import Api, path_id
 from hookpost.web.auth import Authenticator, Principal
 from hookpost.web.dashboard import render
@@ -29,7 +32,7 @@ SEE_OTHER = 303
 NOTICES = {
     "replayed": "Replay accepted: it is delivered once more, behind what was there before it.",
     "nothing_to_replay": "Nothing was replayed: no endpoint that this event was owed to exists any more.",
-    "retrying": "What waits is tried now.",
+    "retrying": "What waits is due now. What is held all the same, by a pause or a breaker, says so below.",
     "cancelled": "What was not delivered yet is cancelled.",
     "nothing_waits": "Nothing waits, so there was nothing to do.",
     "paused": "Paused: what is owed to this endpoint waits.",
@@ -108,6 +111,23 @@ class Visit:
     def tenant_filter(self) -> str | None:
         """The parameter of that for the API; a tenant's own key needs none."""
         return self.query.optional("tenant_id") if self.principal.admin else None
+
+    async def tenant_names(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """What the tenants that rows name are called, by id; nothing for whoever sees one tenant alone."""
+        if not self.principal.admin:
+            return {}
+        ids = sorted({row["tenant_id"] for row in rows if row["tenant_id"] is not None})
+        names = await asyncio.gather(*(self._tenant_name(parse_id("ten", tenant_id)) for tenant_id in ids))
+        return {tenant_id: name for tenant_id, name in zip(ids, names, strict=True) if name is not None}
+
+    async def _tenant_name(self, tenant_id: UUID) -> str | None:
+        try:
+            tenant = await self.desk.recent.get(
+                ("tenant", tenant_id), partial(self.desk.api.store.get_tenant, tenant_id)
+            )
+        except NotFound:  # what a deleted tenant had is told by its id
+            return None
+        return str(tenant["name"])
 
     def may(self, scope: str) -> bool:
         """Does the key allow it? Pages leave out what it does not; the API refuses it in any case."""

@@ -18,7 +18,6 @@ STATUS: Mapping[str, str] = {
     "pending": "on its way",
     "partly_dead": "partly dead",
     "no_endpoints": "no endpoint wanted it",
-    "retry": "failed, retried",
     "enabled": "enabled",
     "paused": "paused",
     "disabled": "disabled",
@@ -29,6 +28,8 @@ STATUS: Mapping[str, str] = {
     "done": "done",
     "failed": "failed",
 }
+# What became of an attempt: one that is "dead" has ended its delivery.
+OUTCOME: Mapping[str, str] = {"delivered": "delivered", "retry": "failed, retried", "dead": "failed for good"}
 # The colour that a state is shown in: good, busy, bad or quiet.
 TONE: Mapping[str, str] = {
     "delivered": "good",
@@ -54,13 +55,14 @@ WAITING: Mapping[str, str] = {
     "rate_limited": "The endpoint's rate limit lets it through when its turn comes.",
     "in_flight_cap": "As many requests as the endpoint may have at once are under way; it goes when one is done.",
     "breaker_open": "The receiver failed several times in a row, so its breaker is open. One delivery probes it when "
-    "the breaker reopens; if that succeeds, the rest follows. Resume the endpoint to close the breaker now.",
+    "the breaker reopens; if that succeeds, the rest follows. On the endpoint's page the breaker can be closed now.",
     "retry_budget": "Too many of the latest attempts were retries; first attempts go before it.",
     "ordered": "The endpoint is ordered, and an earlier event for it is not done yet.",
     "paused": "The endpoint is paused. Resume it to deliver what waits.",
     "disabled": "The endpoint is disabled. Resume it to deliver what waits.",
     "egress_down": "Most receivers cannot be reached from here, so sending is suspended; nobody is charged for it.",
     "payload_store": "The payload cannot be read from the payload store at the moment.",
+    "secret_locked": "The key that the endpoint's secrets were sealed with is missing, so nothing can be signed.",
 }
 DEAD: Mapping[str, str] = {
     "http_4xx": "The receiver refused it with a 4xx status, which a retry would not change. Mend the receiver, then "
@@ -107,10 +109,50 @@ BREAKER: Mapping[str, str] = {
     "half_open": "lets one delivery through to see whether the receiver is well",
 }
 
+# What the API calls a field, and what the page calls it.
+FIELDS: Mapping[str, str] = {
+    "q": "Find",
+    "http_status": "HTTP status",
+    "payload": "Payload",
+    "since": "From",
+    "until": "Until",
+    "from": "From",
+    "to": "Until",
+    "url": "URL",
+    "rate_limit": "Deliveries a second",
+    "ingest_rate_limit": "Events a second",
+    "max_in_flight": "Requests at once",
+    "on_dead": "A dead delivery",
+    "retry.base_s": "First wait",
+    "retry.cap_s": "Longest wait",
+    "retry.max_attempts": "Attempts at most",
+    "retry.deadline_s": "Given up after",
+    "base_s": "First wait",
+    "cap_s": "Longest wait",
+    "max_attempts": "Attempts at most",
+    "deadline_s": "Given up after",
+    "timeouts.connect_s": "Connect",
+    "timeouts.first_byte_s": "First byte",
+    "timeouts.total_s": "Total",
+    "connect_s": "Connect",
+    "first_byte_s": "First byte",
+    "total_s": "Total",
+    "tenant_id": "Tenant",
+    "expires_at": "Expires",
+    "alert_email": "Alerts are mailed to",
+    "schema": "JSON Schema",
+    "grace_period_s": "The old one ends",
+    "delivery": "Letters",
+}
+
 # A page in place of the one that was asked for: what it is called, and what whoever sees it can do.
 PROBLEM: Mapping[int, tuple[str, str]] = {
     400: ("That cannot be read", "Nothing was changed. Go back and try again."),
-    403: ("Not allowed", "Whoever administers the tenant can make a key that may: sign in with that one."),
+    403: (
+        "Not allowed",
+        "Sign in with a key that may: the operator makes one for a tenant, and what is about all of them needs the "
+        "admin key.",
+    ),
     404: ("Not found", "It may be misspelt, deleted, of another tenant, or past its retention: search for it."),
     405: ("Not a page", "Nothing was changed. Go to the page, and use its button."),
     408: ("Too slow", "Nothing was changed. Go back and send it again."),
@@ -125,6 +167,8 @@ PROBLEM: Mapping[int, tuple[str, str]] = {
 }
 FOREIGN_FORM = ("Not sent from here", "Nothing was changed.")
 """In place of that of 403 where it is the form that may not, and not the key."""
+AWAY = "the store does not answer at the moment"
+"""To whoever has only looked: that something may or may not be stored is for those who sent it."""
 NO_PAGE = "this address takes a form and shows nothing"
 _OTHER_PROBLEM = ("That did not work", "Go back and try again.")
 

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from hookpost.model import DeadReason, show_id
+from hookpost.storage.contract import DEAD_GROUPED_MAX
 from hookpost.web.dashboard.pages.search import endpoint_names
 from hookpost.web.dashboard.render import with_query
 from hookpost.web.dashboard.visit import Visit, see
@@ -32,9 +33,12 @@ async def show(visit: Visit) -> Response:
         chosen=chosen,
         reasons=[reason.value for reason in DeadReason],
         groups=groups,
-        names=await endpoint_names(visit, [*answer["data"], *groups]),
+        grouped_max=DEAD_GROUPED_MAX,
+        names=await endpoint_names(visit, [*answer["data"], *groups, *([chosen] if chosen["endpoint_id"] else [])]),
         next_url=with_query(PATH, **chosen, cursor=cursor) if cursor else None,
         may_replay=visit.may("replay"),
+        # A bulk replay is of one tenant.
+        may_replay_all=not visit.principal.admin or bool(chosen["tenant_id"] or chosen["endpoint_id"]),
     )
 
 

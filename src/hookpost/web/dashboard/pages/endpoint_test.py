@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from hookpost.model import show_id
 from hookpost.web.dashboard.ask import Refusal
+from hookpost.web.dashboard.forms import not_json
 from hookpost.web.dashboard.render import indented
 from hookpost.web.dashboard.visit import Visit, see
 from hookpost.web.endpoint_tests import examples
@@ -49,7 +50,7 @@ def _given(visit: Visit) -> dict[str, Any]:
         try:
             msgspec.json.decode(text)
         except msgspec.DecodeError as error:
-            raise Refusal(422, {"detail": f"payload: is not JSON: {error}"}) from error
+            raise Refusal(422, {"detail": f"payload: is not JSON: {not_json(error)}"}) from error
         given["payload"] = msgspec.Raw(text.encode("utf-8", "surrogatepass"))
     return given
 

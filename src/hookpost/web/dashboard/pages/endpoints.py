@@ -35,6 +35,7 @@ async def listed(visit: Visit) -> Response:
     return visit.page(
         "endpoints.html",
         endpoints=answer["data"],
+        tenants=await visit.tenant_names(answer["data"]),
         next_url=with_query(PATH, tenant_id=visit.tenant_filter(), cursor=cursor) if cursor else None,
         may_write=visit.may("endpoints:write"),
     )
@@ -67,6 +68,7 @@ async def show(visit: Visit) -> Response:
         may_write=visit.may("endpoints:write"),
         may_replay=visit.may("replay"),
         trouble=_trouble(endpoint),
+        tenants=await visit.tenant_names([endpoint]),
     )
 
 

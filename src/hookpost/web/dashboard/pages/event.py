@@ -21,6 +21,7 @@ from hookpost.web.dashboard import foreign, words
 from hookpost.web.dashboard.pages.search import endpoint_names
 from hookpost.web.dashboard.phases import phases
 from hookpost.web.dashboard.pretty import pretty
+from hookpost.web.dashboard.render import exact
 from hookpost.web.dashboard.sent import curl, headers_of
 from hookpost.web.dashboard.visit import Visit, see
 from hookpost.web.problems import not_found
@@ -46,7 +47,7 @@ async def show(visit: Visit) -> Response:
     )  # fmt: skip
     attempts = [{**attempt, "why": words.error(attempt)} for attempt in answer["data"]]
     scale_ms = max([attempt["latency_ms"] for attempt in attempts], default=1)
-    whys = await _explained(visit, event, only)
+    whys, more = await _explained(visit, event, only)
     unmatched = [why for why in whys.values() if why["status"] == "not_matched"] if only is None else []
     names = await endpoint_names(visit, [*deliveries[:DELIVERIES_LISTED], *unmatched])
     return visit.page(
@@ -72,16 +73,21 @@ async def show(visit: Visit) -> Response:
         counts=Counter(row["status"] for row in event["deliveries"]),
         names=names,
         unmatched=unmatched,
+        more=more,
+        tenants=await visit.tenant_names([event]),
         only=only,
         older=answer["next_cursor"],
         may_replay=visit.may("replay"),
     )
 
 
-async def _explained(visit: Visit, event: Mapping[str, Any], only: str | None) -> dict[str, dict[str, Any]]:
-    """What happened and what happens next, in words, by endpoint; those that the event was not owed to, too."""
+async def _explained(
+    visit: Visit, event: Mapping[str, Any], only: str | None
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """What happened and what happens next, in words, by endpoint, those that the event was not owed to among them; and
+    whether there are further ones."""
     answer = await visit.ask(f"/v1/events/{event['event_id']}/explain", endpoint_id=only)
-    return {why["endpoint_id"]: why for why in answer["endpoints"]}
+    return {why["endpoint_id"]: why for why in answer["endpoints"]}, answer["more"]
 
 
 async def payload(visit: Visit) -> Response:
@@ -270,12 +276,12 @@ def _plain(name: str) -> Any:
 
 
 _COMPARED: tuple[tuple[str, Any], ...] = (
-    ("Started", _plain("started_at")),
-    ("Outcome", _plain("outcome")),
+    ("Started", lambda attempt: f"{exact(attempt['started_at'])} UTC"),
+    ("Outcome", lambda attempt: words.OUTCOME[attempt["outcome"]]),
     ("HTTP status", _plain("http_status")),
     ("Error", _plain("error_code")),
     ("Attempts before it", _plain("retry_count")),
-    ("Generation", _plain("generation")),
+    ("Replay", lambda attempt: f"no. {attempt['generation']}" if attempt["generation"] else "–"),
     ("Address", _plain("address")),
     ("Protocol", lambda attempt: words.protocol(attempt["protocol"]) or "–"),
     ("Name looked up after", _timing("dns")),

@@ -9,7 +9,7 @@ import msgspec
 from starlette.responses import Response
 
 from hookpost.web.dashboard.ask import Refusal
-from hookpost.web.dashboard.forms import Form
+from hookpost.web.dashboard.forms import Form, not_json
 from hookpost.web.dashboard.render import indented, with_query
 from hookpost.web.dashboard.visit import Visit, see
 
@@ -87,6 +87,7 @@ async def _page(visit: Visit, entered: dict[str, str], refused: Refusal | None) 
         "event_types.html",
         refused=refused,
         types=answer["data"],
+        tenants=await visit.tenant_names(answer["data"]),
         entered=entered,
         next_url=with_query(PATH, tenant_id=visit.tenant_filter(), cursor=cursor) if cursor else None,
         may_write=visit.may("endpoints:write"),
@@ -99,4 +100,4 @@ def _schema(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:
-        raise Refusal(422, {"detail": f"schema: is not JSON: {error}"}) from error
+        raise Refusal(422, {"detail": f"schema: is not JSON: {not_json(error)}"}) from error

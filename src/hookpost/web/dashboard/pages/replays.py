@@ -27,6 +27,7 @@ async def listed(visit: Visit) -> Response:
         "replays.html",
         replays=answer["data"],
         names=await _names(visit, answer["data"]),
+        tenants=await visit.tenant_names(answer["data"]),
         next_url=with_query(PATH, tenant_id=visit.tenant_filter(), cursor=cursor) if cursor else None,
     )
 
@@ -53,7 +54,9 @@ async def show(visit: Visit) -> Response:
     replay = await _replay(visit)
     left = replay["matched"] - replay["replayed"] if replay["state"] == "running" else 0
     names = await _names(visit, [replay])
-    return visit.page("replay.html", replay=replay, names=names, left_s=max(0, left) / replay["rate_limit"])
+    tenants = await visit.tenant_names([replay])
+    left_s = max(0, left) / replay["rate_limit"]
+    return visit.page("replay.html", replay=replay, names=names, tenants=tenants, left_s=left_s)
 
 
 async def cancel(visit: Visit) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -9,8 +10,10 @@ from starlette.responses import Response
 
 from hookpost.model import show_id
 from hookpost.web import shown
+from hookpost.web.dashboard.ask import Refusal
 from hookpost.web.dashboard.render import with_query
 from hookpost.web.dashboard.visit import Visit
+from hookpost.web.search import HITS_MAX
 
 PATH = "/dashboard/search"
 # Time spans that one click chooses; any other can stand in the URL.
@@ -19,6 +22,9 @@ KINDS = {"events": "Events", "attempts": "Attempts", "dead_letters": "Dead lette
 ROWS = 50
 # A list tells where an event stands that is owed to so many endpoints: fifty of them are some thousand deliveries.
 OWED_MAX = 20
+_NOTHING: Mapping[str, Any] = {
+    "events": [], "endpoints": [], "kind": "events", "data": [], "next_cursor": None, "looked_at": None,
+}  # fmt: skip
 _FILTERS = ("q", "status", "outcome", "http_status", "payload", "within", "since", "until")
 
 
@@ -29,32 +35,31 @@ async def show(visit: Visit) -> Response:
     since = chosen["since"]
     if chosen["within"] in SPANS:
         since = shown.show_time(visit.desk.now() - SPANS[chosen["within"]])
-    found = await visit.ask(
-        "/v1/search",
-        q=chosen["q"],
-        status=chosen["status"],
-        outcome=chosen["outcome"],
-        http_status=chosen["http_status"],
-        payload=chosen["payload"],
-        since=since,
-        until=chosen["until"],
-        tenant_id=visit.tenant_filter(),
-        cursor=query.optional("cursor"),
-        limit=ROWS,
-    )
     chosen["tenant_id"] = visit.tenant_filter()
+    asked = {name: value for name, value in chosen.items() if name != "within"} | {"since": since}
+    refused, found = None, _NOTHING
+    try:
+        found = await visit.ask("/v1/search", **asked, cursor=query.optional("cursor"), limit=ROWS)
+    except Refusal as refusal:
+        if refusal.status != 422:
+            raise
+        refused = refusal  # the form again, as it was filled in
     # The next page begins where this one ended, whatever the time is by then.
     onwards = {**chosen, "within": None, "since": since}
     next_url = with_query(PATH, **onwards, cursor=found["next_cursor"]) if found["next_cursor"] else None
+    events = [*found["events"], *(found["data"] if found["kind"] == "events" else ())]
     return visit.page(
         "search.html",
+        refused=refused,
         found=found,
         chosen=chosen,
         spans=SPANS,
         kind=KINDS[found["kind"]],
         next_url=next_url,
         names=await endpoint_names(visit, found["data"]),
-        statuses=await _statuses(visit, [*found["events"], *(found["data"] if found["kind"] == "events" else ())]),
+        statuses=await _statuses(visit, events),
+        tenants=await visit.tenant_names([*events, *found["endpoints"]]),
+        hits_max=HITS_MAX,
         first_page=query.optional("cursor") is None,
     )
 

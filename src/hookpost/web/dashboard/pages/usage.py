@@ -27,6 +27,7 @@ async def show(visit: Visit) -> Response:
     return visit.page(
         "usage.html",
         days=answer["data"],
+        tenants=await visit.tenant_names(answer["data"]),
         spans=SPANS,
         chosen=span,
         next_url=with_query(PATH, **onwards, cursor=cursor) if cursor else None,
