@@ -78,3 +78,18 @@ async def test_the_settings_form_sets_headers_and_trace_and_shows_no_secret(
     refused = await browser.post(path, {"url": "https://example.com/b", "headers": "Host: elsewhere"})
     assert refused.status_code == 422
     assert "how the request is framed" in refused.text
+
+
+@pytest.mark.parametrize("where", ["new", "edit"])
+async def test_a_line_that_is_no_header_comes_back_with_the_form_as_it_was_filled_in(
+    browser: Browser, tenant: TenantClient, where: str
+) -> None:
+    path = "/dashboard/endpoints/new"
+    if where == "edit":
+        path = f"/dashboard/endpoints/{(await tenant.endpoint())['endpoint_id']}/edit"
+    fields = {"url": "https://example.com/as-entered", "headers": "X-Team: payments\nno colon"}
+    refused = await browser.post(path, fields)
+    assert refused.status_code == 422
+    assert "Headers, line 2: write the name, a colon and the value" in refused.text
+    assert 'value="https://example.com/as-entered"' in refused.text
+    assert "X-Team: payments\nno colon" in refused.text

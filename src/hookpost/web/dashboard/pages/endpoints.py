@@ -15,7 +15,6 @@ from hookpost.web.dashboard.charts import histogram, strip
 from hookpost.web.dashboard.figures import histogram_buckets, outcome_points
 from hookpost.web.dashboard.render import with_query
 from hookpost.web.dashboard.visit import Visit, see
-from hookpost.web.problems import refusal
 
 PATH = "/dashboard/endpoints"
 LISTED = 50
@@ -118,8 +117,11 @@ async def new(visit: Visit) -> Response:
 
 async def create(visit: Visit) -> Response:
     """Create it, or show what is wrong with the form."""
-    given = {name: value for name, value in _given(visit, {}).items() if value is not None}
+    entered, fault = _given(visit, {})
+    given = {name: value for name, value in entered.items() if value is not None}
     try:
+        if fault is not None:
+            raise fault
         tenant_id = visit.form.optional("tenant_id")
         made = await visit.act("POST", "/v1/webhook_endpoints", tenant_id=tenant_id, form=given)
     except Refusal as refused:
@@ -137,9 +139,11 @@ async def edit(visit: Visit) -> Response:
 async def save(visit: Visit) -> Response:
     """Save them, or show what is wrong with the form."""
     endpoint = await _endpoint(visit)
-    given = _given(visit, endpoint["headers"])
+    given, fault = _given(visit, endpoint["headers"])
     path = f"/v1/webhook_endpoints/{endpoint['endpoint_id']}"
     try:
+        if fault is not None:
+            raise fault
         await visit.act("PATCH", path, tenant_id=endpoint["tenant_id"], form=given)
     except Refusal as refused:
         return _settings(visit, endpoint, {**await _own(visit, endpoint), **given}, refused)
@@ -178,13 +182,15 @@ def _header_lines(visit: Visit, endpoint: dict[str, Any] | None, refused: Refusa
     return own_headers.lines(current) if refused is None else own_headers.again(visit.form.raw("headers"), current)
 
 
-def _given(visit: Visit, headers: dict[str, str]) -> dict[str, Any]:
-    """The form as the API takes it; an empty field is the default. ``headers``: the endpoint's own, as they are."""
+def _given(visit: Visit, headers: dict[str, str]) -> tuple[dict[str, Any], Refusal | None]:
+    """The form as the API takes it, and what of it cannot be taken; an empty field is the default. ``headers``: the
+    endpoint's own, as they are."""
     form = visit.form
+    changed, fault = {}, None
     try:
         changed = own_headers.change(next(iter(form.all("headers")), None), form.raw("secret_headers"), headers)
     except own_headers.LineError as error:
-        raise refusal(422, str(error)) from error
+        fault = Refusal(422, {"detail": str(error)})
     # Left out where nothing changes: null would take all of them away.
     own = {"headers": changed} if changed else {}
     tls = own_tls.change(form)
@@ -211,7 +217,7 @@ def _given(visit: Visit, headers: dict[str, str]) -> dict[str, Any]:
             "first_byte_s": form.number("first_byte_s"),
             "total_s": form.number("total_s"),
         },
-    }
+    }, fault
 
 
 # ---- the endpoint ----------------------------------------------------------------------------------------------------
