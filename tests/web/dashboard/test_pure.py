@@ -191,8 +191,9 @@ def test_numbers_are_written_as_people_read_them() -> None:
         "1 d 1 h",
         "30 d",
     ]
-    assert [milliseconds(v) for v in (None, 0.5, 8, 123.4, 4200, 30_000, 61_000, 7_500_000)] == [
+    assert [milliseconds(v) for v in (None, 0, 0.5, 8, 123.4, 4200, 30_000, 61_000, 7_500_000)] == [
         "–",
+        "< 1 ms",
         "0.5 ms",
         "8 ms",
         "123 ms",

@@ -70,9 +70,11 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with three digits that matter; from a minute on in the units of a clock."""
+    """A latency with three digits that matter; from a minute on in the units of a clock. Whole milliseconds are kept."""
     if value is None:
         return "–"
+    if not value:
+        return "< 1 ms"
     if value < 10:
         return f"{value:.1f} ms" if value % 1 else f"{value:.0f} ms"
     if value < 1000:
