@@ -58,8 +58,8 @@ ROLLUPS_AGAIN_S = 30.0
 # each of them is looked at in each step. A step that takes longer than STEP_S is followed by a smaller one: deliveries
 # wait for a core meanwhile, and queue up.
 SETTLES_AT_ONCE = 200
-EVENTS_AT_ONCE = 8_000
-STEP_PARTS_MAX = 8
+EVENTS_AT_ONCE = 4_000
+STEP_PARTS_MAX = 2
 STEP_S = 0.02
 # Rows that one step adds up to a coarser grain, or removes: as long.
 ROLLUPS_AT_ONCE = 8_000
