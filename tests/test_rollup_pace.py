@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import pytest
 
-from hookpost.maintenance import ROLLUPS_BEHIND_S, ROLLUPS_EVERY_S, ROLLUPS_REST, Rollups
+from hookpost.maintenance import (
+    EVENTS_AT_ONCE,
+    ROLLUPS_BEHIND_S,
+    ROLLUPS_EVERY_S,
+    ROLLUPS_REST,
+    SETTLES_AT_ONCE,
+    STEP_PARTS_MAX,
+    Rollups,
+)
 from hookpost.policy.grains import Grain
 from hookpost.storage.contract import RolledUp, RollupStore
 
@@ -21,10 +29,10 @@ class Backlog:
     settles: int
     buckets: int = 0
     now: float = 1000.0
+    asked: list[tuple[int, int]] = field(default_factory=list)
 
     async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp:
-        assert settles_max > 0
-        assert events_max > 0
+        self.asked.append((settles_max, events_max))
         self.settles = self._worked(self.settles)
         return RolledUp(1, 1, self.settles > 0)
 
@@ -71,3 +79,16 @@ async def test_once_it_has_not_come_to_the_end_for_long_it_rests_no_more_until_i
     assert set(rests[rested:-1]) == {0.0}
     store.settles = 2
     assert (await turn(rollups, store))[0] == pytest.approx(STEP_S * ROLLUPS_REST)
+
+
+async def test_steps_that_take_long_become_small_and_short_ones_large_again() -> None:
+    store = Backlog(settles=10)
+    rollups = builder(store)
+    await turn(rollups, store)
+    most = (SETTLES_AT_ONCE, EVENTS_AT_ONCE)
+    least = (SETTLES_AT_ONCE // STEP_PARTS_MAX, EVENTS_AT_ONCE // STEP_PARTS_MAX)
+    assert store.asked[0] == most
+    assert store.asked[-1] == least
+    for _ in range(STEP_PARTS_MAX):  # with nothing to count a step takes no time
+        await turn(rollups, store)
+    assert store.asked[-1] == most

@@ -423,6 +423,35 @@ async def test_of_many_shards_those_are_read_that_were_rung_for_or_brought_rows(
         await store.until(lambda: store.reading == SHARDS)
 
 
+class Ringing(Leases):
+    """What it was asked behind the rows that it brought, which two rings follow: one of others, one for the worker."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.asked_for: list[str] = []
+        self.rings: list[Collection[int]] = []
+
+    async def read(self, positions: Mapping[int, Any], *, rows_max: int, bytes_max: int) -> dict[int, Any]:
+        self.asked_for.append("rows")
+        if self.rows:
+            self.asked_for, self.rings = [], [{77}, {2}]
+        return await super().read(positions, rows_max=rows_max, bytes_max=bytes_max)
+
+    async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
+        self.asked_for.append("a ring")
+        return self.rings.pop(0) if self.rings else await super().wait_for_ring(timeout_s)
+
+
+async def test_behind_rows_the_next_read_waits_for_a_ring_for_a_shard_of_the_workers_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Ringing(Clock())
+    async with working(store, monkeypatch):
+        store.rows = {1: [row(1, 1)]}
+        await store.until(lambda: not store.rows and "rows" in store.asked_for)
+        assert store.asked_for[:3] == ["a ring", "a ring", "rows"]
+
+
 async def test_f36_now_and_then_all_shards_are_read_though_nobody_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Leases(Clock())
     async with working(store, monkeypatch):

@@ -62,8 +62,9 @@ QUEUES_KEPT = 1_000
 STALE_MAX = 10
 # Tenants whose routes are remembered.
 ROUTES_MAX = 50_000
-# Workers are rung at most this often; NOTIFY takes a lock that is global to the database.
-RING_EVERY_S = 0.02
+# Workers are rung at most this often; NOTIFY takes a lock that is global to the database. It is less than events gather
+# for: a ring behind each append of a queue spares its events the wait for a worker's next look.
+RING_EVERY_S = 0.006
 # How long closing waits for a store that owes no answer any more.
 CLOSE_S = 0.2
 # How often the processes share out the tenants' limits: a change of one must be in force within 2 s on all of them, on

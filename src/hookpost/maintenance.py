@@ -54,9 +54,13 @@ REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000,
 # How old a dashboard's figures may be. An endpoint's minute is written once a turn: half as long, twice the writes.
 ROLLUPS_EVERY_S = 10.0
 ROLLUPS_AGAIN_S = 30.0
-# What one step counts: some hundredths of a second of the database, as a settle holds some ten attempts of a shard.
+# What one step counts at most: of a busy shard a settle holds some ten attempts, of one of a thousand shards one, and
+# each of them is looked at in each step. A step that takes longer than STEP_S is followed by a smaller one: deliveries
+# wait for a core meanwhile, and queue up.
 SETTLES_AT_ONCE = 200
-EVENTS_AT_ONCE = 8_000
+EVENTS_AT_ONCE = 4_000
+STEP_PARTS_MAX = 2
+STEP_S = 0.02
 # Rows that one step adds up to a coarser grain, or removes: as long.
 ROLLUPS_AT_ONCE = 8_000
 # Between two steps it rests so many times as long as the first of them took: deliveries need the same cores. Only when
@@ -261,6 +265,8 @@ class Rollups:
             Grain.HOUR: hours_kept_s, Grain.QUARTER_DAY: hours_kept_s,
         }  # fmt: skip
         self._monotonic = monotonic
+        # A step counts one of so many parts of the most.
+        self._parts = 1
         self._prune_at = self._done_at = monotonic()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -284,7 +290,11 @@ class Rollups:
 
     async def _step(self) -> bool:
         """Count, add up or remove some; may there be more to do?"""
-        step = await self._store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE)
+        began = self._monotonic()
+        step = await self._store.roll_up(
+            settles_max=SETTLES_AT_ONCE // self._parts, events_max=EVENTS_AT_ONCE // self._parts
+        )
+        self._learn(self._monotonic() - began)
         if step is not None:
             telemetry.count("attempts_rolled_up", step.attempts)
             if step.more:
@@ -298,6 +308,12 @@ class Rollups:
                 return True
         self._prune_at = self._monotonic() + PRUNE_EVERY_S
         return False
+
+    def _learn(self, took_s: float) -> None:
+        if took_s > STEP_S:
+            self._parts = min(STEP_PARTS_MAX, self._parts * 2)
+        elif took_s < STEP_S / 4:
+            self._parts = max(1, self._parts // 2)
 
 
 class Spreading:

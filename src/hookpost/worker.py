@@ -51,7 +51,10 @@ READ_ROWS_MAX = 500
 READ_BYTES_MAX = 8 * 1024 * 1024
 FETCH_BYTES_MAX = 4 * 1024 * 1024
 # Between two reads while there is work: rows gather, and a read of many costs little more than a read of one.
-READ_PACE_S = 0.005
+READ_PACE_S = 0.003
+# Behind that the next read waits for a ring, which comes with the next append, but no longer than this: one may get
+# lost, and where nobody can ring all depends on it.
+READ_WAIT_S = 0.007
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
 # When memory is full: how often to look whether anybody else waits behind those who hold it, how many rows ahead, and
@@ -500,18 +503,28 @@ class Worker:
             if count:
                 idle_s = READ_PACE_S
                 self._kick()
-                await asyncio.sleep(0 if full else READ_PACE_S)
-                await self._hear(0.0)
+                if full:
+                    await asyncio.sleep(0)
+                    await self._hear(0.0)
+                else:
+                    await asyncio.sleep(READ_PACE_S)
+                    await self._await_ring(READ_WAIT_S)
             else:
                 idle_s = min(idle_s * 2, IDLE_S_MAX)
                 if await self._hear(idle_s):
                     idle_s = READ_PACE_S
 
-    async def _hear(self, timeout_s: float) -> bool:
-        """Wait for a ring; True when it may be for one of our shards."""
+    async def _await_ring(self, timeout_s: float) -> None:
+        """Wait for a ring for one of our shards."""
+        until = self._clock.monotonic() + timeout_s
+        while timeout_s > 0 and await self._hear(timeout_s) is False:
+            timeout_s = until - self._clock.monotonic()
+
+    async def _hear(self, timeout_s: float) -> bool | None:
+        """Wait for a ring; True when it may be for one of our shards, None when there was none."""
         rung = await self._store.wait_for_ring(timeout_s)
         if rung is None:
-            return False
+            return None
         if not rung:
             self._look_at = 0.0
             return True

@@ -49,6 +49,8 @@ STOP_MARGIN_S = 5.0
 WATCH_S = 1.0
 # Connections waiting to be accepted.
 BACKLOG = 2048
+# Where Linux has files that are in memory alone.
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a folder with a random name is made in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ class Supervisor:
             self._store = make_store(settings, self._dsn, application="hookpost supervisor")
             await self._store.open()
             # Nothing in it is secret or has to last; it goes with the server, or with the machine's temporary files.
-            figures = Path(stack.enter_context(TemporaryDirectory(prefix="hookpost-figures-")))
+            figures = Path(stack.enter_context(TemporaryDirectory(prefix="hookpost-figures-", dir=_in_memory())))
             self._board = Board(figures)
             try:
                 await self._supervise(listener, stop, figures)
@@ -346,6 +348,12 @@ def bind(settings: Settings) -> socket.socket:
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
+
+
+def _in_memory() -> str | None:
+    """A folder in memory, if there is one: each process replaces its file every second, from its event loop, and on a
+    disk it would wait for it, as for every log of a file system that others write to."""
+    return SHARED_MEMORY if os.path.ismount(SHARED_MEMORY) and os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
 def child_environment(settings: Settings, dsn: str) -> dict[str, str]:

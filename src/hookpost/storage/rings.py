@@ -25,8 +25,10 @@ class Rings:
     async def wait(self, timeout_s: float) -> Collection[int] | None:
         """The shards it rang for, none standing for all; None when it did not ring within the time."""
         if timeout_s and not self._rung.is_set():
+            # Not wait_for, which makes a task: a busy worker waits here a hundred times a second.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._rung.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._rung.wait()
         if not self._rung.is_set():
             return None
         self._rung.clear()

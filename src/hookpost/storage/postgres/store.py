@@ -88,6 +88,7 @@ class PostgresStore(
         self._longest_s = longest_s
         self._vault = vault
         self._listener: Any = None
+        self._listen_due = 0.0
         self._rings = Rings()
 
     async def open(self) -> None:

@@ -67,7 +67,7 @@ CHANGES_OVERLAP_S = 10.0
 SETTLE_TIMEOUT_S = 10.0
 # So much for undoing what failed; then the connection is cut, and the server undoes it by itself.
 ROLLBACK_TIMEOUT_S = 1.0
-# A worker that cannot listen looks more often.
+# A worker that cannot listen looks more often, and tries again to listen as often at most.
 DEAF_S = 0.1
 # What an attempt that the database refuses is stored without: what a receiver could have put into it, then the rest.
 _CUTS: tuple[dict[str, Any], ...] = (
@@ -88,6 +88,7 @@ class WorkerQueries(AuditQueries):
 
     _connections: Connections
     _listener: Any
+    _listen_due: float
     _rings: Rings
     _defaults: EndpointDefaults
     _longest_s: float
@@ -297,9 +298,13 @@ class WorkerQueries(AuditQueries):
     # ---- the doorbell -------------------------------------------------------------------------------------------
 
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
-        if timeout_s and (self._listener is None or self._listener.is_closed()):
+        deaf = self._listener is None or self._listener.is_closed()
+        now = asyncio.get_running_loop().time()
+        if deaf and timeout_s and now >= self._listen_due:
+            self._listen_due = now + DEAF_S
             await self._listen()
-        if self._listener is None:
+            deaf = self._listener is None
+        if deaf:
             timeout_s = min(timeout_s, DEAF_S)
         return await self._rings.wait(timeout_s)
 

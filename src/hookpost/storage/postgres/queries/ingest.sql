@@ -69,6 +69,6 @@ where k.key_id = $1
 select key_id from api_keys where revoked_at > clock_timestamp() - make_interval(secs => $1)
 
 -- name: ring
--- Wake sleeping workers for the shards named in $1, or (empty) for all. Outside of every append, at most some twenty times a second: NOTIFY takes a global lock at commit.
+-- Wake sleeping workers for the shards named in $1, or (empty) for all. Outside of every append, at most 170 times a second: NOTIFY takes a global lock at commit.
 -- It need not wait for the disk: a ring that a crash forgets is replaced by the workers' own looking.
 select set_config('synchronous_commit', 'off', true), pg_notify('hookpost', $1)
