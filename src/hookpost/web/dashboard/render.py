@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with three digits that matter; from a minute on in the units of a clock. Whole milliseconds are kept."""
+    """A latency with three digits that matter; from a minute on in the units of a clock."""
     if value is None:
         return "–"
     if not value:
