@@ -392,8 +392,10 @@ async def test_a_backend_killed_before_the_commit_leaves_nothing(
     part = settle(0, attempts=[attempt(endpoint)], upserts=[waiting(endpoint, 1)])
     with pytest.raises(StoreUnavailable) as caught:
         await store.settle([part])
-    # What is killed while it waits for the commit may have committed; the store must not claim to know.
-    assert isinstance(caught.value, CommitUnknown) == (statement == "rare")
+    # What is killed while it waits for the commit may have committed; the store must not claim to know. Where the driver
+    # heard of the end before it could ask for the commit, that was not asked for.
+    unasked = statement != "rare" or "another operation" in str(caught.value)
+    assert isinstance(caught.value, CommitUnknown) is not unasked
     monkeypatch.undo()
     assert not await persist(lambda: store.settled(part))
     assert await counts(driver) == NOTHING
