@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from tests.torture.network import NOBODY
 
 BRIDGE = "nodes0"
+# Left to itself a bridge has the lowest hardware address of its ports, and another one when that host is gone: whoever
+# remembers the old one then sends to nobody.
+BRIDGE_LINK = "02:00:00:00:00:01"
 WIRE = "wire"
 
 
@@ -49,6 +52,7 @@ def here(addresses: int) -> Host:
     host = Host(tuple(f"10.72.1.{number}" for number in range(1, addresses + 1)), BRIDGE)
     host.run("link set lo up")
     host.run(f"link add {BRIDGE} type bridge")
+    host.run(f"link set {BRIDGE} address {BRIDGE_LINK}")
     for address in host.addresses:
         host.run(f"addr add {address}/16 dev {BRIDGE}")
     host.run(f"link set {BRIDGE} up")
