@@ -150,7 +150,6 @@ class Pump:
         records, faults = await self._reader.take(timeout_s)
         if faults:
             self._tell(faults)
-            self._tend_at = 0.0  # perhaps it is another topic
             again_at = self._monotonic() + READ_AGAIN_S
             self._again_at.update((p, again_at) for p in faults if p not in self._again_at)
         partitions: dict[int, list[TakenRecord]] = {}
@@ -232,6 +231,7 @@ class Pump:
             if now >= self._told.get(partition, 0.0):
                 self._told[partition] = now + TOLD_S
                 telemetry.log("partition_unreadable", shard=partition, reason=reason)
+                self._tend_at = 0.0  # perhaps it is another topic
 
     # ---- storing ----------------------------------------------------------------------------------------------------
 

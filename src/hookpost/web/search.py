@@ -20,7 +20,7 @@ from pydantic import Field
 from hookpost.model import IdError, parse_id
 from hookpost.storage.contract import NotFound
 from hookpost.web import answers, schemas, shown
-from hookpost.web.api import Api, ApiOf, Asking, ListQuery, as_json, tenant_to_read
+from hookpost.web.api import Api, ApiOf, Asking, WindowQuery, as_json, tenant_to_read
 from hookpost.web.auth import Principal
 from hookpost.web.problems import invalid
 
@@ -38,7 +38,7 @@ _STATUS = re.compile(r"[1-5]\d\d|[1-5]xx", re.ASCII)
 router = APIRouter()
 
 
-class SearchQuery(ListQuery):
+class SearchQuery(WindowQuery):
     """A text, filters, and where to go on."""
 
     q: Annotated[schemas.Text, Field(max_length=QUERY_CHARS_MAX, description="an id, trace, key, type or host")] = ""
@@ -55,9 +55,6 @@ class SearchQuery(ListQuery):
             "of deliveries or attempts. Payloads outside the database are not looked into",
         ),
     ] = None  # fmt: skip
-    since: Annotated[schemas.Time | None, Field(description="at or after this time")] = None
-    until: Annotated[schemas.Time | None, Field(description="before this time")] = None
-    tenant_id: schemas.Text | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +163,7 @@ async def _hits(api: Api, of: UUID | None, term: Term) -> tuple[list[dict[str, A
 async def _list(api: Api, of: UUID | None, query: SearchQuery, term: Term, found: Found) -> None:
     """The list that the filters are about, with what of the term it can be narrowed down by."""
     store, statuses = api.store, status_range(query.http_status)
-    since, until = (None if text is None else schemas.parse_time(text) for text in (query.since, query.until))
+    since, until = query.bounds()
     filters = {"list": "search", **query.model_dump(exclude={"limit", "cursor", "tenant_id"})}
     after = api.cursors.read(query.cursor, of, filters)
     window: dict[str, Any] = {"since": since, "until": until, "after": after, "limit": query.limit}
