@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from typing import cast
+from typing import Protocol, cast
 from uuid import UUID
 
 from uuid_utils import uuid7
@@ -48,6 +48,7 @@ from hookpost.storage.contract import (
     IngestStore,
     NewEvent,
     PayloadStore,
+    Place,
     Recalled,
     Stale,
     StoreUnavailable,
@@ -75,6 +76,13 @@ LOOK_LEASE_S = INGEST_LEASE_S
 LOOK_OVERLAP_S = 10.0
 # How often requests that waited too long are looked for.
 SWEEP_EVERY_S = 0.05
+
+
+class Relay(Protocol):
+    """The Relay seam: workers at hand."""
+
+    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+        """Tell the shard's owner what was appended; False: it is to be rung for, as for all others. Never raises."""
 
 
 class Overloaded(Exception):
@@ -112,7 +120,7 @@ class Ingest:
     waits for the answer: what is counted is what lies in memory.
 
     ``processes``: how many API processes are started together, for the parts of tenants' limits until they know each
-    other. Sharing the limits needs ``follow`` to run.
+    other. Sharing the limits needs ``follow`` to run. ``relay``: None where no worker is at hand.
     """
 
     def __init__(
@@ -123,8 +131,10 @@ class Ingest:
         now: Callable[[], float],
         limits: IngestLimits,
         processes: int = 1,
+        relay: Relay | None = None,
     ) -> None:
         self._store = store
+        self._relay = relay
         self._payloads = payloads
         self._inline_max = limits.inline_max
         self._now = now
@@ -559,8 +569,10 @@ class Ingest:
         await self._rematch(outdated)
         if not current:
             return
+        events = [pending.event for pending in current]
+        places: list[Place] = []
         try:
-            result = await self._store.append(shard, [pending.event for pending in current], versions)
+            result = await self._store.append(shard, events, versions, places.append)
         except DataRejected as error:
             await self._isolate(shard, current, error)
         except StoreUnavailable as error:
@@ -569,7 +581,8 @@ class Ingest:
             if isinstance(result, Stale):
                 await self._refresh(current, result)
             else:
-                self._ring(shard)
+                if self._relay is None or not places or not self._relay.tell(shard, places[0], events, result):
+                    self._ring(shard)
                 self._answer(current, result)
 
     def _answer(self, group: list[Pending], result: list[Appended]) -> None:

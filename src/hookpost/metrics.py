@@ -84,11 +84,11 @@ class Board:
     """The folder of one server's processes. A process writes under its own name and reads all."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def write(self, name: str, found: Snapshot) -> None:
         """Replace what stands under the name. Readers see the old or the new as a whole."""
-        place = self._folder / f"{name}.json"
+        place = self.folder / f"{name}.json"
         fresh = place.with_suffix(".new")
         fresh.write_bytes(msgspec.json.encode(found))
         fresh.replace(place)
@@ -96,7 +96,7 @@ class Board:
     def read(self) -> dict[str, Snapshot]:
         """All that was written, by name. One that cannot be read is left out: figures must not stop anything."""
         found: dict[str, Snapshot] = {}
-        for place in sorted(self._folder.glob("*.json")):
+        for place in sorted(self.folder.glob("*.json")):
             with suppress(OSError, msgspec.DecodeError):
                 found[place.stem] = msgspec.json.decode(place.read_bytes(), type=Snapshot)
         return found
@@ -106,7 +106,7 @@ class Board:
         found = self.read()
         if name in found:
             self.write(DEAD, added(found[each] for each in (DEAD, name) if each in found))
-            (self._folder / f"{name}.json").unlink(missing_ok=True)
+            (self.folder / f"{name}.json").unlink(missing_ok=True)
 
 
 class Reporter:

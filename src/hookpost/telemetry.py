@@ -439,6 +439,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
 COUNTERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "events_accepted": "Events durably accepted, duplicates not counted.",
+        "rows_told": "Rows of the journal that a worker was told by an API process of its server, and need not read.",
         "events_duplicate": "Events answered from their idempotency key.",
         "connections_refused": "Clients refused because there were too many connections, in all or from their address.",
         "events_rejected": "Events refused because a queue or a limit was full.",

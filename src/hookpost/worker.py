@@ -568,13 +568,39 @@ class Worker:
             if self._fences.get(shard) != fences[shard]:
                 continue
             try:
-                self._engine.on_rows(shard, batch, now=now)
+                # Some may have been told meanwhile.
+                self._engine.on_rows(shard, self._unread(shard, batch), now=now)
             except GapError as error:
                 self._gaps.add(shard)
                 telemetry.log("journal_gap", shard=shard, expected=self._engine.read_to(shard)[0] + 1, found=str(error))
         if self._engine.missing:
             self._config_wanted.set()
         return sum(map(len, found.values())), any(len(batch) == rows_max for batch in found.values())
+
+    def _unread(self, shard: int, rows: list[JournalRow]) -> list[JournalRow]:
+        """Of rows of its journal, in their order, those behind what was read."""
+        read_to = self._engine.read_to(shard)[0]
+        return rows if rows[0].seq > read_to else [row for row in rows if row.seq > read_to]
+
+    def take_told(self, rows: list[JournalRow]) -> None:
+        """An API process of this server tells what it has just appended to a shard, in the order of its journal.
+
+        Taken is what follows what was read, if there is room, just as if it had been read. What is not taken stands in the
+        journal, which is looked at as if it had rung.
+        """
+        shard = rows[0].shard
+        if shard in self._fences and shard not in self._gaps and self._may_send():
+            fresh = self._unread(shard, rows)
+            if not fresh:
+                return
+            if fresh[0].seq == self._engine.read_to(shard)[0] + 1 and self._engine.room()[0] >= len(fresh):
+                self._engine.on_rows(shard, fresh, now=self._clock.now())
+                telemetry.count("rows_told", len(fresh))
+                if self._engine.missing:
+                    self._config_wanted.set()
+                self._kick()
+                return
+        self._store.ring_here((shard,))
 
     async def _look_for_others(self, shards: Collection[int]) -> None:
         """Memory fills: unless somebody else waits behind those who hold it, they need not make room."""

@@ -32,6 +32,7 @@ from hookpost.intake import Submission, UnknownEndpoint
 from hookpost.metrics import Board, Platform, Reporter
 from hookpost.policy.json_bounds import JsonBounds
 from hookpost.policy.keys import hash_secret
+from hookpost.relay import Relay
 from hookpost.storage.contract import Appended, StoreUnavailable, TypeLimits
 from hookpost.storage.postgres.store import PostgresStore, platform_value
 from hookpost.web.app import BODY_BYTES_MAX, WebSettings, make_app
@@ -76,7 +77,8 @@ async def run_api(
     await _correct(store, clock)
     payloads = make_payloads(settings, dsn)
     await check_payloads(settings, dsn)
-    ingest = make_ingest(settings, store, payloads, clock)
+    relay = None if board is None else Relay(board.folder)
+    ingest = make_ingest(settings, store, payloads, clock, relay)
     # Before the first request: at the start, too, a process takes no more than its part of a tenant's limit.
     await ingest.look()
     cursor_secret = await platform_value(dsn, "cursor_secret", default=secrets.token_hex(32))
@@ -162,6 +164,7 @@ async def run_api(
     tune_gc()
     async with listening(None if board else settings.metrics_listen, metrics), asyncio.TaskGroup() as tasks:
         reporting = None if board is None else tasks.create_task(Reporter(board, name, figures).run())
+        relaying = None if relay is None else tasks.create_task(relay.run())
         serving = tasks.create_task(server.serve(sockets=[listener]))
         clocking = tasks.create_task(_follow_clock(store, clock))
         sharing = tasks.create_task(ingest.follow())
@@ -182,6 +185,8 @@ async def run_api(
         compiling.cancel()
         if reporting is not None:
             reporting.cancel()
+        if relaying is not None:
+            relaying.cancel()
         stopping.cancel()
     await authenticator.note_used()
     await ingest.close()

@@ -43,6 +43,8 @@ from hookpost.policy.journal import KafkaAddress, parse_address
 from hookpost.policy.signing import parse_secret
 from hookpost.policy.spread import Bounds
 from hookpost.pump import Pump
+from hookpost.relay import SUFFIX as RELAY_SUFFIX
+from hookpost.relay import Listening, Relay
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
@@ -257,7 +259,9 @@ def schema_bounds(settings: Settings) -> SchemaBounds:
     )
 
 
-def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore, clock: DatabaseClock) -> Ingest:
+def make_ingest(
+    settings: Settings, store: PostgresStore, payloads: ObjectStore, clock: DatabaseClock, relay: Relay | None
+) -> Ingest:
     """The ingest path of one process."""
     limits = IngestLimits(
         settings.ingest_queue_events,
@@ -266,7 +270,7 @@ def make_ingest(settings: Settings, store: PostgresStore, payloads: ObjectStore,
         settings.payload_inline_max,
         schema_bounds(settings),
     )
-    return Ingest(store, payloads, now=clock.now, limits=limits)
+    return Ingest(store, payloads, now=clock.now, limits=limits, relay=relay)
 
 
 def _own_page(
@@ -359,9 +363,14 @@ async def run_worker(
         _own_page(settings, store, name, worker) if board is None else contextlib.nullcontext(),
         asyncio.TaskGroup() as tasks,
     ):
-        reporting = [] if board is None else [tasks.create_task(Reporter(board, name, worker.figures).run())]
+        of_a_server = []
+        if board is not None:
+            of_a_server.append(tasks.create_task(Reporter(board, name, worker.figures).run()))
+            path = board.folder / f"{node_id.hex}{RELAY_SUFFIX}"
+            listening = Listening(path, shards=worker.fences.keys, take=worker.take_told)
+            of_a_server.append(tasks.create_task(listening.run()))
         tending = [
-            *reporting,
+            *of_a_server,
             tasks.create_task(maintenance.run(stop)),
             tasks.create_task(Replays(store).run(stop)),
             tasks.create_task(rollups.run(stop)),
@@ -397,7 +406,7 @@ async def _alerting(
 ) -> AsyncIterator[Alerts]:
     """The teller of alerts, with the channels that the settings know of."""
     async with contextlib.AsyncExitStack() as stack:
-        ingest = make_ingest(settings, store, payloads, clock)
+        ingest = make_ingest(settings, store, payloads, clock, None)
         stack.push_async_callback(ingest.close)
         ways: dict[Channel, Tell] = {Channel.EVENT: partial(publish, ingest)}
         if settings.smtp_host is not None:

@@ -25,6 +25,7 @@ from hookpost.storage.contract import (
     ControlAction,
     EventView,
     NewEvent,
+    Place,
     NotFound,
     PlatformFigures,
     Stale,
@@ -87,7 +88,11 @@ class KafkaStore(PostgresStore):
     # ---- ingest ---------------------------------------------------------------------------------------------------
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,  # noqa: ARG002 - its number is given when it is taken over
     ) -> list[Appended] | Stale:
         """Write one record for each event to the shard's partition.
 

@@ -11,6 +11,7 @@ from hookpost.storage.contract import (
     DataRejected,
     EndpointFilter,
     NewEvent,
+    Place,
     Recalled,
     SharedDemand,
     Stale,
@@ -36,7 +37,11 @@ class IngestTables:
     _endpoint_cap: int
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         await self._pause()
         self._db.shard(shard)
@@ -45,7 +50,12 @@ class IngestTables:
         stale = frozenset(tenant_id for tenant_id, version in versions.items() if self._version(tenant_id) != version)
         if stale:
             return Stale(stale)
-        return [self._append(shard, event) for event in events]
+        journal = self._db.shard(shard).journal
+        after = journal.last_seq
+        answers = [self._append(shard, event) for event in events]
+        if placed is not None and journal.last_seq > after:
+            placed(Place(after, journal.rows[-1].day, journal.rows[-1].created_at))
+        return answers
 
     def _version(self, tenant_id: UUID) -> int | None:
         row = self._db.tenants.get(tenant_id)

@@ -364,6 +364,9 @@ class WorkerTables:
     async def wait_for_ring(self, timeout_s: float) -> Collection[int] | None:
         return await self._rings.wait(timeout_s)
 
+    def ring_here(self, shards: Collection[int]) -> None:
+        self._rings.hear(shards)
+
     def _hear(self, shards: Collection[int]) -> None:
         self._rings.hear(shards)
 

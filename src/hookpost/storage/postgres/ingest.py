@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from uuid import UUID
 
 import msgspec
@@ -14,6 +14,7 @@ from hookpost.storage.contract import (
     Appended,
     EndpointFilter,
     NewEvent,
+    Place,
     Recalled,
     SharedDemand,
     Stale,
@@ -41,7 +42,11 @@ class IngestQueries(VaultQueries):
     _endpoint_cap: int
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         owed: list[UUID] = []
         starts: list[int] = []
@@ -77,9 +82,11 @@ class IngestQueries(VaultQueries):
                 [event.span for event in events] if traced else None,
                 timeout=self._append_timeout_s,
             )
-        stale, verdicts, first_ids, first_counts = row
+        stale, verdicts, first_ids, first_counts, *place = row
         if stale is not None:
             return Stale(frozenset(stale))
+        if placed is not None:
+            placed(Place(*place))
         if verdicts is None:
             return [_new(event) for event in events]
         if _TRY_AGAIN in verdicts:
