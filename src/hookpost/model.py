@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import TypeAlias
 from uuid import UUID
 
+import msgspec
+
 __all__ = [
     "HEALTHY",
     "REMOVED",
@@ -284,9 +286,8 @@ class Tenant:
     max_in_flight: int = 512
 
 
-@dataclass(slots=True)
-class Request:
-    """One HTTP request to make.
+class Request(msgspec.Struct, gc=False):
+    """One HTTP request to make. A struct, as there is one for each attempt: it costs a seventh of a dataclass.
 
     ``headers`` are complete lines, ``Name: value``, joined by CR LF, in the order they are sent. Whoever makes it
     vouches that no line ends early.

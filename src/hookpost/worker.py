@@ -147,6 +147,8 @@ def settle_pace_s(shards: int) -> float:
 class Worker:
     """One worker process's life: ``await run(stop)``."""
 
+    _loop: asyncio.AbstractEventLoop
+
     def __init__(
         self,
         *,
@@ -229,6 +231,8 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then finish or hand back what is held, within the stop time."""
+        # Asking for it costs a system call, and is done in every turn of the loop.
+        self._loop = asyncio.get_running_loop()
         await self._persist(self._register)
         self._configured_at = self._health_heard_to = self._clock.now()
         await self._persist(self._heed_pause)
@@ -629,7 +633,7 @@ class Worker:
         """Something changed: look what can start, once, when the loop comes round."""
         if not self._kicked:
             self._kicked = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
+            self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._kicked = False
@@ -675,7 +679,7 @@ class Worker:
         # The clock may stand, when the database's has gone back: looking at once, again and again, would bring nothing.
         least_s = STANDING_S if now == self._looked_at_now else 0.0
         self._looked_at_now = now
-        self._timer = asyncio.get_running_loop().call_later(max(least_s, moment - now), self._on_timer)
+        self._timer = self._loop.call_later(max(least_s, moment - now), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -737,7 +741,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one delivery must end as its outcome
             telemetry.log_error("build a request", error, event_id=entry.event_id)
             outcome = Outcome(ErrorCode.INTERNAL_ERROR, started_at=now, finished_at=now, detail=str(error))
-            asyncio.get_running_loop().call_soon(self._done, work, outcome)
+            self._loop.call_soon(self._done, work, outcome)
             return
         self._sender.send(request, partial(self._done, work))
 

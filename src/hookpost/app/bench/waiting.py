@@ -281,6 +281,10 @@ def await_owned(server: Server) -> float:
 EVENT_TYPES = [f"{EVENT_TYPE[:-1]}{number}" for number in range(ENDPOINTS_A_TENANT)]
 
 
+# What was filled in lies as releases before sealed secrets left it, and is sealed by the server: once, and not in the figures.
+_PLAIN_SECRETS = "select 1 from endpoint_secrets where key is not null limit 1"
+
+
 class TenantsForms(Sequence[bytes]):
     """The requests of all tenants' endpoints as formats, made when they are wanted: a hundred thousand take memory."""
 
@@ -339,6 +343,7 @@ def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTe
         load.sustained(0.5, window=WINDOW)
     load.drain(quiet_s=QUIET_S)
     first = {"first_events_per_second": round((load.ledger.accepted - before) / (load.now() - started))}
+    until_none(server, _PLAIN_SECRETS)
     rounds = alternate(run, {
         name: Contender(
             subject=server, load=load, ready=partial(setattr, load, "forms", forms), work=load.sustained,

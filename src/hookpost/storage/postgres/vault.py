@@ -8,7 +8,7 @@ in a process; what does not open locks its endpoint, and nothing else.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -101,15 +101,21 @@ def _of_tls_key(tenant_id: UUID, endpoint_id: UUID) -> bytes:
 
 async def data_key(connection: Any, vault: Vault, tenant_id: UUID) -> bytes:
     """The tenant's data key, which is made if there is none. Raises SecretLocked."""
-    row = await connection.fetchrow(SQL["get_data_key"], tenant_id)
-    if row is None:
+    return (await _data_keys(connection, vault, [tenant_id]))[tenant_id]
+
+
+async def _data_keys(connection: Any, vault: Vault, tenant_ids: Collection[UUID]) -> dict[UUID, bytes]:
+    """The data keys of these tenants, made for those that have none. Raises SecretLocked."""
+    rows = await connection.fetch(SQL["get_data_keys"], tenant_ids)
+    missing = sorted(set(tenant_ids).difference(row["tenant_id"] for row in rows))
+    if missing:
         held = [each["key_ids"] for each in await connection.fetch(SQL["held_keys"]) if each["key_ids"] is not None]
         key_id = choose_key(vault.ring, held)
-        fresh = vault.fresh_key()
-        await connection.execute(SQL["add_data_key"], tenant_id, key_id, vault.wrapped(tenant_id, key_id, fresh))
-        row = await connection.fetchrow(SQL["get_data_key"], tenant_id)
+        fresh = [vault.wrapped(tenant_id, key_id, vault.fresh_key()) for tenant_id in missing]
+        await connection.execute(SQL["add_data_keys"], missing, key_id, fresh)
+        rows = await connection.fetch(SQL["get_data_keys"], tenant_ids)
     try:
-        return vault.opened_key(tenant_id, row["key_id"], row["wrapped"])
+        return {row["tenant_id"]: vault.opened_key(row["tenant_id"], row["key_id"], row["wrapped"]) for row in rows}
     except Locked as error:
         raise _locked(error) from error
 
@@ -284,7 +290,7 @@ class VaultQueries:
             if await connection.fetchval(SQL["older_processes"]):
                 return 0
             rows = await connection.fetch(SQL["plain_secrets"], ROWS_AT_ONCE)
-            keys = {of: await data_key(connection, self._sealing, of) for of in {row["tenant_id"] for row in rows}}
+            keys = await _data_keys(connection, self._sealing, {row["tenant_id"] for row in rows})
             sealed = [row["sealed"] or self._sealed(keys[row["tenant_id"]], row) for row in rows]
             places = [row["endpoint_id"] for row in rows], [row["created_at"] for row in rows]
             await connection.execute(SQL["seal_secrets"], *places, sealed)

@@ -1,9 +1,11 @@
--- name: get_data_key
-select key_id, wrapped from data_keys where tenant_id = $1
+-- name: get_data_keys
+select tenant_id, key_id, wrapped from data_keys where tenant_id = any ($1)
 
--- name: add_data_key
--- Two that make the tenant's first one at once agree on that of the first.
-insert into data_keys (tenant_id, key_id, wrapped) values ($1, $2, $3) on conflict (tenant_id) do nothing
+-- name: add_data_keys
+-- Two that make a tenant's first one at once agree on that of the first; of several tenants in the order of their ids.
+insert into data_keys (tenant_id, key_id, wrapped)
+select u.tenant_id, $2, u.wrapped from unnest($1::uuid[], $3::bytea[]) u (tenant_id, wrapped)
+on conflict (tenant_id) do nothing
 
 -- name: needed_keys
 -- The encryption keys that data keys need, by jumping from one to the next in the index.
