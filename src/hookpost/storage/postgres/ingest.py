@@ -48,11 +48,9 @@ class IngestQueries(VaultQueries):
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
-        owed: list[UUID] = []
-        starts: list[int] = []
-        for event in events:
-            starts.append(len(owed) + 1)
-            owed.extend(event.owed)
+        owed, starts = _owed_lists(events)
+        # The driver's own class, as what the database tells of an event later is compared with the answer.
+        ids = [DriverUUID(event.event_id.bytes) for event in events]
         keyed = any(event.key is not None for event in events)
         traced = any(event.trace_id is not None for event in events)
         stored = any(type(event.payload) is PayloadRef for event in events)
@@ -63,7 +61,7 @@ class IngestQueries(VaultQueries):
                 self._idempotency_s,
                 list(versions),
                 list(versions.values()),
-                [event.event_id for event in events],
+                ids,
                 [event.tenant_id for event in events],
                 [event.type for event in events],
                 [None if type(event.payload) is PayloadRef else event.payload for event in events],
@@ -87,13 +85,14 @@ class IngestQueries(VaultQueries):
             return Stale(frozenset(stale))
         if placed is not None:
             placed(Place(*place))
+        new = [Appended(Verdict.NEW, event_id, len(event.owed)) for event_id, event in zip(ids, events, strict=True)]
         if verdicts is None:
-            return [_new(event) for event in events]
+            return new
         if _TRY_AGAIN in verdicts:
             raise StoreUnavailable("an idempotency key expired at this very moment")
         return [
-            _new(event) if verdict == Verdict.NEW else Appended(Verdict(verdict), first_id, first_count)
-            for event, verdict, first_id, first_count in zip(events, verdicts, first_ids, first_counts, strict=True)
+            appended if verdict == Verdict.NEW else Appended(Verdict(verdict), first_id, first_count)
+            for appended, verdict, first_id, first_count in zip(new, verdicts, first_ids, first_counts, strict=True)
         ]
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
@@ -167,6 +166,18 @@ class IngestQueries(VaultQueries):
             await connection.execute(SQL["ring"], names)
 
 
-def _new(event: NewEvent) -> Appended:
-    """With an id that is equal to what the database tells of it later: that which was minted need not be."""
-    return Appended(Verdict.NEW, DriverUUID(event.event_id.bytes), len(event.owed))
+def _owed_lists(events: Sequence[NewEvent]) -> tuple[list[UUID], list[int]]:
+    """All that events are owed to, and where in it each event's list begins, from 1 on.
+
+    Events of a tenant and type mostly share one list, the matcher's: it goes to the database once.
+    """
+    owed: list[UUID] = []
+    places: dict[int, int] = {}
+    starts: list[int] = []
+    for event in events:
+        place = places.get(id(event.owed))
+        if place is None:
+            place = places[id(event.owed)] = len(owed) + 1
+            owed.extend(event.owed)
+        starts.append(place)
+    return owed, starts
