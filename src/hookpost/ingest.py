@@ -155,7 +155,9 @@ class Ingest:
         self._to_ring: set[int] = set()
         self._closed = False
         self._node_id = cast(UUID, uuid7())
-        self._gate = IngestGate(expected=processes, settled_at=asyncio.get_running_loop().time() + LOOK_LEASE_S)
+        # Python 3.11 asks the system for the process's id whenever it is asked for the running loop.
+        self._loop = asyncio.get_running_loop()
+        self._gate = IngestGate(expected=processes, settled_at=self._loop.time() + LOOK_LEASE_S)
         self._looked_at: float | None = None
         # By their text: what else changes of a tenant's configuration leaves them as they are.
         self._schemas = SchemaChecks(limits.schemas)
@@ -169,7 +171,7 @@ class Ingest:
         """Take no more, and end what is under way with an answer; a store that hangs is left alone after that."""
         self._closed = True
         if self._tickets:
-            self._all_ended = asyncio.get_running_loop().create_future()
+            self._all_ended = self._loop.create_future()
             await self._all_ended  # the sweep ends each of them in time
         if self._tasks:
             _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
@@ -190,7 +192,7 @@ class Ingest:
         """
         if not submissions:
             return []
-        future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[Answer]] = self._loop.create_future()
         ticket, left, size = self._admit(submissions, partial(_resolve, future), spent_s)
         charged: Allowance | None = None
         try:
@@ -261,9 +263,8 @@ class Ingest:
         limits = self._limits
         if self._closed or self._events + events > limits.queue_events or self._bytes + size > limits.queue_bytes:
             raise Overloaded("the queue in front of the store is full")
-        loop = asyncio.get_running_loop()
-        ticket = Ticket(events, loop.time() + limits.timeout_s - spent_s, tell)
-        self._watch(ticket, loop)
+        ticket = Ticket(events, self._loop.time() + limits.timeout_s - spent_s, tell)
+        self._watch(ticket)
         self._count(events, size)
         return ticket, events, size
 
@@ -277,7 +278,7 @@ class Ingest:
 
     async def _within(self, ticket: Ticket, work: asyncio.Task[PostRoutes | None]) -> PostRoutes:
         """Await shared work no longer than the request may wait."""
-        left_s = ticket.deadline - asyncio.get_running_loop().time()
+        left_s = ticket.deadline - self._loop.time()
         await asyncio.wait((work,), timeout=max(0.0, left_s))
         if not work.done():
             raise _too_late()
@@ -390,11 +391,11 @@ class Ingest:
     def standing(self, tenant_id: UUID) -> Standing | None:
         """What to tell a producer whose events were accepted a moment ago; None when its tenant has no limit."""
         allowance = self._gate.charged(tenant_id)
-        return None if allowance is None else allowance.standing(now=asyncio.get_running_loop().time())
+        return None if allowance is None else allowance.standing(now=self._loop.time())
 
     def _charge(self, allowance: Allowance, events: int) -> Allowance:
         """Let all events of a request in, or raise RateLimited."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         wait_s = self._gate.take(allowance, events, now=now)
         if wait_s:
             telemetry.count("events_rejected", events)
@@ -412,8 +413,7 @@ class Ingest:
     async def look(self) -> None:
         """Share the limits with the other processes, and forget routes that are out of date: who refuses all of a
         tenant's events never appends, which is how others find out. Raises StoreUnavailable."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self._loop.time()
         demands = self._gate.demands(now=began)
         since_s = 0.0 if self._looked_at is None else began - self._looked_at
         shared = await self._store.share_demand(
@@ -424,7 +424,7 @@ class Ingest:
             known = self._routes.get(tenant_id)
             if known is not None and known.routes.config_version != version:
                 del self._routes[tenant_id]
-        self._gate.share(demands, shared.others, processes=shared.processes, now=loop.time())
+        self._gate.share(demands, shared.others, processes=shared.processes, now=self._loop.time())
 
     # ---- routes ---------------------------------------------------------------------------------------------------
 
@@ -446,7 +446,7 @@ class Ingest:
             self._routes.pop(tenant_id, None)
             while len(self._routes) >= ROUTES_MAX:
                 del self._routes[next(iter(self._routes))]
-            now = asyncio.get_running_loop().time()
+            now = self._loop.time()
             allowance = self._gate.allowance(tenant_id, loaded.ingest_rate_limit, now=now)
             routes = self._routes[tenant_id] = PostRoutes(loaded, allowance)
             return routes
@@ -486,10 +486,9 @@ class Ingest:
     def _line_up(self, queue: Queue) -> None:
         """Its next append comes when its time and its turn have come."""
         queue.waiting = True
-        loop = asyncio.get_running_loop()
-        delay = queue.due - loop.time()
+        delay = queue.due - self._loop.time()
         if delay > 0 and len(queue.events) < queue.group_max:
-            loop.call_later(delay, self._ready, queue)
+            self._loop.call_later(delay, self._ready, queue)
         else:
             self._ready(queue)
 
@@ -515,7 +514,7 @@ class Ingest:
 
     async def _work(self, queue: Queue, shard: int) -> None:
         """One append; then the queue lines up again behind the others."""
-        began = asyncio.get_running_loop().time()
+        began = self._loop.time()
         group = self._take(queue, now=began)
         queue.waiting = False
         queue.due = began + gather_s(len(group))
@@ -529,7 +528,7 @@ class Ingest:
             telemetry.log_error("ingest", error)
         finally:
             if group:
-                took_s = asyncio.get_running_loop().time() - began
+                took_s = self._loop.time() - began
                 queue.learn(took_s, timeout_s=self._limits.timeout_s)
             self._count(-len(group), -sum([len(pending.submission.payload) for pending in group]))
             queue.under_way -= 1
@@ -588,7 +587,7 @@ class Ingest:
     def _answer(self, group: list[Pending], result: list[Appended]) -> None:
         for pending, appended in zip(group, result, strict=True):
             pending.ticket.answer(pending.index, appended)
-        duplicates = sum(appended.verdict is not Verdict.NEW for appended in result)
+        duplicates = sum([appended.verdict is not Verdict.NEW for appended in result])
         telemetry.count("events_accepted", len(group) - duplicates)
         telemetry.count("events_duplicate", duplicates)
 
@@ -631,21 +630,23 @@ class Ingest:
 
     # ---- time -----------------------------------------------------------------------------------------------------
 
-    def _watch(self, ticket: Ticket, loop: asyncio.AbstractEventLoop) -> None:
+    def _watch(self, ticket: Ticket) -> None:
         self._tickets.append(ticket)
         if self._sweeper is None:
-            self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop)
+            self._sweeper = self._loop.call_later(SWEEP_EVERY_S, self._sweep)
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _sweep(self) -> None:
         """Requests are in the order of their deadlines: the first that may still wait ends the look."""
-        now = loop.time()
+        now = self._loop.time()
         tickets = self._tickets
         while tickets and (tickets[0].ended or tickets[0].deadline <= now):
-            tickets.popleft().fail(_too_late())
+            ticket = tickets.popleft()
+            if not ticket.ended:
+                ticket.fail(_too_late())
         self._drop_ended()
         if not tickets and self._all_ended is not None and not self._all_ended.done():
             self._all_ended.set_result(None)
-        self._sweeper = loop.call_later(SWEEP_EVERY_S, self._sweep, loop) if tickets else None
+        self._sweeper = self._loop.call_later(SWEEP_EVERY_S, self._sweep) if tickets else None
 
     def _drop_ended(self) -> None:
         """While the store hangs, requests end and their events would stay in memory."""
@@ -658,15 +659,14 @@ class Ingest:
         if self._ringing:
             return
         self._ringing = True
-        loop = asyncio.get_running_loop()
-        delay = max(0.0, self._ring_due - loop.time())
+        delay = max(0.0, self._ring_due - self._loop.time())
         if delay:
-            loop.call_later(delay, self._ring_now)
+            self._loop.call_later(delay, self._ring_now)
         else:
             self._ring_now()
 
     def _ring_now(self) -> None:
-        self._ring_due = asyncio.get_running_loop().time() + RING_EVERY_S
+        self._ring_due = self._loop.time() + RING_EVERY_S
         self._ringing = False
         shards, self._to_ring = self._to_ring, set()
         task = asyncio.create_task(self._ring_store(shards))

@@ -149,11 +149,13 @@ class Pending(msgspec.Struct, gc=False):
 class _Waiting:
     """Events in front of the store: each tenant's in their order, the tenants in fair turns."""
 
-    __slots__ = ("_left", "_len", "_tenants")
+    __slots__ = ("_left", "_len", "_tenants", "_turn")
 
     def __init__(self) -> None:
         self._tenants: OrderedDict[UUID, deque[Pending]] = OrderedDict()
         self._len = 0
+        # The events of the first tenant, once its turn has begun, and how many of them are left of it.
+        self._turn: deque[Pending] | None = None
         self._left = TURN_EVENTS
 
     def __len__(self) -> int:
@@ -170,16 +172,20 @@ class _Waiting:
 
     def popleft(self) -> Pending:
         """The next one of the tenant whose turn it is."""
-        tenant_id, events = next(iter(self._tenants.items()))
+        events = self._turn
+        if events is None:
+            events = self._turn = next(iter(self._tenants.values()))
+            self._left = TURN_EVENTS
         pending = events.popleft()
         self._len -= 1
         self._left -= 1
-        if not events:
-            del self._tenants[tenant_id]
-            self._left = TURN_EVENTS
-        elif not self._left:
-            self._tenants.move_to_end(tenant_id)
-            self._left = TURN_EVENTS
+        if not events or not self._left:
+            self._turn = None
+            tenant_id = pending.event.tenant_id
+            if events:
+                self._tenants.move_to_end(tenant_id)
+            else:
+                del self._tenants[tenant_id]
         return pending
 
     def pop_ended(self) -> Iterator[Pending]:
@@ -190,6 +196,8 @@ class _Waiting:
                 yield events.popleft()
             if not events:
                 del self._tenants[tenant_id]
+                if events is self._turn:
+                    self._turn = None
 
 
 class Queue:
