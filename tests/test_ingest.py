@@ -24,6 +24,7 @@ from hookpost.storage.contract import (
     DataRejected,
     EndpointFilter,
     NewEvent,
+    Place,
     SharedDemand,
     Stale,
     StoreUnavailable,
@@ -68,7 +69,11 @@ class ScriptedStore:
         self.ends: list[Callable[[], Awaitable[None]]] = []
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         assert not self.under_way.get(shard), "two appends to one shard at once"
         self.under_way[shard] = 1
@@ -339,7 +344,7 @@ async def test_an_unexpected_error_is_an_answer_too(error: Exception) -> None:
 
 async def test_a_store_that_answers_too_little_acknowledges_nothing() -> None:
     class Short(ScriptedStore):
-        async def append(self, shard: int, events: Any, versions: Any) -> Any:
+        async def append(self, shard: int, events: Any, versions: Any, placed: Any = None) -> Any:
             return (await super().append(shard, events, versions))[:-1]  # type: ignore[index]
 
     short = Short()
@@ -365,7 +370,7 @@ async def test_a_stale_match_is_made_anew() -> None:
 
 async def test_a_configuration_that_never_stands_still_ends_in_an_answer() -> None:
     class Restless(ScriptedStore):
-        async def append(self, shard: int, events: Any, versions: Any) -> Any:
+        async def append(self, shard: int, events: Any, versions: Any, placed: Any = None) -> Any:
             self.version += 1
             return await super().append(shard, events, versions)
 

@@ -95,9 +95,9 @@ def ingest_answers_202_though_the_store_failed(patch: Patch) -> None:
     async def append(original: Any, self: Ingest, shard: int, group: list[Any]) -> None:
         store = self._store.append
 
-        async def forgiving(number: int, events: Any, versions: Any) -> Any:
+        async def forgiving(number: int, events: Any, versions: Any, placed: Any) -> Any:
             try:
-                return await store(number, events, versions)
+                return await store(number, events, versions, placed=placed)
             except StoreUnavailable:
                 return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
@@ -112,15 +112,15 @@ def ingest_answers_202_though_the_store_failed(patch: Patch) -> None:
 
 @mutant("configuration")
 def an_append_does_not_look_at_config_versions(patch: Patch) -> None:
-    async def append(original: Any, self: IngestTables, shard: int, events: Any, versions: Any) -> Any:
-        return await original(self, shard, events, {})
+    async def append(original: Any, self: IngestTables, shard: int, events: Any, versions: Any, **values: Any) -> Any:
+        return await original(self, shard, events, {}, **values)
 
     wrap(patch, IngestTables, "append", append)
 
 
 @mutant("idempotency", "accepted")
 def an_idempotency_key_is_forgotten(patch: Patch) -> None:
-    wrap(patch, IngestTables, "_append", lambda f, s, shard, event: (s._db.keys.clear(), f(s, shard, event))[1])
+    wrap(patch, IngestTables, "_append", lambda f, s, *args: (s._db.keys.clear(), f(s, *args))[1])
 
 
 @mutant("idempotency", "accepted")

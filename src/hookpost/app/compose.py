@@ -366,7 +366,7 @@ async def run_worker(
         of_a_server = []
         if board is not None:
             of_a_server.append(tasks.create_task(Reporter(board, name, worker.figures).run()))
-            path = board.folder / f"{node_id.hex}{RELAY_SUFFIX}"
+            path = board.folder / f"{name}{RELAY_SUFFIX}"
             listening = Listening(path, shards=worker.fences.keys, take=worker.take_told)
             of_a_server.append(tasks.create_task(listening.run()))
         tending = [

@@ -85,7 +85,7 @@ class IngestQueries(VaultQueries):
         stale, verdicts, first_ids, first_counts, *place = row
         if stale is not None:
             return Stale(frozenset(stale))
-        if placed is not None:
+        if placed is not None and (verdicts is None or Verdict.NEW in verdicts):
             placed(Place(*place))
         if verdicts is None:
             return [_new(event) for event in events]
