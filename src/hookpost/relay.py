@@ -61,8 +61,8 @@ class Told(msgspec.Struct, array_like=True, gc=False):
     refs: list[str | None] | None
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode_told = msgspec.msgpack.Decoder(Told).decode
+encode = msgspec.msgpack.Encoder().encode
+decode_told = msgspec.msgpack.Decoder(Told).decode
 _decode_shards = msgspec.msgpack.Decoder(frozenset[int]).decode
 
 
@@ -243,7 +243,7 @@ class Relay:
         new = [event for event, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
         if not new or sum(map(_size, new)) > TOLD_BYTES_MAX:
             return False
-        owner.send(_encode(told(shard, place, new)))
+        owner.send(encode(told(shard, place, new)))
         return True
 
 
@@ -268,7 +268,7 @@ class _Api(_Messages):
         self._listening.apis.discard(self)
 
     def heard(self, message: bytearray) -> None:
-        self._listening.heard(rows(_decode_told(message)))
+        self._listening.heard(rows(decode_told(message)))
 
 
 class Listening:
@@ -309,7 +309,7 @@ class Listening:
 
     def owned(self) -> bytes:
         """The shards that are owned, as they are said."""
-        return _encode(sorted(self._shards()))
+        return encode(sorted(self._shards()))
 
     def _say_owned(self) -> None:
         """Though nothing has changed: who is silent is not told any more."""
