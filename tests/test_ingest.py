@@ -61,6 +61,7 @@ class ScriptedStore:
         self.loads = 0
         self.rings = 0
         self.rung: set[int] = set()
+        self.place: Place | None = None
         self.under_way: dict[int, int] = {}
         self.open = asyncio.Event()
         self.open.set()
@@ -90,6 +91,8 @@ class ScriptedStore:
         if any(event.payload == POISON for event in events):
             raise DataRejected("poison")
         self.stored += events
+        if placed is not None and self.place is not None:
+            placed(self.place)
         return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
@@ -613,6 +616,42 @@ async def test_a_ring_names_the_shards_that_were_appended_to() -> None:
     await spin(lambda: not ingest._ringing)
     await ingest.close()
     assert store.rung == {shard for shard, _ in store.calls} < {1, 2, 3}
+
+
+class Told:
+    """A relay that says what a test says."""
+
+    def __init__(self, *heard: bool) -> None:
+        self.heard = list(heard)
+        self.told: list[tuple[int, Place, list[UUID]]] = []
+
+    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+        assert [event.event_id for event in events] == [answer.event_id for answer in answers]
+        self.told.append((shard, place, [event.event_id for event in events]))
+        return self.heard.pop(0)
+
+
+async def test_what_a_worker_at_hand_was_told_is_not_rung_for() -> None:
+    store, relay = ScriptedStore(shards=(3,)), Told(True, False)
+    store.place = Place(6, 9000, 1.8e9)
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=PATIENT, relay=relay)
+    await ingest.submit(store.tenant, submissions(2))
+    assert relay.told == [(3, store.place, [event.event_id for event in store.stored])]
+    assert not ingest._ringing and store.rings == 0
+    await ingest.submit(store.tenant, submissions(1))
+    await spin(lambda: store.rung == {3})
+    assert not relay.heard
+    await ingest.close()
+
+
+async def test_what_stands_nowhere_yet_is_rung_for() -> None:
+    """As with a journal in Kafka."""
+    store, relay = ScriptedStore(shards=(3,)), Told()
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=PATIENT, relay=relay)
+    await ingest.submit(store.tenant, submissions(2))
+    await spin(lambda: store.rung == {3})
+    assert relay.told == []
+    await ingest.close()
 
 
 # ---- idempotency -----------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import socket
 import struct
-from asyncio import AbstractEventLoopPolicy
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
+from functools import wraps
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +21,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost import relay as module
 from hookpost.engine.work import JournalRow
-from hookpost.relay import SUFFIX, Listening, Relay, Told, decode_told, encode, rows, told
+from hookpost.relay import SUFFIX, Listening, Relay, Told, decode_told, encode, rows, socket_path, told
 from hookpost.storage.contract import Appended, NewEvent, Place, Verdict
 from tests.patience import PATIENCE_S
 from tests.storage.driver import event, until
@@ -29,11 +29,15 @@ from tests.storage.driver import event, until
 TENANT = uuid7()
 
 
-@pytest.fixture(params=[uvloop.EventLoopPolicy, asyncio.DefaultEventLoopPolicy])
-def event_loop_policy(request: pytest.FixtureRequest) -> AbstractEventLoopPolicy:
-    """The loop of our processes, and the one of Python itself."""
-    policy: AbstractEventLoopPolicy = request.param()
-    return policy
+def on_our_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """On the loop of our processes, whose transports differ from those of Python's own."""
+
+    @wraps(test)
+    def run(*arguments: Any, **values: Any) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(test(*arguments, **values))
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +75,7 @@ async def running(end: Relay | Listening) -> AsyncIterator[asyncio.Task[None]]:
 
 
 def a_worker(folder: Path, shards: Collection[int], taken: Taken, name: str = "worker-1") -> Listening:
-    return Listening(folder / f"{name}{SUFFIX}", shards=lambda: shards, take=taken.extend)
+    return Listening(socket_path(folder, name), shards=lambda: shards, take=taken.extend)
 
 
 async def happened(condition: Callable[[], bool]) -> None:
@@ -105,6 +109,7 @@ def new(one: NewEvent) -> Appended:
 # ---- sockets ---------------------------------------------------------------------------------------------------------
 
 
+@on_our_loop
 async def test_what_is_appended_reaches_the_worker_that_owns_its_shard(folder: Path) -> None:
     first, second = Taken(), Taken()
     relay = Relay(folder)
@@ -118,6 +123,7 @@ async def test_what_is_appended_reaches_the_worker_that_owns_its_shard(folder: P
         assert (first[0].shard, first[0].day, first[0].created_at, first[0].payload) == (1, 9000, 1.8e9, b"{}")
 
 
+@on_our_loop
 async def test_several_api_processes_tell_one_worker(folder: Path) -> None:
     taken = Taken()
     one, other = Relay(folder), Relay(folder)
@@ -127,6 +133,7 @@ async def test_several_api_processes_tell_one_worker(folder: Path) -> None:
         await happened(lambda: len(taken) == 2)
 
 
+@on_our_loop
 async def test_a_worker_that_goes_is_not_told_and_one_that_comes_in_its_place_is(folder: Path) -> None:
     relay = Relay(folder)
     api = Api(relay)
@@ -141,6 +148,7 @@ async def test_a_worker_that_goes_is_not_told_and_one_that_comes_in_its_place_is
     assert list(folder.iterdir()) == []
 
 
+@on_our_loop
 async def test_a_connection_that_is_closing_is_not_written_to(folder: Path) -> None:
     """The process knows, but has not been called back: what is written then goes nowhere."""
     relay = Relay(folder)
@@ -151,6 +159,7 @@ async def test_a_connection_that_is_closing_is_not_written_to(folder: Path) -> N
         assert not api.tell()
 
 
+@on_our_loop
 async def test_f2_a_killed_worker_leaves_a_socket_that_is_in_nobodys_way(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(folder / f"worker-1{SUFFIX}"))
@@ -166,6 +175,7 @@ async def test_f2_a_killed_worker_leaves_a_socket_that_is_in_nobodys_way(folder:
         assert not running_on.done()
 
 
+@on_our_loop
 async def test_an_api_process_hears_of_shards_that_come_and_go(folder: Path) -> None:
     shards = {2}
     relay = Relay(folder)
@@ -178,6 +188,7 @@ async def test_an_api_process_hears_of_shards_that_come_and_go(folder: Path) -> 
         await happened(lambda: not api.tell())
 
 
+@on_our_loop
 async def test_whoever_tells_of_a_shard_that_is_anothers_hears_so_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +205,7 @@ async def test_whoever_tells_of_a_shard_that_is_anothers_hears_so_at_once(
         assert 2 in taken.seqs(), "it is for the worker to say what is to become of it"
 
 
+@on_our_loop
 async def test_a_worker_that_is_silent_for_long_is_not_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have lost its shards to one elsewhere, which nobody would ring for."""
     relay = Relay(folder)
@@ -206,6 +218,7 @@ async def test_a_worker_that_is_silent_for_long_is_not_told(folder: Path, monkey
         assert api.tell()
 
 
+@on_our_loop
 async def test_what_a_worker_has_not_listened_to_is_bounded(folder: Path) -> None:
     taken = Taken()
     relay = Relay(folder)
@@ -228,6 +241,7 @@ async def test_what_a_worker_has_not_listened_to_is_bounded(folder: Path) -> Non
 @pytest.mark.parametrize(
     "values", [{"payload": bytes(module.TOLD_BYTES_MAX)}, {"owed": (uuid7(),) * (module.TOLD_BYTES_MAX // 64)}]
 )
+@on_our_loop
 async def test_what_would_hold_up_both_is_rung_for(folder: Path, values: dict[str, Any]) -> None:
     relay = Relay(folder)
     api = Api(relay)
@@ -237,6 +251,7 @@ async def test_what_would_hold_up_both_is_rung_for(folder: Path, values: dict[st
         assert api.tell()
 
 
+@on_our_loop
 async def test_of_an_append_only_what_is_new_is_told(folder: Path) -> None:
     taken = Taken()
     relay = Relay(folder)
@@ -267,6 +282,7 @@ def some(*seqs: int, shard: int = 1, **values: Any) -> Told:
     return found
 
 
+@on_our_loop
 async def test_a_message_may_come_in_any_pieces(folder: Path) -> None:
     taken = Taken()
     stream = b"".join(framed(encode(some(seq, payload=bytes(seq)))) for seq in range(1, 30))
@@ -312,6 +328,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("what", GARBAGE)
+@on_our_loop
 async def test_who_is_not_understood_is_left_and_others_are_heard(what: str, folder: Path) -> None:
     taken = Taken()
     relay = Relay(folder)
@@ -330,6 +347,7 @@ async def test_who_is_not_understood_is_left_and_others_are_heard(what: str, fol
         assert not running_on.done()
 
 
+@on_our_loop
 async def test_half_a_message_of_one_that_died_is_nothing(folder: Path) -> None:
     taken = Taken()
     worker = a_worker(folder, {1}, taken)
@@ -342,6 +360,7 @@ async def test_half_a_message_of_one_that_died_is_nothing(folder: Path) -> None:
         assert taken.seqs() == [1]
 
 
+@on_our_loop
 async def test_a_worker_that_is_not_understood_is_not_told(folder: Path) -> None:
     relay = Relay(folder)
     api = Api(relay)
@@ -362,6 +381,7 @@ async def test_a_worker_that_is_not_understood_is_not_told(folder: Path) -> None
     server.close()
 
 
+@on_our_loop
 async def test_processes_of_another_release_do_not_meet(folder: Path) -> None:
     relay = Relay(folder)
     api = Api(relay)
@@ -372,6 +392,7 @@ async def test_processes_of_another_release_do_not_meet(folder: Path) -> None:
         assert not older.apis
 
 
+@on_our_loop
 async def test_what_the_engine_stumbles_over_ends_the_worker_as_if_it_had_been_read(folder: Path) -> None:
     """A callback's exception would end a connection, and the worker would go on with half of the rows."""
     asked: list[int] = []
@@ -391,11 +412,27 @@ async def test_what_the_engine_stumbles_over_ends_the_worker_as_if_it_had_been_r
         assert len(asked) == 1, "nothing is taken behind it"
 
 
+@on_our_loop
 async def test_a_folder_whose_path_is_too_long_for_a_socket_costs_nothing_but_the_relay(folder: Path) -> None:
     worker = a_worker(folder / ("x" * 120), {1}, Taken())
     await asyncio.wait_for(worker.run(), PATIENCE_S)
 
 
+@on_our_loop
+async def test_workers_of_a_host_with_the_longest_name_listen_beside_each_other(folder: Path) -> None:
+    host, relay = "h" * 64, Relay(folder)
+    api = Api(relay)
+    assert len(f"/dev/shm/hookpost-figures-12345678/{socket_path(folder, host + '-worker-128').name}") < 108
+    async with (
+        running(a_worker(folder, {1}, Taken(), f"{host}-worker-1")),
+        running(a_worker(folder, {2}, Taken(), f"{host}-worker-2")),
+        running(relay),
+    ):
+        await api.until_heard(shard=1)
+        await api.until_heard(shard=2)
+
+
+@on_our_loop
 async def test_a_folder_that_is_gone_ends_no_api_process(folder: Path) -> None:
     relay = Relay(folder / "gone")
     async with running(relay) as running_on:

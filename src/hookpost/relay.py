@@ -29,6 +29,9 @@ from hookpost.storage.contract import Appended, NewEvent, Place, Verdict
 # Of a worker's socket, behind its name. The number changes with the messages: where one release replaces another,
 # processes that would not understand each other do not meet.
 SUFFIX = ".rows-1"
+# Of a long name the end is taken, where a server's processes differ: a socket's path has 107 bytes at most, and a host's name
+# may have 64.
+_NAME_CHARS = 24
 # How often an API process looks for workers, and a worker says which shards it owns.
 LOOK_EVERY_S = 0.5
 # A worker that has said nothing for so long may have lost its shards: they are rung for, too.
@@ -41,6 +44,11 @@ TOLD_BYTES_MAX = 2 * 1024 * 1024
 MESSAGE_BYTES_MAX = 2 * TOLD_BYTES_MAX
 _LENGTH = struct.Struct(">I")
 _ID_BYTES = 16
+
+
+def socket_path(folder: Path, worker: str) -> Path:
+    """Where the worker of this name listens."""
+    return folder / f"{worker[-_NAME_CHARS:]}{SUFFIX}"
 
 
 class Told(msgspec.Struct, array_like=True, gc=False):
