@@ -29,8 +29,8 @@ from hookpost.storage.contract import Appended, NewEvent, Place, Verdict
 # Of a worker's socket, behind its name. The number changes with the messages: where one release replaces another,
 # processes that would not understand each other do not meet.
 SUFFIX = ".rows-1"
-# Of a long name the end is taken, where a server's processes differ: a socket's path has 107 bytes at most, and a host's name
-# may have 64.
+# Of a long name the end is taken, where a server's processes differ: a socket's path has 107 bytes at most, and a host
+# may have a name of 64.
 _NAME_CHARS = 24
 # How often an API process looks for workers, and a worker says which shards it owns.
 LOOK_EVERY_S = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from hookpost.engine.work import JournalRow
 from hookpost.model import PayloadRef
 from hookpost.relay import decode_told, encode, rows, told
 from hookpost.storage.contract import Appended, NewEvent, Place, Stale, Store, Verdict
-from tests.storage.driver import Driver, event, new_endpoint, new_tenant, version
+from tests.storage.driver import Driver, Postgres, event, new_endpoint, new_tenant, version
 
 ALL = {"rows_max": 1000, "bytes_max": 100_000_000}
 
@@ -103,14 +104,17 @@ async def test_the_day_and_the_moment_of_a_place_are_those_of_its_rows(driver: D
     store = await driver.open()
     tenant = await new_tenant(store)
     versions = await version(store, tenant)
-    at = 0
-    for moment in ("2031-05-06 23:59:59.999999+00", "2031-05-07 00:00:00.000001+00", "2031-05-06 12:00:00+00"):
-        await driver.set_clock(moment)
+    await store.make_partitions(days_ahead=3)
+    assert isinstance(driver, Postgres)
+    [row] = await driver.run("select hookpost_today() as day")
+    days, at = [], 0
+    for offset, clock in ((0, "23:59:59.999999"), (1, "00:00:00.000001"), (0, "12:00")):
+        await driver.set_clock(f"{row['day'] + timedelta(offset)} {clock}+00")
         found = await append(store, 0, [event(tenant), event(tenant)], versions)
         assert (await store.read({0: (at, 0)}, **ALL))[0] == found
         at = found[-1].seq
-    days = [row["day"].isoformat() for row in await driver.journal(0)]
-    assert days == ["2031-05-06"] * 2 + ["2031-05-07"] * 4
+        days.append((date(2000, 1, 1) + timedelta(found[0].day) - row["day"]).days)
+    assert days == [0, 1, 1]
 
 
 async def test_who_does_not_ask_for_a_place_is_answered_the_same(driver: Driver) -> None:
