@@ -24,6 +24,7 @@ from hookpost.storage.contract import (
     DataRejected,
     EndpointFilter,
     NewEvent,
+    Place,
     SharedDemand,
     Stale,
     StoreUnavailable,
@@ -60,6 +61,7 @@ class ScriptedStore:
         self.loads = 0
         self.rings = 0
         self.rung: set[int] = set()
+        self.place: Place | None = None
         self.under_way: dict[int, int] = {}
         self.open = asyncio.Event()
         self.open.set()
@@ -68,7 +70,11 @@ class ScriptedStore:
         self.ends: list[Callable[[], Awaitable[None]]] = []
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         assert not self.under_way.get(shard), "two appends to one shard at once"
         self.under_way[shard] = 1
@@ -85,6 +91,8 @@ class ScriptedStore:
         if any(event.payload == POISON for event in events):
             raise DataRejected("poison")
         self.stored += events
+        if placed is not None and self.place is not None:
+            placed(self.place)
         return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
@@ -339,7 +347,7 @@ async def test_an_unexpected_error_is_an_answer_too(error: Exception) -> None:
 
 async def test_a_store_that_answers_too_little_acknowledges_nothing() -> None:
     class Short(ScriptedStore):
-        async def append(self, shard: int, events: Any, versions: Any) -> Any:
+        async def append(self, shard: int, events: Any, versions: Any, placed: Any = None) -> Any:
             return (await super().append(shard, events, versions))[:-1]  # type: ignore[index]
 
     short = Short()
@@ -365,7 +373,7 @@ async def test_a_stale_match_is_made_anew() -> None:
 
 async def test_a_configuration_that_never_stands_still_ends_in_an_answer() -> None:
     class Restless(ScriptedStore):
-        async def append(self, shard: int, events: Any, versions: Any) -> Any:
+        async def append(self, shard: int, events: Any, versions: Any, placed: Any = None) -> Any:
             self.version += 1
             return await super().append(shard, events, versions)
 
@@ -608,6 +616,42 @@ async def test_a_ring_names_the_shards_that_were_appended_to() -> None:
     await spin(lambda: not ingest._ringing)
     await ingest.close()
     assert store.rung == {shard for shard, _ in store.calls} < {1, 2, 3}
+
+
+class Told:
+    """A relay that says what a test says."""
+
+    def __init__(self, *heard: bool) -> None:
+        self.heard = list(heard)
+        self.told: list[tuple[int, Place, list[UUID]]] = []
+
+    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+        assert [event.event_id for event in events] == [answer.event_id for answer in answers]
+        self.told.append((shard, place, [event.event_id for event in events]))
+        return self.heard.pop(0)
+
+
+async def test_what_a_worker_at_hand_was_told_is_not_rung_for() -> None:
+    store, relay = ScriptedStore(shards=(3,)), Told(True, False)
+    store.place = Place(6, 9000, 1.8e9)
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=PATIENT, relay=relay)
+    await ingest.submit(store.tenant, submissions(2))
+    assert relay.told == [(3, store.place, [event.event_id for event in store.stored])]
+    assert not ingest._ringing and store.rings == 0
+    await ingest.submit(store.tenant, submissions(1))
+    await spin(lambda: store.rung == {3})
+    assert not relay.heard
+    await ingest.close()
+
+
+async def test_what_stands_nowhere_yet_is_rung_for() -> None:
+    """As with a journal in Kafka."""
+    store, relay = ScriptedStore(shards=(3,)), Told()
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=PATIENT, relay=relay)
+    await ingest.submit(store.tenant, submissions(2))
+    await spin(lambda: store.rung == {3})
+    assert relay.told == []
+    await ingest.close()
 
 
 # ---- idempotency -----------------------------------------------------------------------------------------------------

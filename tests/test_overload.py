@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -14,7 +14,7 @@ import pytest
 
 from hookpost.ingest import SWEEP_EVERY_S, Ingest, IngestLimits, Overloaded
 from hookpost.intake import GROUP_EVENTS_MAX
-from hookpost.storage.contract import Appended, NewEvent, Stale
+from hookpost.storage.contract import Appended, NewEvent, Place, Stale
 from tests.test_ingest import ScriptedStore, in_virtual_time, make, submissions
 
 SECONDS = 60.0
@@ -33,10 +33,14 @@ class BusyStore(ScriptedStore):
         self._call_s, self._event_s = call_s, event_s
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         await asyncio.sleep(self._call_s + self._event_s * len(events))
-        return await super().append(shard, events, versions)
+        return await super().append(shard, events, versions, placed)
 
 
 @dataclass

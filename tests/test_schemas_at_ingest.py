@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from hookpost.ingest import Ingest, IngestLimits
 from hookpost.intake import Misfit, Submission
 from hookpost.policy import schema_checks
 from hookpost.policy.event_schema import PayloadSchema, SchemaBounds
-from hookpost.storage.contract import Appended, NewEvent, Recalled, Stale, TypeLimits, Verdict
+from hookpost.storage.contract import Appended, NewEvent, Place, Recalled, Stale, TypeLimits, Verdict
 from hookpost.storage.memory.store import MemoryStore
 from hookpost.storage.memory.tables import Database
 from hookpost.storage.payloads import ObjectStore
@@ -186,10 +186,14 @@ class Reserving(MemoryStore):
         return None if recalled is None else replace(recalled, reserved=recalled.first is not None)
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         self.appends += 1
-        return await super().append(shard, events, versions)
+        return await super().append(shard, events, versions, placed)
 
 
 async def test_a_repeat_whose_first_event_may_be_lost_is_left_to_the_append(world: World) -> None:

@@ -77,6 +77,13 @@ class Leases:
         self.loads: list[str] = []
         self.taken_over: list[int] = []
         self.paused = False
+        self.settled: dict[int, int] = {}
+        # Rung for by the worker: its own reader, and whoever owns the shards.
+        self.rung_here: list[int] = []
+        self.rung_elsewhere: list[int] = []
+        # What a read waits for with its rows in hand.
+        self.reading_on = asyncio.Event()
+        self.reading_on.set()
 
     async def tell(self) -> None:
         async with self.changed:
@@ -147,8 +154,10 @@ class Leases:
     async def read(self, positions: Mapping[int, Any], *, rows_max: int, bytes_max: int) -> dict[int, Any]:
         self.reading = set(positions)
         self.positions = {shard: seq for shard, (seq, _) in positions.items()}
+        found = {shard: self.rows.pop(shard) for shard in positions if shard in self.rows}
         await self.tell()
-        return {shard: self.rows.pop(shard) for shard in positions if shard in self.rows}
+        await self.reading_on.wait()
+        return found
 
     async def others_wait(self, positions: Mapping[int, Any], holders: Collection[UUID], *, rows_max: int) -> bool:
         self.asked_for_others.append(set(holders))
@@ -160,7 +169,10 @@ class Leases:
         await self.tell()
         return [], False, 1e9
 
-    async def settle(self, parts: Collection[Any]) -> None: ...
+    async def settle(self, parts: Collection[Any]) -> None:
+        for part in parts:
+            self.settled[part.shard] = part.progress.read_to
+        await self.tell()
 
     async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
         self.looks += 1
@@ -197,6 +209,13 @@ class Leases:
         await asyncio.sleep(0.001)
         rung, self.rung = self.rung, None
         return rung
+
+    def ring_here(self, shards: Collection[int]) -> None:
+        self.rung_here += shards
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        self.rung_elsewhere += shards
+        await self.tell()
 
 
 E1 = uuid7()
@@ -239,15 +258,20 @@ def new_worker(store: Leases, node_id: UUID, limits: Limits, sender: Any) -> Wor
 async def working(
     store: Leases, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None, sender: Any = None
 ) -> AsyncIterator[UUID]:
+    node_id = uuid7()
+    async with at_work(new_worker(store, node_id, limits or Limits(), sender or Nowhere()), store, monkeypatch):
+        yield node_id
+
+
+@contextlib.asynccontextmanager
+async def at_work(worker: Worker, store: Leases, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     for pace in ("SURVEY_S", "SURVEY_EAGER_S", "IDLE_S_MAX", "STORE_RETRY_S", "CONFIG_S"):
         monkeypatch.setattr(module, pace, 0.005)
-    node_id = uuid7()
     stop = asyncio.Event()
-    worker = new_worker(store, node_id, limits or Limits(), sender or Nowhere())
     running = asyncio.create_task(worker.run(stop))
     try:
         await store.until(lambda: store.reading == SHARDS)
-        yield node_id
+        yield worker
     finally:
         stop.set()
         await running
@@ -549,3 +573,174 @@ async def test_a_paused_platform_reads_nothing_until_the_operator_says_go(monkey
         assert store.rows, "what is posted meanwhile waits in the journal"
         store.paused = False
         await store.until(lambda: not store.rows)
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+class Telling(Leases):
+    """With endpoints that take what they are sent."""
+
+    def __init__(self) -> None:
+        super().__init__(Clock())
+        self.status = EndpointStatus.ENABLED
+        self.sender = Hanging(self)
+
+    @contextlib.asynccontextmanager
+    async def told(self, monkeypatch: pytest.MonkeyPatch, limits: Limits | None = None) -> AsyncIterator[Worker]:
+        """A worker that is told rows."""
+        worker = new_worker(self, uuid7(), limits or Limits(), self.sender)
+        async with at_work(worker, self, monkeypatch):
+            yield worker
+            for body in self.sender.under_way:
+                self.sender.end(body)
+
+    async def sent(self, *bodies: str) -> None:
+        await self.until(lambda: self.sender.under_way == {body.encode() for body in bodies})
+
+
+def told(shard: int, *seqs: int) -> list[JournalRow]:
+    return [replace(row(shard, seq), payload=f"{shard}.{seq}".encode()) for seq in seqs]
+
+
+async def test_told_rows_that_follow_are_sent_and_settled_and_need_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Telling()
+    counted = telemetry.counters["rows_told"]
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(1, 1, 2))
+        worker.take_told(told(1, 3))
+        await store.sent("1.1", "1.2", "1.3")
+        assert telemetry.counters["rows_told"] == counted + 3
+        await store.until(lambda: store.positions[1] == 3)
+        await store.until(lambda: store.settled.get(1) == 3)
+        assert store.rung_here == []
+
+
+async def test_what_is_told_twice_or_was_read_is_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Telling()
+    async with store.told(monkeypatch) as worker:
+        store.rows = {1: told(1, 1, 2)}
+        await store.sent("1.1", "1.2")
+        again = telemetry.counters["rows_told"]
+        worker.take_told(told(1, 1))
+        worker.take_told(told(1, 2, 3))
+        worker.take_told(told(1, 2, 3))
+        await store.sent("1.1", "1.2", "1.3")
+        assert telemetry.counters["rows_told"] == again + 1
+        assert store.rung_here == []
+
+
+async def test_behind_a_gap_nothing_is_taken_and_the_journal_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Telling()
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(1, 2))
+        assert store.rung_here == [1]
+        assert worker.figures()["buffered_deliveries"] == 0
+        store.rows = {1: told(1, 1, 2)}
+        await store.sent("1.1", "1.2")
+        worker.take_told(told(1, 3))
+        await store.sent("1.1", "1.2", "1.3")
+
+
+async def test_what_is_told_while_a_read_has_it_in_hand_is_sent_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Telling()
+    caplog.set_level("WARNING", logger="hookpost")
+    async with store.told(monkeypatch) as worker:
+        store.reading_on.clear()
+        store.rows = {1: told(1, 1, 2, 3)}
+        await store.until(lambda: not store.rows)
+        worker.take_told(told(1, 1, 2))
+        await store.sent("1.1", "1.2")
+        store.reading_on.set()
+        await store.sent("1.1", "1.2", "1.3")
+    assert not caplog.records, "no gap"
+
+
+async def test_what_is_told_while_the_notice_before_it_is_heeded_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read has brought the notice, and the configuration is being loaded: rows behind it are not handled by the old."""
+    store = Telling()
+    heeding, go_on = asyncio.Event(), asyncio.Event()
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(1, 1))
+        await store.sent("1.1")
+        load = store.load_tenants
+
+        async def slow(tenant_ids: Collection[UUID]) -> list[Tenant]:
+            heeding.set()
+            await go_on.wait()
+            return await load(tenant_ids)
+
+        monkeypatch.setattr(store, "load_tenants", slow)
+        store.rows = {1: [replace(row(1, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])]}
+        await asyncio.wait_for(heeding.wait(), PATIENCE_S)
+        worker.take_told(told(1, 3))
+        assert store.rung_here == [1]
+        go_on.set()
+        await store.until(lambda: store.positions[1] == 2)
+        worker.take_told(told(1, 3))
+        await store.sent("1.1", "1.3")
+
+
+async def test_rows_of_a_shard_of_others_are_rung_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever told them has not heard yet that it is another's, and rings for nobody."""
+    store = Telling()
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(77, 1))
+        worker.take_told(told(77, 2))
+        worker.take_told(told(78, 1))
+        await store.until(lambda: sorted(store.rung_elsewhere) == [77, 78])
+        assert store.rung_here == []
+
+
+async def test_memory_that_would_fill_takes_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read looks whether others wait behind those who hold it: what is told must not pass that by."""
+    store = Telling()
+    wide = replace(row(0, 1), owed=[uuid7() for _ in range(9)])
+    long = replace(row(2, 1), payload=bytes(900))
+    async with store.told(monkeypatch, Limits(buffer=12, in_flight=0, buffer_bytes=1000)) as worker:
+        worker.take_told([wide])
+        worker.take_told([long])
+        assert store.rung_here == [0, 2]
+        worker.take_told(told(1, 1, 2))
+        assert worker.figures()["buffered_deliveries"] == 2
+
+
+@pytest.mark.parametrize("why", ["paused", "no lease", "stopping", "gap"])
+async def test_who_may_not_send_takes_nothing_and_reads_as_soon_as_it_may(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Telling()
+    async with store.told(monkeypatch) as worker:
+        match why:
+            case "paused":
+                store.paused = True
+                await store.until(lambda: worker._paused)
+            case "no lease":
+                store.before_renewal = asyncio.Event()
+                store.clock.time += LEASE_S + 1
+            case "gap":
+                store.rows = {1: told(1, 7)}
+                await store.until(lambda: 1 in worker._gaps)
+            case _:
+                worker._stopping = True
+        worker.take_told(told(1, 1))
+        assert store.rung_here == [1]
+        assert worker.figures()["buffered_deliveries"] == 0
+        if store.before_renewal is not None:
+            store.before_renewal.set()
+
+
+async def test_what_was_told_and_not_settled_before_a_shard_went_is_the_next_owners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Telling()
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(3, 1))
+        await store.sent("3.1")
+        worker._lose([3], "a test")
+        worker.take_told(told(3, 2))
+        assert 3 not in worker.fences
+        assert store.rung_here == []
+        await store.until(lambda: store.rung_elsewhere == [3])

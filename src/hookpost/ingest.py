@@ -571,7 +571,7 @@ class Ingest:
         events = [pending.event for pending in current]
         places: list[Place] = []
         try:
-            result = await self._store.append(shard, events, versions, places.append)
+            result = await self._store.append(shard, events, versions, placed=places.append)
         except DataRejected as error:
             await self._isolate(shard, current, error)
         except StoreUnavailable as error:

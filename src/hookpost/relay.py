@@ -3,7 +3,8 @@
 Between the processes of one server, by a Unix socket of each worker in the folder that its supervisor made; whoever
 can open it is that server's user. Workers tell which shards they own. The journal is the truth: what is told has been
 committed, a worker takes it only where it follows what it has read, and what is not told, or not heard, or comes twice
-or in another order, is read or left, as ever. So nothing depends on it but how soon an event goes out, and what it costs.
+or in another order, is read or left, as ever. So nothing depends on it but how soon an event goes out, and what that
+costs.
 """
 
 from __future__ import annotations
@@ -21,16 +22,33 @@ from asyncpg.pgproto.pgproto import UUID as DriverUUID
 
 from hookpost import telemetry
 from hookpost.engine.work import JournalRow, Kind
+from hookpost.intake import OWED_BYTES
 from hookpost.model import PayloadRef
 from hookpost.storage.contract import Appended, NewEvent, Place, Verdict
 
-SUFFIX = ".rows"
-# How often an API process looks for workers, and a worker whether it owns other shards than it has told.
+# Of a worker's socket, behind its name. The number changes with the messages: where one release replaces another,
+# processes that would not understand each other do not meet.
+SUFFIX = ".rows-1"
+# Of a long name the end is taken, where a server's processes differ: a socket's path has 107 bytes at most, and a host
+# may have a name of 64.
+_NAME_CHARS = 24
+# How often an API process looks for workers, and a worker says which shards it owns.
 LOOK_EVERY_S = 0.5
-# A worker that is so far behind with listening is rung: it will read.
+# A worker that has said nothing for so long may have lost its shards: they are rung for, too.
+SILENT_S = 4 * LOOK_EVERY_S
+# A worker that is so far behind with listening is rung for: it will read.
 UNHEARD_BYTES_MAX = 1024 * 1024
+# What is larger is rung for: to tell it would hold up both loops, and what is unheard lies in memory.
+TOLD_BYTES_MAX = 2 * 1024 * 1024
+# No message is longer; one that says it is comes from nobody we know.
+MESSAGE_BYTES_MAX = 2 * TOLD_BYTES_MAX
 _LENGTH = struct.Struct(">I")
 _ID_BYTES = 16
+
+
+def socket_path(folder: Path, worker: str) -> Path:
+    """Where the worker of this name listens."""
+    return folder / f"{worker[-_NAME_CHARS:]}{SUFFIX}"
 
 
 class Told(msgspec.Struct, array_like=True, gc=False):
@@ -51,15 +69,15 @@ class Told(msgspec.Struct, array_like=True, gc=False):
     refs: list[str | None] | None
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode_told = msgspec.msgpack.Decoder(Told).decode
+encode = msgspec.msgpack.Encoder().encode
+decode_told = msgspec.msgpack.Decoder(Told).decode
 _decode_shards = msgspec.msgpack.Decoder(frozenset[int]).decode
 
 
 def told(shard: int, place: Place, events: Sequence[NewEvent]) -> Told:
     """These events, all of them new, as an owner of the shard would read them."""
-    stored = any([type(event.payload) is PayloadRef for event in events])
-    traced = any([event.trace_id is not None for event in events])
+    stored = any(type(event.payload) is PayloadRef for event in events)
+    traced = any(event.trace_id is not None for event in events)
     return Told(
         shard,
         place.after,
@@ -82,14 +100,17 @@ def _trace(event: NewEvent) -> bytes | None:
 
 
 def rows(of: Told) -> list[JournalRow]:
-    """The rows of the journal that were told."""
+    """The rows of the journal that were told; ValueError unless they are whole."""
     none = [None] * len(of.types)
-    endpoints = iter(_ids(of.owed))
+    endpoints = _ids(of.owed)
+    if not of.types or len(endpoints) != sum(of.counts):
+        raise ValueError(f"{len(of.types)} rows are owed to {sum(of.counts)} endpoints, and {len(endpoints)} are named")
+    owed = iter(endpoints)
     return [
         JournalRow(
             of.shard, seq, of.day, Kind.DELIVER, event_id, tenant_id, type_,
-            payload if ref is None else PayloadRef.parse(ref), [next(endpoints) for _ in range(count)], 0, of.created_at, ref,
-            trace,
+            payload if ref is None else PayloadRef.parse(ref), [next(owed) for _ in range(count)], 0, of.created_at,
+            ref, trace,
         )
         for seq, event_id, tenant_id, type_, payload, count, trace, ref in zip(
             range(of.after + 1, of.after + 1 + len(of.types)), _ids(of.ids), _ids(of.tenants), of.types, of.payloads,
@@ -103,8 +124,13 @@ def _ids(joined: bytes) -> list[UUID]:
     return [DriverUUID(joined[at : at + _ID_BYTES]) for at in range(0, len(joined), _ID_BYTES)]
 
 
+def _size(event: NewEvent) -> int:
+    """What it costs to tell it, in bytes of its payload."""
+    return (len(event.payload) if type(event.payload) is bytes else 0) + OWED_BYTES * len(event.owed)
+
+
 class _Messages(asyncio.Protocol):
-    """Messages on a stream, each behind its length."""
+    """Messages on a stream, each behind its length. One that is not understood ends the connection."""
 
     transport: asyncio.Transport
 
@@ -116,17 +142,23 @@ class _Messages(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        for message in self._messages():
-            self.heard(message)
+        try:
+            for message in self._messages():
+                self.heard(message)
+        except (msgspec.MsgspecError, ValueError) as error:
+            telemetry.log_error("hear what was appended", error)
+            self.transport.abort()
 
-    def _messages(self) -> Iterator[bytes]:
+    def _messages(self) -> Iterator[bytearray]:
         buffer, at = self._buffer, 0
         while len(buffer) - at >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > MESSAGE_BYTES_MAX:
+                raise ValueError(f"a message of {length} bytes")
             end = at + _LENGTH.size + length
             if len(buffer) < end:
                 break
-            yield bytes(buffer[at + _LENGTH.size : end])
+            yield buffer[at + _LENGTH.size : end]
             at = end
         del buffer[:at]
 
@@ -134,12 +166,12 @@ class _Messages(asyncio.Protocol):
         """Send it, now or as soon as it is listened to."""
         self.transport.write(_LENGTH.pack(len(message)) + message)
 
-    def heard(self, message: bytes) -> None:
-        """A message came."""
+    def heard(self, message: bytearray) -> None:
+        """A message came. Raises ValueError, MsgspecError."""
         raise NotImplementedError
 
 
-# ---- at an API process ------------------------------------------------------------------------------------------------
+# ---- at an API process -----------------------------------------------------------------------------------------------
 
 
 class _Worker(_Messages):
@@ -148,20 +180,35 @@ class _Worker(_Messages):
     def __init__(self, relay: Relay, name: str) -> None:
         super().__init__()
         self.shards: frozenset[int] = frozenset()
+        self.heard_at = 0.0
+        self._said = bytearray()
         self._relay = relay
         self._name = name
 
-    def heard(self, message: bytes) -> None:
-        self.shards = _decode_shards(message)
-        self._relay.owners_changed()
+    def heard(self, message: bytearray) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+        if message != self._said:
+            self.shards, self._said = _decode_shards(message), message
+            self._relay.owners_changed()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._relay.workers[self._name] = self
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The worker is gone, or somebody did not understand the other."""
+        super().connection_lost(exc)
         del self._relay.workers[self._name]
         self._relay.owners_changed()
+
+    def listens(self) -> bool:
+        """Is it there, and up to date?"""
+        transport = self.transport
+        return (
+            not transport.is_closing()
+            and transport.get_write_buffer_size() <= UNHEARD_BYTES_MAX
+            and asyncio.get_running_loop().time() - self.heard_at < SILENT_S
+        )
 
 
 class Relay:
@@ -176,18 +223,21 @@ class Relay:
         """Keep a connection to each worker of the server."""
         try:
             while True:
-                for path in self._folder.glob(f"*{SUFFIX}"):
-                    if path.name not in self.workers:
-                        await self._connect(path)
+                # The folder may be gone, and one that has died leaves its socket.
+                with suppress(OSError):
+                    for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+                        if path.name not in self.workers:
+                            await self._connect(path)
                 await asyncio.sleep(LOOK_EVERY_S)
         finally:
-            for worker in self.workers.values():
+            for worker in list(self.workers.values()):
                 worker.transport.abort()
 
     async def _connect(self, path: Path) -> None:
-        # One that has died leaves its socket.
         with suppress(OSError):
-            await asyncio.get_running_loop().create_unix_connection(lambda: _Worker(self, path.name), str(path))
+            async with asyncio.timeout(LOOK_EVERY_S):
+                loop = asyncio.get_running_loop()
+                await loop.create_unix_connection(lambda: _Worker(self, path.name), str(path))
 
     def owners_changed(self) -> None:
         """A worker came, went, or owns other shards."""
@@ -196,15 +246,16 @@ class Relay:
     def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
         """See ``ingest.Relay``."""
         owner = self._owners.get(shard)
-        if owner is None or owner.transport.get_write_buffer_size() > UNHEARD_BYTES_MAX:
+        if owner is None or not owner.listens():
             return False
         new = [event for event, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
-        if new:
-            owner.send(_encode(told(shard, place, new)))
+        if not new or sum(map(_size, new)) > TOLD_BYTES_MAX:
+            return False
+        owner.send(encode(told(shard, place, new)))
         return True
 
 
-# ---- at a worker ------------------------------------------------------------------------------------------------------
+# ---- at a worker -----------------------------------------------------------------------------------------------------
 
 
 class _Api(_Messages):
@@ -219,60 +270,69 @@ class _Api(_Messages):
         self._listening.apis.add(self)
         self.send(self._listening.owned())
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process is gone."""
+        super().connection_lost(exc)
         self._listening.apis.discard(self)
 
-    def heard(self, message: bytes) -> None:
-        try:
-            found = rows(_decode_told(message))
-        except (msgspec.MsgspecError, ValueError) as error:
-            # A process of another release: what it says stands in the journal.
-            telemetry.log_error("hear what was appended", error)
-            self.transport.abort()
-            return
-        if found[0].shard not in self._listening.shards():
-            self._listening.tell_owned()
-        self._listening.take(found)
+    def heard(self, message: bytearray) -> None:
+        self._listening.heard(rows(decode_told(message)))
 
 
 class Listening:
-    """A worker's end: ``await run()`` until cancelled. ``shards``: those that it owns now; ``take`` is given rows."""
+    """A worker's end: ``await run()`` until cancelled. ``shards``: those that it owns now; ``take`` is given rows.
+
+    What ``take`` raises ends ``run``, and the worker with it, as it would if the rows had been read.
+    """
 
     def __init__(
         self, path: Path, *, shards: Callable[[], Collection[int]], take: Callable[[list[JournalRow]], None]
     ) -> None:
         self._path = path
-        self.shards = shards
-        self.take = take
+        self._shards = shards
+        self._take = take
         self.apis: set[_Api] = set()
-        self._told: bytes = b""
+        self._failed: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Listen, and tell which shards are owned."""
+        """Listen, and say which shards are owned."""
+        loop = asyncio.get_running_loop()
+        self._failed = loop.create_future()
         try:
-            server = await asyncio.get_running_loop().create_unix_server(lambda: _Api(self), str(self._path))
+            server = await loop.create_unix_server(lambda: _Api(self), str(self._path))
         except OSError as error:
             # Whoever appends rings, as for any worker elsewhere.
             telemetry.log_error("listen for what is appended", error)
             return
         try:
-            while True:
-                self.tell_owned()
-                await asyncio.sleep(LOOK_EVERY_S)
+            while not self._failed.done():
+                self._say_owned()
+                await asyncio.wait((self._failed,), timeout=LOOK_EVERY_S)
+            self._failed.result()
         finally:
             server.close()
-            for api in set(self.apis):
+            for api in list(self.apis):
                 api.transport.abort()
             self._path.unlink(missing_ok=True)
 
     def owned(self) -> bytes:
-        """The shards that are owned, as they are told."""
-        return _encode(sorted(self.shards()))
+        """The shards that are owned, as they are said."""
+        return encode(sorted(self._shards()))
 
-    def tell_owned(self) -> None:
-        """Tell all, if it has changed."""
+    def _say_owned(self) -> None:
+        """Though nothing has changed: who is silent is not told any more."""
         owned = self.owned()
-        if owned != self._told:
-            self._told = owned
-            for api in self.apis:
-                api.send(owned)
+        for api in self.apis:
+            api.send(owned)
+
+    def heard(self, found: list[JournalRow]) -> None:
+        """Rows were told."""
+        assert self._failed is not None
+        if self._failed.done():
+            return
+        if found[0].shard not in self._shards():
+            self._say_owned()
+        try:
+            self._take(found)
+        except Exception as error:  # noqa: BLE001 - raised where run is awaited: a callback's would end a connection
+            self._failed.set_exception(error)

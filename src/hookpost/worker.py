@@ -197,6 +197,8 @@ class Worker:
         self._configured_at = 0.0
         self._idle = asyncio.Event()
         self._gaps: set[int] = set()
+        # Shards of others that this worker was told of, and that are to be rung for.
+        self._misled: set[int] = set()
         # Shards that were rung for or brought rows with the last read, and when to look at all of them again.
         self._behind: set[int] = set()
         self._look_at = 0.0
@@ -589,15 +591,19 @@ class Worker:
     def take_told(self, rows: list[JournalRow]) -> None:
         """An API process of this server tells what it has just appended to a shard, in the order of its journal.
 
-        Taken is what follows what was read, if there is room, just as if it had been read. What is not taken stands in the
-        journal, which is looked at as if it had rung.
+        Taken is what follows what was read, just as if it had been read; not while memory fills, for a read looks
+        whether others wait behind those who hold it. What is not taken stands in the journal, which is looked at as if
+        it had rung.
         """
         shard = rows[0].shard
-        if shard in self._fences and shard not in self._gaps and self._may_send():
+        if shard not in self._fences:
+            self._ring_for_other(shard)
+            return
+        if shard not in self._gaps and self._may_send():
             fresh = self._unread(shard, rows)
             if not fresh:
                 return
-            if fresh[0].seq == self._engine.read_to(shard)[0] + 1 and self._engine.room()[0] >= len(fresh):
+            if fresh[0].seq == self._engine.read_to(shard)[0] + 1 and self._engine.has_room_for(fresh):
                 self._engine.on_rows(shard, fresh, now=self._clock.now())
                 telemetry.count("rows_told", len(fresh))
                 if self._engine.missing:
@@ -605,6 +611,19 @@ class Worker:
                 self._kick()
                 return
         self._store.ring_here((shard,))
+
+    def _ring_for_other(self, shard: int) -> None:
+        """Whoever told it has not heard yet that the shard is another's, and has not rung for that one."""
+        if self._stopping or self._tasks is None:
+            return
+        if not self._misled:
+            self._tasks.create_task(self._ring_for_others())
+        self._misled.add(shard)
+
+    async def _ring_for_others(self) -> None:
+        shards, self._misled = self._misled, set()
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.ring(shards)
 
     async def _look_for_others(self, shards: Collection[int]) -> None:
         """Memory fills: unless somebody else waits behind those who hold it, they need not make room."""

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost.policy.journal import KafkaAddress
 from hookpost.pump import Pump
-from hookpost.storage.contract import Appended, NewEvent, Stale
+from hookpost.storage.contract import Appended, NewEvent, Place, Stale
 from hookpost.storage.kafka.clients import Patience, Reader
 from hookpost.storage.kafka.record import decode
 from hookpost.storage.kafka.store import KafkaStore
@@ -43,9 +43,13 @@ class PumpedStore(KafkaStore):
         self._driver = driver
 
     async def append(
-        self, shard: int, events: Sequence[NewEvent], versions: Mapping[UUID, int]
+        self,
+        shard: int,
+        events: Sequence[NewEvent],
+        versions: Mapping[UUID, int],
+        placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
-        answers = await super().append(shard, events, versions)
+        answers = await super().append(shard, events, versions, placed)
         await self._driver.pump_dry()
         return answers
 

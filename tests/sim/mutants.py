@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replaced
 
 from hookpost import ingest as ingest_module
 from hookpost import worker as worker_module
@@ -29,6 +30,7 @@ from hookpost.engine.gates import OverBudget
 from hookpost.engine.lanes import NEVER, Lane
 from hookpost.engine.progress import ShardProgress
 from hookpost.engine.timers import Timers
+from hookpost.engine.work import JournalRow
 from hookpost.ingest import Ingest
 from hookpost.maintenance import Maintenance
 from hookpost.policy import budget as budget_module
@@ -36,7 +38,7 @@ from hookpost.policy import retry as retry_module
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.budget import RetryBudget
 from hookpost.policy.rate import TokenBucket
-from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
+from hookpost.storage.contract import Appended, Place, StoreUnavailable, Verdict
 from hookpost.storage.memory import alerts as memory_alerts
 from hookpost.storage.memory.admin import AdminTables
 from hookpost.storage.memory.alerts import AlertTables
@@ -48,6 +50,7 @@ from hookpost.storage.memory.tables import Database
 from hookpost.worker import Worker
 from tests.sim import hashes
 from tests.sim.checkers import broken
+from tests.sim.system.relay import BadRelay
 from tests.sim.system.world import live
 
 # Within so many seeds a fault must be found.
@@ -95,9 +98,9 @@ def ingest_answers_202_though_the_store_failed(patch: Patch) -> None:
     async def append(original: Any, self: Ingest, shard: int, group: list[Any]) -> None:
         store = self._store.append
 
-        async def forgiving(number: int, events: Any, versions: Any) -> Any:
+        async def forgiving(number: int, events: Any, versions: Any, placed: Any) -> Any:
             try:
-                return await store(number, events, versions)
+                return await store(number, events, versions, placed=placed)
             except StoreUnavailable:
                 return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
@@ -112,15 +115,15 @@ def ingest_answers_202_though_the_store_failed(patch: Patch) -> None:
 
 @mutant("configuration")
 def an_append_does_not_look_at_config_versions(patch: Patch) -> None:
-    async def append(original: Any, self: IngestTables, shard: int, events: Any, versions: Any) -> Any:
-        return await original(self, shard, events, {})
+    async def append(original: Any, self: IngestTables, shard: int, events: Any, versions: Any, **values: Any) -> Any:
+        return await original(self, shard, events, {}, **values)
 
     wrap(patch, IngestTables, "append", append)
 
 
 @mutant("idempotency", "accepted")
 def an_idempotency_key_is_forgotten(patch: Patch) -> None:
-    wrap(patch, IngestTables, "_append", lambda f, s, shard, event: (s._db.keys.clear(), f(s, shard, event))[1])
+    wrap(patch, IngestTables, "_append", lambda f, s, *args: (s._db.keys.clear(), f(s, *args))[1])
 
 
 @mutant("idempotency", "accepted")
@@ -356,6 +359,43 @@ def what_is_not_taken_at_once_leaves_the_outbox(patch: Patch) -> None:
         return int(await original(self, channels, limit=limit))
 
     wrap(patch, AlertTables, "gather_alerts", gather)
+
+
+# ---- the relay ------------------------------------------------------------------------------------------------------
+
+
+@mutant("fates", "drained", dies=True)
+def what_is_told_is_taken_though_it_does_not_follow(patch: Patch) -> None:
+    def take(original: Any, self: Worker, rows: list[JournalRow]) -> None:
+        shard = self._engine._shards.get(rows[0].shard)
+        if shard is not None:
+            shard.progress.read_to = max(shard.progress.read_to, rows[0].seq - 1)
+        original(self, rows)
+
+    wrap(patch, Worker, "take_told", take)
+
+
+@mutant("drained", dies=True)
+def what_was_told_is_not_left_out_of_a_read(patch: Patch) -> None:
+    patch.setattr(Worker, "_unread", lambda self, shard, rows: rows)
+
+
+@mutant("attempts", "accepted", "fates", "order", dies=True)
+def an_append_stands_one_further_than_it_says(patch: Patch) -> None:
+    wrap(
+        patch,
+        BadRelay,
+        "tell",
+        lambda f, self, shard, place, *args: f(self, shard, replace(place, after=place.after - 1), *args),
+    )
+
+
+@mutant("attempts", "fates", "accepted", dies=True)
+def duplicates_are_told_too(patch: Patch) -> None:
+    def tell(original: Any, self: BadRelay, shard: int, place: Place, events: Any, answers: Any) -> Any:
+        return original(self, shard, place, events, [replaced(each, verdict=Verdict.NEW) for each in answers])
+
+    wrap(patch, BadRelay, "tell", tell)
 
 
 # ---- what must come to an end ---------------------------------------------------------------------------------------

@@ -43,8 +43,7 @@ from hookpost.policy.journal import KafkaAddress, parse_address
 from hookpost.policy.signing import parse_secret
 from hookpost.policy.spread import Bounds
 from hookpost.pump import Pump
-from hookpost.relay import SUFFIX as RELAY_SUFFIX
-from hookpost.relay import Listening, Relay
+from hookpost.relay import Listening, Relay, socket_path
 from hookpost.storage.contract import Appended, Channel, DueAlert, PayloadStoreForeign, StoreUnavailable, Verdict
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore, platform_value
@@ -366,7 +365,7 @@ async def run_worker(
         of_a_server = []
         if board is not None:
             of_a_server.append(tasks.create_task(Reporter(board, name, worker.figures).run()))
-            path = board.folder / f"{node_id.hex}{RELAY_SUFFIX}"
+            path = socket_path(board.folder, name)
             listening = Listening(path, shards=worker.fences.keys, take=worker.take_told)
             of_a_server.append(tasks.create_task(listening.run()))
         tending = [

@@ -223,6 +223,11 @@ class Engine:
         """How many rows and payload bytes the reader may bring: 0 when memory is full, until a settle makes room."""
         return self._books.room()
 
+    def has_room_for(self, rows: Sequence[JournalRow]) -> bool:
+        """May these come unasked? Not when memory would fill: then it matters whether others wait."""
+        size = sum([len(row.payload) for row in rows if row.payload is not None])
+        return not self._spill.is_filling(sum([len(row.owed) for row in rows]), size)
+
     def holders(self, *, now: float) -> list[UUID] | None:
         """The endpoints that hold the memory, if it helps to know whether anybody else waits in the journal."""
         return self._spill.holders(now)

@@ -73,7 +73,7 @@ class Spill:
             if self._started == 0 or pace * TURNS_OVER_S >= self._books.buffered:
                 self._turned_over_at = now
             self._paced_at, self._started = now, started
-        if now - self._turned_over_at > STUCK_S or not self._is_filling():
+        if now - self._turned_over_at > STUCK_S or not self.is_filling():
             return None
         held = [
             (sum(len(lane.queue) for lane in endpoint.lanes), endpoint.endpoint_id)
@@ -93,7 +93,7 @@ class Spill:
         """Memory fills, and the rows that come next may be another tenant's: of who holds more than its fair share the
         newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too. Not while
         nobody else waits."""
-        if now < self._alone_until or not self._is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
+        if now < self._alone_until or not self.is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         full = self._books.room() == (0, 0)
         holders = [tenant for tenant in self._tenants.values() if tenant.buffered]
@@ -101,10 +101,10 @@ class Spill:
         share = self._limits.buffer // (len(holders) + 1)
         for tenant in sorted(holders, key=lambda tenant: tenant.buffered, reverse=True):
             left = SPILL_AT_ONCE - self._books.put_away_now
-            if left <= 0 or not self._is_filling() or not (full or tenant.buffered > share):
+            if left <= 0 or not self.is_filling() or not (full or tenant.buffered > share):
                 return
             lanes = [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
-            self._put_away(lanes, _newest, left, self._is_filling, now)
+            self._put_away(lanes, _newest, left, self.is_filling, now)
             if full and self._books.put_away_now < SPILL_AT_ONCE:
                 self._put_back(lanes, now)
 
@@ -112,15 +112,18 @@ class Spill:
         """Retries and replays, of the lanes with most of them. Only when there is no other way, for what was fetched
         will be fetched again."""
         for lane in sorted(lanes, key=lambda lane: len(lane.later), reverse=True):
-            if not lane.later or not self._is_filling():
+            if not lane.later or not self.is_filling():
                 return
             if lane.endpoint.config is not None:
                 self._backlog.park(lane, self._reason(lane, now), now)
 
-    def _is_filling(self) -> bool:
+    def is_filling(self, more: int = 0, size: int = 0) -> bool:
+        """Does memory fill, or would it with so many deliveries more, of so many bytes?"""
         books, limits = self._books, self._limits
-        rows, size = limits.buffer * SPILL_FROM, limits.buffer_bytes * SPILL_FROM
-        return books.buffered >= rows or books.buffered_bytes >= size
+        return (
+            books.buffered + more >= limits.buffer * SPILL_FROM
+            or books.buffered_bytes + size >= limits.buffer_bytes * SPILL_FROM
+        )
 
     def mend(self, shard: Shard, now: float) -> None:
         """Too much to write down in each settle: the oldest open deliveries go to the backlog."""

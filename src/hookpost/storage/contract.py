@@ -179,7 +179,7 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an append stands in its shard: the events that are new follow ``after``, in their order, all of one day
+    """Where an append stands in its shard: the events that are new follow ``after`` in their order, all of one day
     (since 2000) and created at one moment (Unix seconds), as a worker reads them."""
 
     after: int
@@ -272,8 +272,8 @@ class IngestStore(Protocol):
         placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         """Append to one shard in one transaction; answered only when it is durable. One poisoned event fails the call
-        with DataRejected and nothing is appended: append its neighbours without it. ``placed`` is told where they stand
-        before the answer, unless nobody can know that yet (a journal in Kafka)."""
+        with DataRejected and nothing is appended: append its neighbours without it. ``placed`` hears, before the
+        answer, where those that are new stand; not if none is, nor where nobody can know yet (a journal in Kafka)."""
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
         """The tenant's routes as committed now; None when there is no such tenant."""
@@ -486,6 +486,9 @@ class WorkerStore(Protocol):
 
     async def take_probes(self, node_id: UUID, asked: Sequence[tuple[UUID, str]], *, probe_s: float) -> list[Probe]:
         """Ask for the probes of these receivers (tenant, origin): one worker of all gets each, for ``probe_s``."""
+
+    async def ring(self, shards: Collection[int] = ()) -> None:
+        """As in IngestStore."""
 
     def ring_here(self, shards: Collection[int]) -> None:
         """Wake the reader of this very process, as if somebody had rung for these shards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from random import Random
 from typing import Any
@@ -23,10 +23,13 @@ from hookpost.storage.memory import moves as moves_module
 from hookpost.worker import Worker, WorkerSettings
 from tests.sim.system.loop import Loop, Node
 from tests.sim.system.network import Network, Wire
+from tests.sim.system.relay import BadRelay
 from tests.sim.system.server import Server
 from tests.sim.system.trace import Posted
 
 CLOCK_EVERY_S = 5.0
+# The part of the API processes that have workers at hand.
+RELAYED = 0.8
 
 
 class Ids:
@@ -120,11 +123,13 @@ class WorkerProcess(Process):
 
 
 class ApiProcess(Process):
-    """The ingest path of an API process, and the teller of alerts."""
+    """The ingest path of an API process, and the teller of alerts. ``workers``: those that it may tell what it appends."""
 
-    def __init__(self, loop: Loop, server: Server, name: str, rng: Random) -> None:
+    def __init__(self, loop: Loop, server: Server, name: str, rng: Random, workers: Sequence[WorkerProcess]) -> None:
         super().__init__(loop, server, name, rng)
         self.server = server
+        # Where a server has workers alone, or none, whoever appends rings.
+        self._relay = BadRelay(loop, Random(rng.getrandbits(64)), workers) if rng.random() < RELAYED else None
         self.ingest: Ingest | None = None
         self.start(self._run())
 
@@ -134,7 +139,12 @@ class ApiProcess(Process):
                 await self._correct()
                 break
         self.ingest = ingest = Ingest(
-            self.store, self.server.payloads, now=self.clock.now, limits=IngestLimits(), processes=2
+            self.store,
+            self.server.payloads,
+            now=self.clock.now,
+            limits=IngestLimits(),
+            processes=2,
+            relay=self._relay,
         )
         async with asyncio.TaskGroup() as tasks:
             followers = [

@@ -237,6 +237,7 @@ class Client:
         self.reliable = reliable
         self._server = server
         self.wait_for_ring = store.wait_for_ring
+        self.ring_here = store.ring_here
 
     def __getattr__(self, name: str) -> Any:
         return partial(self._server.call, self, name)

@@ -217,7 +217,7 @@ class World:
 
     def _start_api(self) -> None:
         self.names += 1
-        self._started(ApiProcess(self.loop, self.server, f"api-{self.names}", self.rng), self.apis)
+        self._started(ApiProcess(self.loop, self.server, f"api-{self.names}", self.rng, self.workers), self.apis)
 
     def _started(self, process: Any, among: list[Any]) -> None:
         among.append(process)

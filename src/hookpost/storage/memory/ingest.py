@@ -52,17 +52,18 @@ class IngestTables:
             return Stale(stale)
         journal = self._db.shard(shard).journal
         after = journal.last_seq
-        answers = [self._append(shard, event) for event in events]
+        now = self._db.now()
+        answers = [self._append(shard, event, now) for event in events]
         if placed is not None and journal.last_seq > after:
-            placed(Place(after, journal.rows[-1].day, journal.rows[-1].created_at))
+            placed(Place(after, journal.rows[-1].day, now))
         return answers
 
     def _version(self, tenant_id: UUID) -> int | None:
         row = self._db.tenants.get(tenant_id)
         return None if row is None or row["deleted_at"] is not None else int(row["config_version"])
 
-    def _append(self, shard: int, event: NewEvent) -> Appended:
-        db, now = self._db, self._db.now()
+    def _append(self, shard: int, event: NewEvent, now: float) -> Appended:
+        db = self._db
         if event.key is not None:
             assert event.request_hash is not None
             known = db.keys.get((event.tenant_id, event.key))
@@ -76,6 +77,7 @@ class IngestTables:
         db.append(
             shard, event.event_id, event.tenant_id, Kind.DELIVER, event.type, payload=event.payload,
             owed=tuple(event.owed), idempotency_key=event.key, trace_id=event.trace_id, span=event.span,
+            created_at=now,
         )  # fmt: skip
         return Appended(Verdict.NEW, event.event_id, len(event.owed))
 

@@ -248,10 +248,10 @@ class Database:
 
     def append(self, number: int, event_id: UUID, tenant_id: UUID, kind: Kind, type_: str, **values: Any) -> None:
         """One more row, behind all others of the shard and never of an earlier day."""
-        journal, now = self.shards[number].journal, self.now()
+        journal = self.shards[number].journal
         day = max(self.today(), journal.rows[-1].day) if journal.rows else self.today()
-        row = {"payload": None, "owed": (), "generation": 0, **values}
-        event = Event(number, journal.last_seq + 1, day, kind, event_id, tenant_id, type_, created_at=now, **row)
+        row = {"payload": None, "owed": (), "generation": 0, "created_at": self.now(), **values}
+        event = Event(number, journal.last_seq + 1, day, kind, event_id, tenant_id, type_, **row)
         journal.append(event)
         self.by_event.setdefault(event_id, []).append(event)
 

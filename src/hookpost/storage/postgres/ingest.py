@@ -83,7 +83,7 @@ class IngestQueries(VaultQueries):
         stale, verdicts, first_ids, first_counts, *place = row
         if stale is not None:
             return Stale(frozenset(stale))
-        if placed is not None:
+        if placed is not None and (verdicts is None or Verdict.NEW in verdicts):
             placed(Place(*place))
         new = [Appended(Verdict.NEW, event_id, len(event.owed)) for event_id, event in zip(ids, events, strict=True)]
         if verdicts is None:
