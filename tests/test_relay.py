@@ -160,6 +160,20 @@ async def test_a_connection_that_is_closing_is_not_written_to(folder: Path) -> N
 
 
 @on_our_loop
+async def test_whoever_stops_at_any_moment_of_connecting_tells_nobody(folder: Path) -> None:
+    """What is appended while a process stops is rung for. A connection that is given up while it is made is never lost."""
+    async with running(a_worker(folder, {1}, Taken())):
+        (await connected(folder)).close()
+        for turns in range(60):
+            relay = Relay(folder)
+            async with running(relay):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            assert not Api(relay).tell()
+            assert not relay.workers
+
+
+@on_our_loop
 async def test_f2_a_killed_worker_leaves_a_socket_that_is_in_nobodys_way(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(folder / f"worker-1{SUFFIX}"))

@@ -180,6 +180,7 @@ class _Worker(_Messages):
     def __init__(self, relay: Relay, name: str) -> None:
         super().__init__()
         self.shards: frozenset[int] = frozenset()
+        self.lost = False
         self.heard_at = 0.0
         self._said = bytearray()
         self._relay = relay
@@ -191,14 +192,11 @@ class _Worker(_Messages):
             self.shards, self._said = _decode_shards(message), message
             self._relay.owners_changed()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._relay.workers[self._name] = self
-
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker is gone, or somebody did not understand the other."""
         super().connection_lost(exc)
-        del self._relay.workers[self._name]
+        self.lost = True
+        self._relay.workers.pop(self._name, None)
         self._relay.owners_changed()
 
     def listens(self) -> bool:
@@ -230,14 +228,19 @@ class Relay:
                             await self._connect(path)
                 await asyncio.sleep(LOOK_EVERY_S)
         finally:
-            for worker in list(self.workers.values()):
+            workers, self.workers = self.workers, {}
+            self.owners_changed()
+            for worker in workers.values():
                 worker.transport.abort()
 
     async def _connect(self, path: Path) -> None:
+        """It is known once it is made: one that is given up on the way is closed without a word to its protocol."""
         with suppress(OSError):
-            async with asyncio.timeout(LOOK_EVERY_S):
-                loop = asyncio.get_running_loop()
-                await loop.create_unix_connection(lambda: _Worker(self, path.name), str(path))
+            loop = asyncio.get_running_loop()
+            _, worker = await loop.create_unix_connection(lambda: _Worker(self, path.name), str(path))
+            if not worker.lost:
+                self.workers[path.name] = worker
+                self.owners_changed()
 
     def owners_changed(self) -> None:
         """A worker came, went, or owns other shards."""
