@@ -281,7 +281,7 @@ def await_owned(server: Server) -> float:
 EVENT_TYPES = [f"{EVENT_TYPE[:-1]}{number}" for number in range(ENDPOINTS_A_TENANT)]
 
 
-# What was filled in lies as releases before sealed secrets left it. The server seals it once: that is not in the figures.
+# What was filled in lies as releases before sealed secrets left it. The server seals it once, outside of the figures.
 _PLAIN_SECRETS = "select 1 from endpoint_secrets where key is not null limit 1"
 
 
