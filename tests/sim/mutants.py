@@ -145,7 +145,7 @@ def the_same_number_is_given_twice(patch: Patch) -> None:
 # ---- settle and fence -----------------------------------------------------------------------------------------------
 
 
-@mutant("owners")
+@mutant("owners", kind="a database in trouble")
 def the_fence_is_not_checked(patch: Patch) -> None:
     patch.setattr(SettleTables, "_fenced", lambda self, parts: not self._db.settled(parts[0]))
 

@@ -128,8 +128,10 @@ class ApiProcess(Process):
     def __init__(self, loop: Loop, server: Server, name: str, rng: Random, workers: Sequence[WorkerProcess]) -> None:
         super().__init__(loop, server, name, rng)
         self.server = server
+        # Nothing is drawn for it from the world's own: what else happens in a seed is as it was without.
+        own = Random(repr(rng.getstate()))
         # Where a server has workers alone, or none, whoever appends rings.
-        self._relay = BadRelay(loop, Random(rng.getrandbits(64)), workers) if rng.random() < RELAYED else None
+        self._relay = BadRelay(loop, own, workers) if own.random() < RELAYED else None
         self.ingest: Ingest | None = None
         self.start(self._run())
 
