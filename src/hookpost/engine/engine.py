@@ -347,11 +347,7 @@ class Engine:
             return None
         self._take(lane, work)
         if lane.has_work():
-            if endpoint.in_flight + 1 < endpoint.cap:
-                self._turns.enter(lane)
-            else:
-                # This one takes the last place: another turn would only find that out.
-                _wait_for_place(lane)
+            self._turns.enter(lane)
         if work.entry.payload is None or work.entry.payload is REMOVED:
             self._without_payload(lane, work, now)
             return None
@@ -397,7 +393,10 @@ class Engine:
     def _hold_back(self, lane: Lane, wait: Wait, now: float) -> None:
         endpoint = lane.endpoint
         if wait.reason is WaitReason.IN_FLIGHT_CAP:
-            _wait_for_place(lane)
+            lane.blocked = True
+            if endpoint.waiting is NO_LANES:
+                endpoint.waiting = deque()
+            endpoint.waiting.append(lane)
             return
         # It does not take the place that was free for it: the lanes behind it must hear of the gate, too.
         self._turns.wake_waiting(endpoint)
@@ -820,14 +819,6 @@ class Engine:
     def take_health(self) -> dict[UUID, Health]:
         """The health of the endpoints where it has changed, to be written down."""
         return self._findings.take_health()
-
-
-def _wait_for_place(lane: Lane) -> None:
-    """All places of its endpoint are taken; it is woken when it is the first and one is free."""
-    lane.blocked = True
-    if lane.endpoint.waiting is NO_LANES:
-        lane.endpoint.waiting = deque()
-    lane.endpoint.waiting.append(lane)
 
 
 def _is_cancelled(work: Work) -> bool:
