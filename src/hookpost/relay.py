@@ -13,6 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 from uuid import UUID
@@ -105,16 +106,15 @@ def rows(of: Told) -> list[JournalRow]:
     endpoints = _ids(of.owed)
     if not of.types or len(endpoints) != sum(of.counts):
         raise ValueError(f"{len(of.types)} rows are owed to {sum(of.counts)} endpoints, and {len(endpoints)} are named")
-    owed = iter(endpoints)
     return [
         JournalRow(
             of.shard, seq, of.day, Kind.DELIVER, event_id, tenant_id, type_,
-            payload if ref is None else PayloadRef.parse(ref), [next(owed) for _ in range(count)], 0, of.created_at,
+            payload if ref is None else PayloadRef.parse(ref), endpoints[end - count : end], 0, of.created_at,
             ref, trace,
         )
-        for seq, event_id, tenant_id, type_, payload, count, trace, ref in zip(
+        for seq, event_id, tenant_id, type_, payload, count, end, trace, ref in zip(
             range(of.after + 1, of.after + 1 + len(of.types)), _ids(of.ids), _ids(of.tenants), of.types, of.payloads,
-            of.counts, of.traces or none, of.refs or none, strict=True,
+            of.counts, accumulate(of.counts), of.traces or none, of.refs or none, strict=True,
         )
     ]  # fmt: skip
 
