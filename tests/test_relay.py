@@ -206,17 +206,18 @@ async def test_an_api_process_hears_of_shards_that_come_and_go(folder: Path) -> 
 async def test_whoever_tells_of_a_shard_that_is_anothers_hears_so_at_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY_S", PATIENCE_S)
     shards, taken = {1}, Taken()
     relay = Relay(folder)
     api = Api(relay)
-    async with running(a_worker(folder, shards, taken)), running(relay):
-        await api.until_heard()
-        monkeypatch.setattr(module, "LOOK_EVERY_S", PATIENCE_S)
-        await asyncio.sleep(0.01)
-        shards.clear()
-        assert api.tell()
-        await happened(lambda: not api.tell())
-        assert 2 in taken.seqs(), "it is for the worker to say what is to become of it"
+    async with running(a_worker(folder, shards, taken)):
+        (await connected(folder)).close()
+        async with running(relay):
+            await api.until_heard()
+            shards.clear()
+            assert api.tell()
+            await happened(lambda: not api.tell())
+            assert 2 in taken.seqs(), "it is for the worker to say what is to become of it"
 
 
 @on_our_loop
@@ -447,11 +448,12 @@ async def test_workers_of_a_host_with_the_longest_name_listen_beside_each_other(
 
 
 @on_our_loop
-async def test_a_folder_that_is_gone_ends_no_api_process(folder: Path) -> None:
+async def test_a_folder_that_is_gone_ends_no_api_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0)
     relay = Relay(folder / "gone")
     async with running(relay) as running_on:
-        for _ in range(5):
-            await asyncio.sleep(0.005)
+        for _ in range(20):
+            await asyncio.sleep(0)
         assert not running_on.done()
 
 

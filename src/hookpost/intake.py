@@ -156,7 +156,7 @@ class _Waiting:
         self._len = 0
         # The events of the first tenant, once its turn has begun, and how many of them are left of it.
         self._turn: deque[Pending] | None = None
-        self._left = TURN_EVENTS
+        self._left = 0
 
     def __len__(self) -> int:
         return self._len

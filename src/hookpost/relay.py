@@ -75,6 +75,11 @@ decode_told = msgspec.msgpack.Decoder(Told).decode
 _decode_shards = msgspec.msgpack.Decoder(frozenset[int]).decode
 
 
+def new_of(events: Sequence[NewEvent], answers: Sequence[Appended]) -> list[NewEvent]:
+    """Those that stand in the journal behind the place of their append."""
+    return [event for event, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
+
+
 def told(shard: int, place: Place, events: Sequence[NewEvent]) -> Told:
     """These events, all of them new, as an owner of the shard would read them."""
     stored = any(type(event.payload) is PayloadRef for event in events)
@@ -251,7 +256,7 @@ class Relay:
         owner = self._owners.get(shard)
         if owner is None or not owner.listens():
             return False
-        new = [event for event, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
+        new = new_of(events, answers)
         if not new or sum(map(_size, new)) > TOLD_BYTES_MAX:
             return False
         owner.send(encode(told(shard, place, new)))

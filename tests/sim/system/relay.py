@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Protocol
 
-from hookpost.relay import decode_told, encode, rows, told
-from hookpost.storage.contract import Appended, NewEvent, Place, Verdict
+from hookpost.relay import decode_told, encode, new_of, rows, told
+from hookpost.storage.contract import Appended, NewEvent, Place
 from hookpost.worker import Worker
 from tests.sim.system.loop import Loop, Node
 
@@ -37,7 +37,7 @@ class BadRelay:
     def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
         """See ``ingest.Relay``."""
         rng = self._rng
-        new = [event for event, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
+        new = new_of(events, answers)
         owners = [each for each in self._workers if shard in each.worker.fences]
         heard = self._workers if rng.random() < ASTRAY else owners
         if not new or not heard or rng.random() < RUNG:
