@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -29,6 +28,7 @@ from hookpost.app.compose import check_journal, check_payloads, make_store, prep
 from hookpost.app.config import Settings, as_environment, unknown_variables
 from hookpost.app.keyring import load_keyring, make_vault, prepare_keys
 from hookpost.app.metrics_page import listening
+from hookpost.app.shared_folder import shared_folder
 from hookpost.exposition import Metrics
 from hookpost.metrics import Board, Platform, Reporter
 from hookpost.model import show_id
@@ -49,8 +49,6 @@ STOP_MARGIN_S = 5.0
 WATCH_S = 1.0
 # Connections waiting to be accepted.
 BACKLOG = 2048
-# Where Linux has files that are in memory alone.
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a folder with a random name is made in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +222,7 @@ class Supervisor:
             listener = stack.enter_context(bind(settings))
             self._store = make_store(settings, self._dsn, application="hookpost supervisor")
             await self._store.open()
-            # Nothing in it is secret or has to last; it goes with the server, or with the machine's temporary files.
-            figures = Path(stack.enter_context(TemporaryDirectory(prefix="hookpost-figures-", dir=_in_memory())))
+            figures = stack.enter_context(shared_folder())
             self._board = Board(figures)
             try:
                 await self._supervise(listener, stop, figures)
@@ -348,12 +345,6 @@ def bind(settings: Settings) -> socket.socket:
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
-
-
-def _in_memory() -> str | None:
-    """A folder in memory, if there is one: each process replaces its file every second, from its event loop, and on a
-    disk it would wait for it, as for every log of a file system that others write to."""
-    return SHARED_MEMORY if os.path.ismount(SHARED_MEMORY) and os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None
 
 
 def child_environment(settings: Settings, dsn: str) -> dict[str, str]:
