@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec import structs
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.status import StatusCode
@@ -91,7 +91,7 @@ def test_a_span_says_what_came_of_the_attempt_and_nothing_that_others_wrote() ->
     assert (attributes["error.type"], attributes["http.request.resend_count"]) == ("http_5xx", 2)
     assert (attributes["server.address"], attributes["server.port"]) == ("hooks.example.com", 8443)
     assert CANARY not in found.to_json()
-    delivered = span(work(), replace(OUTCOME, error_code=None, status=200))
+    delivered = span(work(), structs.replace(OUTCOME, error_code=None, status=200))
     assert delivered.status.status_code is StatusCode.UNSET
     assert "error.type" not in (delivered.attributes or {})
 

@@ -302,8 +302,7 @@ class Request(msgspec.Struct, gc=False):
     tls: TlsIdentity | None = None
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, gc=False):
     """What one request came to. ``error_code`` is None for a 2xx only; ``status`` is None until headers are complete.
 
     ``total_ms`` counts from ``started_at`` to ``finished_at``. ``ours``: it failed at our own egress proxy, before

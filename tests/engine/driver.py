@@ -11,9 +11,10 @@ import heapq
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from random import Random
 from uuid import UUID
+
+from msgspec import structs
 
 from hookpost.engine.engine import Engine
 from hookpost.engine.lanes import FROM_START, NO_POSITION
@@ -198,6 +199,7 @@ class Driver:
         *,
         shards: int = 1,
         sent: Callable[[Work, float], None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.now = START
         self.tenants = {tenant.tenant_id: tenant for tenant in tenants}
@@ -205,7 +207,7 @@ class Driver:
         self.receivers = receivers
         self.store = IndexedStore(shards)
         self.books = Books()
-        self.engine = Engine(worker="w", limits=Limits(), rng=Random(1))
+        self.engine = Engine(worker="w", limits=limits or Limits(), rng=Random(1))
         self.in_flight = 0
         self.sends = 0
         self.probes = 0
@@ -385,7 +387,9 @@ class Driver:
 
         def end() -> None:
             self.in_flight -= 1
-            self.engine.on_outcome(work, replace(outcome, started_at=started_at, finished_at=self.now), now=self.now)
+            self.engine.on_outcome(
+                work, structs.replace(outcome, started_at=started_at, finished_at=self.now), now=self.now
+            )
 
         self._later(delay_s, end)
 

@@ -33,7 +33,7 @@ from tests.sim.world import simulate, small_fetches
 
 SEEDS = range(30)
 # Worlds that find what most others do not, or find it sooner: they are tried first.
-TELLING = {"a_fetch_reaches_rows_that_are_not_committed": 65, "a_row_may_lie_before_what_was_fetched": 81}
+TELLING = {"a_fetch_reaches_rows_that_are_not_committed": 27, "a_row_may_lie_before_what_was_fetched": 19}
 Fault = Callable[[pytest.MonkeyPatch], None]
 FAULTS: dict[str, Fault] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec import structs
 
 from hookpost.engine import roster, timers
 from hookpost.engine.backlog import FETCH_GRID_S, FETCH_MAX
@@ -89,7 +90,7 @@ class Bench:
         return works
 
     def end(self, work: Work, outcome: Outcome) -> None:
-        moment = replace(outcome, started_at=self.now, finished_at=self.now)
+        moment = structs.replace(outcome, started_at=self.now, finished_at=self.now)
         self.engine.on_outcome(work, moment, now=self.now)
 
     def take(self) -> Settle:
@@ -262,6 +263,49 @@ def test_events_for_a_closed_endpoint_are_parked_and_go_out_when_it_opens(shut: 
     assert len(bench.sends()) == 2
 
 
+def test_when_a_gate_closes_each_settle_takes_a_part_to_the_backlog_the_oldest_first() -> None:
+    """A hundred thousand may wait behind it: in one settle they would hold up everybody's."""
+    bench = Bench(endpoint(cap=1), limits=Limits(parked=3))
+    bench.post(count=9)
+    [first] = bench.sends()
+    bench.end(first, busy(b"60"))
+    assert bench.sends() == []
+    parked = [{seq for _, seq in bench.settle().upserts} for _ in range(3) if bench.sends() == []]
+    assert parked == [{1, 2, 3, 4}, {5, 6, 7}, {8, 9}], "with the one that failed"
+    assert bench.engine.buffered == 0
+    assert not bench.engine.unsettled
+
+
+def test_what_was_not_parked_yet_when_the_gate_opens_is_sent_from_memory() -> None:
+    bench = Bench(endpoint(cap=2), limits=Limits(parked=3))
+    bench.post(count=9)
+    bench.configure(endpoint(cap=2, status=EndpointStatus.PAUSED))
+    assert bench.sends() == []
+    assert {seq for _, seq in bench.settle().upserts} == {1, 2, 3}
+    bench.configure(endpoint(cap=2))
+    assert [work.entry.seq for work in bench.sends()] == [4, 5]
+    assert not bench.engine.unsettled
+
+
+def test_an_ordered_lane_keeps_its_order_while_it_is_parked_in_parts() -> None:
+    bench = Bench(endpoint(ordered=True), limits=Limits(parked=2))
+    bench.post(count=5)
+    bench.configure(endpoint(ordered=True, status=EndpointStatus.PAUSED))
+    assert bench.sends() == []
+    assert {seq for _, seq in bench.settle().upserts} == {1, 2}
+    bench.configure(endpoint(ordered=True))
+    assert bench.sends() == [], "the first is in the backlog"
+    [fetch] = bench.fetches()
+    bench.answer(fetch, stored(1), stored(2))
+    sent = []
+    while works := bench.sends():
+        [work] = works
+        sent.append(work.entry.seq)
+        bench.end(work, OK)
+        bench.settle()
+    assert sent == [1, 2, 3, 4, 5]
+
+
 def test_a_delivery_that_waits_for_a_paused_endpoint_dies_at_its_deadline() -> None:
     bench = Bench(endpoint(status=EndpointStatus.PAUSED, retry=RetryPolicy(deadline_s=100)))
     bench.post()
@@ -341,6 +385,36 @@ def test_who_has_little_in_memory_does_not_hold_it() -> None:
     bench.post(E1, count=18)
     bench.post(E2, count=2)
     assert bench.engine.holders(now=bench.now) == [E1]
+
+
+def test_of_a_tenant_whose_receivers_are_slow_some_stay_in_memory_however_much_room_there_is() -> None:
+    """In the backlog what waits for them is seen to expire, and a burst of somebody else's finds room."""
+    e3 = UUID(int=0x21)
+    bench = Bench(endpoint(E1, cap=1), endpoint(e3, tenant=OTHER_TENANT), limits=Limits(buffer=200))
+    bench.post(E1, count=60)
+    bench.post(e3, count=50, tenant=OTHER_TENANT)
+    slow, *quick = bench.sends()
+    assert slow.entry.tenant_id == TENANT
+    put_away: set[int] = set()
+    for _ in range(10):
+        bench.wait(STUCK_S / 4)
+        for work in quick[:4]:
+            bench.end(work, OK)
+        del quick[:4]
+        bench.engine.touch(0)
+        put_away |= {seq for _, seq in bench.settle().upserts}
+    assert put_away == set(range(32, 61)), "the newest, down to 0.15 of what there is room for"
+    assert bench.engine.buffered == 30
+
+
+def test_a_tenant_whose_burst_is_turned_over_keeps_it_in_memory() -> None:
+    bench = Bench(endpoint(E1, cap=2), limits=Limits(buffer=200))
+    bench.post(E1, count=60)
+    for _ in range(20):
+        for work in bench.sends():
+            bench.end(work, OK)
+        bench.wait(STUCK_S / 4)
+        assert not bench.settle().upserts
 
 
 def test_memory_that_is_not_turned_over_is_emptied_whoever_waits() -> None:
@@ -926,7 +1000,7 @@ def test_a_lane_with_something_to_remember_stays(kept: str) -> None:
     if kept in ("stored", "unsettled"):
         bench.end(work, BROKEN)
     elif kept == "held":
-        bench.end(work, replace(busy(b"99999"), error_code=ErrorCode.HTTP_429, status=429))
+        bench.end(work, structs.replace(busy(b"99999"), error_code=ErrorCode.HTTP_429, status=429))
         bench.settle()
     if kept == "stored":
         bench.settle()

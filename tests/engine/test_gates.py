@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec import structs
 
 from hookpost.engine.gates import BUDGET_LOOK_S
 from hookpost.engine.limits import Limits, Policies
@@ -141,7 +142,9 @@ def answer_probes(bench: Bench, *, granted: bool = True) -> int:
 def ask(bench: Bench, type_: str, seq: int, *owed: UUID) -> None:
     """A control row for what was posted as ``seq``."""
     bench.seqs[0] += 1
-    control = replace(row(bench.seqs[0], owed or (E1,), kind=Kind.CONTROL, payload=None, at=bench.now), type=type_)
+    control = structs.replace(
+        row(bench.seqs[0], owed or (E1,), kind=Kind.CONTROL, payload=None, at=bench.now), type=type_
+    )
     control.event_id = UUID(int=0x1000 + seq)
     bench.engine.on_rows(0, [control], now=bench.now)
 
@@ -423,13 +426,13 @@ def retrying(bench: Bench, count: int) -> Shelf:
     for _ in range(count):
         bench.post()
         [work] = bench.sends()
-        bench.end(work, replace(REFUSED, status=408))
+        bench.end(work, structs.replace(REFUSED, status=408))
     shelf.settle()
     bench.wait(10)
     return shelf
 
 
-FAILED = replace(REFUSED, status=408)
+FAILED = structs.replace(REFUSED, status=408)
 
 
 def test_retries_over_the_budget_wait_and_go_on_when_the_window_has_moved_on() -> None:

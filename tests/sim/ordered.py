@@ -10,6 +10,8 @@ from collections import defaultdict
 from dataclasses import replace
 from uuid import UUID
 
+from msgspec import structs
+
 from hookpost.engine.work import CANCEL, BacklogChange, JournalRow, Kind, Work
 from hookpost.model import Endpoint, EndpointStatus, Outcome, Tenant
 from hookpost.storage.contract import RECONFIGURED
@@ -213,10 +215,10 @@ class OrderedWorld(World):
         same = (row.generation for row in journal[blocking.position - 1 :] if row.event_id == blocking.event_id)
         generation = 1 + max(blocking.generation, *same)
         seq, day, owed = len(journal) + 1, int(at // 86400), [endpoint_id]
-        row = replace(old, seq=seq, day=day, kind=Kind.REPLAY, owed=owed, generation=generation, created_at=at)
+        row = structs.replace(old, seq=seq, day=day, kind=Kind.REPLAY, owed=owed, generation=generation, created_at=at)
         if old.payload is None:
             # What it would send is gone: it would die again.
-            row = replace(row, kind=Kind.CONTROL, type=CANCEL, generation=0)
+            row = structs.replace(row, kind=Kind.CONTROL, type=CANCEL, generation=0)
         journal.append(row)
         self.ledger.appended(row)
         self.trace("replay", shard, row.seq, blocking.position)

@@ -165,6 +165,7 @@ class World:
                 buffer=rng.choice((3, 8, 40, 1000)),
                 buffer_bytes=rng.choice((100, 1000, 100_000)),
                 fragments=rng.choice((2, 8, 512)),
+                parked=rng.choice((1, 3, 2000)),
             )
         )
         policies = Policies(BREAKER, BudgetPolicy(floor=rng.choice((5, 60, 600))), HEALTH)

@@ -473,12 +473,12 @@ class Settings(BaseSettings):
     worker_in_flight: int = Field(1000, ge=1, le=100_000, description="requests in flight at once, per worker")
     worker_in_flight_bytes: int = Field(128 * MIB, ge=MIB, le=16_384 * MIB, description="the same, in bytes of payload")
     buffer_events: int = Field(
-        20_000,
+        100_000,
         ge=100,
         le=1_000_000,
         description="deliveries that wait in a worker's memory before they go to the backlog",
     )
-    buffer_bytes: int = Field(64 * MIB, ge=MIB, le=16_384 * MIB, description="the same, in bytes of payload")
+    buffer_bytes: int = Field(128 * MIB, ge=MIB, le=16_384 * MIB, description="the same, in bytes of payload")
 
     spread_depth: int = Field(
         20_000,

@@ -17,6 +17,7 @@ from hookpost.engine import operations
 from hookpost.engine.books import Books
 from hookpost.engine.gates import Gates
 from hookpost.engine.lanes import FROM_START, NEVER, NO_POSITION, NO_QUEUE, NONE_RELEASED, Lane
+from hookpost.engine.limits import Limits
 from hookpost.engine.roster import Roster
 from hookpost.engine.timers import Timers
 from hookpost.engine.turns import Turns
@@ -38,14 +39,19 @@ FORWARD_AGAIN_S = 1.0
 class Backlog:
     """The backlog of all lanes of one worker, as far as the engine has to know it."""
 
-    def __init__(self, books: Books, roster: Roster, gates: Gates, turns: Turns, timers: Timers) -> None:
+    def __init__(
+        self, books: Books, roster: Roster, gates: Gates, turns: Turns, timers: Timers, limits: Limits
+    ) -> None:
         self._books = books
         self._roster = roster
         self._gates = gates
         self._turns = turns
         self._timers = timers
+        self._limits = limits
         self._wanted: deque[Lane] = deque()
         self._fetching = 0
+        # Lanes whose gate has closed and that hold more than one settle could write: keys of a dict.
+        self._parking: dict[Lane, None] = {}
 
     # ---- what a lane wants ----------------------------------------------------------------------------------------
 
@@ -136,13 +142,29 @@ class Backlog:
         return None
 
     def park(self, lane: Lane, reason: WaitReason, now: float) -> None:
-        """All that it holds in memory waits in the backlog, for this reason."""
-        later, lane.later = lane.later, NO_QUEUE
-        queue, lane.queue = lane.queue, NO_QUEUE
-        for works in (later, queue):
-            for work in works:
-                self._books.put_away(work, reason, now)
-        self.consider(lane, now)
+        """All that it holds in memory waits in the backlog, for this reason: the first of it now, as much as a settle
+        may write, and the rest behind that settle, unless its gate has opened by then."""
+        while lane.later and self._may_park(lane):
+            self._books.put_away(lane.later.popleft(), reason, now)
+        while lane.queue and not lane.later and self._may_park(lane):
+            self._books.put_away(lane.queue.popleft(), reason, now)
+        lane.later = lane.later or NO_QUEUE
+        lane.queue = lane.queue or NO_QUEUE
+        if not lane.has_work():
+            self.consider(lane, now)
+
+    def _may_park(self, lane: Lane) -> bool:
+        if self._books.put_away_now < self._limits.parked:
+            return True
+        self._parking[lane] = None
+        return False
+
+    def go_on_parking(self) -> None:
+        """A settle is committed: lanes that were not parked whole have their turn, and meet their gates again."""
+        parking, self._parking = self._parking, {}
+        for lane in parking:
+            if lane.open and lane.has_work():
+                self._turns.enter(lane)
 
     def take_fetches(self, *, in_flight: int, now: float) -> list[Fetch]:
         """Backlog reads to start now; each must end in ``on_backlog`` or ``on_fetch_failed``."""

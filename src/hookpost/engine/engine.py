@@ -29,6 +29,7 @@ from hookpost.engine.turns import Turns
 from hookpost.engine.work import (
     CANCEL,
     HELD,
+    NO_DONE,
     REPLAY,
     RETRY_NOW,
     BacklogRow,
@@ -80,7 +81,7 @@ class Engine:
         self._timers = Timers()
         self._books = Books(self._shards, limits, worker=worker)
         self._roster = Roster(self._shards, self._gates, self._turns, self._findings)
-        self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers)
+        self._backlog = Backlog(self._books, self._roster, self._gates, self._turns, self._timers, limits)
         self._loads = Loads(limits.loads, limits.in_flight_bytes // 2)
         self._spill = Spill(self._books, self._backlog, self._gates, self._turns, self._roster.tenants, limits)
         self.in_flight = 0
@@ -224,9 +225,15 @@ class Engine:
         return self._books.room()
 
     def has_room_for(self, rows: Sequence[JournalRow]) -> bool:
-        """May these come unasked? Not when memory would fill: then it matters whether others wait."""
+        """May these come unasked?"""
+        room, room_bytes = self._books.room()
         size = sum([len(row.payload) for row in rows if row.payload is not None])
-        return not self._spill.is_filling(sum([len(row.owed) for row in rows]), size)
+        return sum([len(row.owed) for row in rows]) <= room and size <= room_bytes
+
+    @property
+    def is_filling(self) -> bool:
+        """Does memory fill? Then it matters whether others wait in the journal (``holders``)."""
+        return self._spill.is_filling()
 
     def holders(self, *, now: float) -> list[UUID] | None:
         """The endpoints that hold the memory, if it helps to know whether anybody else waits in the journal."""
@@ -263,11 +270,12 @@ class Engine:
         *,
         now: float,
     ) -> None:
+        payload = row.payload
         entry = Entry(
-            shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, row.payload, row.generation,
-            row.created_at, len(owed), row.trace,
+            shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, payload, row.generation,
+            row.created_at, len(owed), row.trace, list(done) if done else NO_DONE, 0,
+            0 if payload is None else len(payload),
         )  # fmt: skip
-        entry.done.extend(done)
         shard.progress.begin(entry)
         possible_duplicate = row.created_at <= shard.doubtful_until
         for endpoint_id in owed:
@@ -651,6 +659,7 @@ class Engine:
                 lane.bring_forward(lane.recovered_at)
             if lane.open:
                 self._backlog.consider(lane, now)
+        self._backlog.go_on_parking()
 
     # ---- operations on single deliveries ----------------------------------------------------------------------------
 

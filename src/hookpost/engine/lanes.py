@@ -35,13 +35,14 @@ LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker. ``buffered``: its deliveries that wait in memory; ``breakers``: of its
-    receivers that are not at rest, by origin; ``recovered``: when others were seen to recover; ``origins``: all of its
-    endpoints by origin, made when a breaker asks for it and forgotten with the next change."""
+    """One tenant's share of this worker. ``buffered``: its deliveries that wait in memory; ``started``: requests since
+    the beginning; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``: when others were seen
+    to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and forgotten with the next
+    change."""
 
     __slots__ = (
-        "breakers", "buffered", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "tenant_id",
-        "turning",
+        "breakers", "buffered", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "started",
+        "tenant_id", "turning",
     )  # fmt: skip
 
     def __init__(self, tenant_id: UUID) -> None:
@@ -50,6 +51,7 @@ class TenantState:
         self.endpoints: dict[UUID, EndpointState] = {}
         self.in_flight = 0
         self.buffered = 0
+        self.started = 0
         self.cap = 0
         self.lanes: Ready = deque()
         self.turning = False

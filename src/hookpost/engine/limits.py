@@ -17,6 +17,7 @@ class Limits:
 
     ``fragments``: ranges of open entries and fan-outs done in part that a shard may have, as every settle writes them
     down. Where a slow endpoint leaves holes behind healthy ones, what waits longest goes to the backlog.
+    ``parked``: when a gate closes, so many of the fresh deliveries behind it go to the backlog with one settle.
     ``loads``: payloads read from the payload store at once, of at most half of ``in_flight_bytes``; they count as
     requests, in bytes too.
     ``replay_s``: a replay ends so long after its event was accepted, whenever it was asked for.
@@ -24,9 +25,10 @@ class Limits:
 
     in_flight: int = 1000
     in_flight_bytes: int = 128 * 1024 * 1024
-    buffer: int = 20_000
-    buffer_bytes: int = 64 * 1024 * 1024
+    buffer: int = 100_000
+    buffer_bytes: int = 128 * 1024 * 1024
     fragments: int = 512
+    parked: int = 2_000
     loads: int = 64
     replay_s: float = math.inf
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from uuid import UUID
 
-from hookpost.engine.work import Entry, Progress
+from hookpost.engine.work import NO_DONE, Entry, Progress
 
 
 class GapError(RuntimeError):
@@ -55,6 +55,8 @@ class ShardProgress:
         """One delivery of the entry is done or in the backlog."""
         entry.remaining -= 1
         if entry.remaining:
+            if entry.done is NO_DONE:
+                entry.done = []
             entry.done.append(endpoint_id)
             self._partial[entry.seq] = entry
             return

@@ -7,6 +7,7 @@ never stops for one tenant while others are behind it, and of what is spilled a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from heapq import heapify, heappop, heappush
 from uuid import UUID
 
@@ -31,7 +32,9 @@ HOLDS_PART = 0.5
 HOLDERS_MAX = 256
 # Memory turns over when what it holds starts within this time at the pace of the last look. What is slower than that
 # waits for its receivers, and is better off in the backlog, where a deadline is seen.
-TURNS_OVER_S = 10.0
+TURNS_OVER_S = 60.0
+# So much of the memory a tenant may hold though it does not turn over.
+SLOW_PART = 0.15
 # A pause of this length is no slow receiver yet.
 STUCK_S = 3.0
 # How long the pace is measured, at least and at most.
@@ -62,6 +65,11 @@ class Spill:
         self._alone_until = 0.0
         self._paced_at = self._turned_over_at = -PACE_S
         self._started = 0
+        # Of tenants that hold more than the slow may: how many of its requests had started at the last look, and when
+        # what it holds turned over last.
+        self._slow_from = limits.buffer * SLOW_PART
+        self._looked_at = -PACE_S
+        self._paces: dict[TenantState, tuple[int, float]] = {}
 
     def holders(self, now: float) -> list[UUID] | None:
         """The endpoints that hold the memory, when it fills and is turned over: if nobody else has rows in the journal,
@@ -92,7 +100,11 @@ class Spill:
     def make_room(self, now: float) -> None:
         """Memory fills, and the rows that come next may be another tenant's: of who holds more than its fair share the
         newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too. Not while
-        nobody else waits."""
+        nobody else waits. Of a tenant whose receivers are slow only some stay, however much room there is."""
+        self._look_at_paces(now)
+        for tenant, (_, turned_over_at) in self._paces.items():
+            if now - turned_over_at > STUCK_S and self._books.put_away_now < SPILL_AT_ONCE:
+                self._give_way(tenant, partial(self._holds_much, tenant), now)
         if now < self._alone_until or not self.is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         full = self._books.room() == (0, 0)
@@ -100,13 +112,43 @@ class Spill:
         # One share more than there are tenants: that of the next one to come.
         share = self._limits.buffer // (len(holders) + 1)
         for tenant in sorted(holders, key=lambda tenant: tenant.buffered, reverse=True):
-            left = SPILL_AT_ONCE - self._books.put_away_now
-            if left <= 0 or not self.is_filling() or not (full or tenant.buffered > share):
+            if (
+                self._books.put_away_now >= SPILL_AT_ONCE
+                or not self.is_filling()
+                or not (full or tenant.buffered > share)
+            ):
                 return
-            lanes = [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
-            self._put_away(lanes, _newest, left, self.is_filling, now)
+            lanes = self._give_way(tenant, self.is_filling, now)
             if full and self._books.put_away_now < SPILL_AT_ONCE:
                 self._put_back(lanes, now)
+
+    def _give_way(self, tenant: TenantState, needed: Callable[[], bool], now: float) -> list[Lane]:
+        """Its newest go to the backlog, as long as it is needed and a settle may write more; returns its lanes."""
+        lanes = [lane for endpoint in tenant.endpoints.values() for lane in endpoint.lanes]
+        self._put_away(lanes, _newest, SPILL_AT_ONCE - self._books.put_away_now, needed, now)
+        return lanes
+
+    def _holds_much(self, tenant: TenantState) -> bool:
+        """More than the slow may?"""
+        return tenant.buffered > self._slow_from
+
+    def _look_at_paces(self, now: float) -> None:
+        """Now and then: who holds more than the slow may, and when did it turn over last?"""
+        spent_s = now - self._looked_at
+        if spent_s < PACE_S:
+            return
+        self._looked_at = now
+        if self._books.buffered <= self._slow_from:
+            self._paces = {}
+            return
+        paces = {}
+        for tenant in self._tenants.values():
+            if self._holds_much(tenant):
+                started, turned_over_at = self._paces.get(tenant, (0, now))
+                if (tenant.started - started) * TURNS_OVER_S >= tenant.buffered * min(spent_s, PACE_S_MAX):
+                    turned_over_at = now
+                paces[tenant] = tenant.started, turned_over_at
+        self._paces = paces
 
     def _put_back(self, lanes: Iterable[Lane], now: float) -> None:
         """Retries and replays, of the lanes with most of them. Only when there is no other way, for what was fetched
@@ -117,13 +159,10 @@ class Spill:
             if lane.endpoint.config is not None:
                 self._backlog.park(lane, self._reason(lane, now), now)
 
-    def is_filling(self, more: int = 0, size: int = 0) -> bool:
-        """Does memory fill, or would it with so many deliveries more, of so many bytes?"""
+    def is_filling(self) -> bool:
+        """Does memory fill?"""
         books, limits = self._books, self._limits
-        return (
-            books.buffered + more >= limits.buffer * SPILL_FROM
-            or books.buffered_bytes + size >= limits.buffer_bytes * SPILL_FROM
-        )
+        return books.buffered >= limits.buffer * SPILL_FROM or books.buffered_bytes >= limits.buffer_bytes * SPILL_FROM
 
     def mend(self, shard: Shard, now: float) -> None:
         """Too much to write down in each settle: the oldest open deliveries go to the backlog."""

@@ -44,6 +44,7 @@ class Turns:
         self._in_flight += 1
         self._active += tenant.in_flight == 0
         tenant.in_flight += 1
+        tenant.started += 1
 
     def end(self, tenant: TenantState) -> None:
         """One of its requests has ended."""

@@ -199,7 +199,12 @@ class World:
         limits = (
             Limits()
             if self.roomy
-            else Limits(in_flight=rng.choice((4, 50)), buffer=rng.choice((8, 60)), fragments=rng.choice((4, 512)))
+            else Limits(
+                in_flight=rng.choice((4, 50)),
+                buffer=rng.choice((8, 60)),
+                fragments=rng.choice((4, 512)),
+                parked=rng.choice((2, 2000)),
+            )
         )
         settings = WorkerSettings(
             pool=pool,
