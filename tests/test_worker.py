@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import replace
 from random import Random
 from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec import structs
 from uuid_utils.compat import uuid7
 
 from hookpost import telemetry
@@ -359,7 +359,7 @@ async def test_a_shard_is_handed_over_when_its_own_requests_have_ended_and_other
     store.status = EndpointStatus.ENABLED
     sender = Hanging(store)
     async with working(store, monkeypatch, sender=sender) as node_id:
-        store.rows = {shard: [replace(row(shard, 1), payload=str(shard).encode())] for shard in (2, 3)}
+        store.rows = {shard: [structs.replace(row(shard, 1), payload=str(shard).encode())] for shard in (2, 3)}
         await store.until(lambda: sender.under_way == {b"2", b"3"})
         joined, third = uuid7(), uuid7()
         store.expires[joined] = store.expires[third] = store.clock.time + 9 * LEASE_S
@@ -381,7 +381,7 @@ async def test_a_run_of_failures_that_another_worker_wrote_down_is_ended_by_a_su
     store = Leases(Clock())
     store.status = EndpointStatus.ENABLED
     sender = Hanging(store)
-    first, second = (replace(row(2, n), payload=str(n).encode(), owed=[E1]) for n in (1, 2))
+    first, second = (structs.replace(row(2, n), payload=str(n).encode(), owed=[E1]) for n in (1, 2))
     async with working(store, monkeypatch, sender=sender):
         store.rows = {2: [first]}
         await store.until(lambda: sender.under_way == {b"1"})
@@ -403,7 +403,7 @@ async def test_a_worker_that_is_told_to_stop_while_it_hands_over_stops_in_order(
     store.status = EndpointStatus.ENABLED
     sender = Hanging(store)
     async with working(store, monkeypatch, sender=sender):
-        store.rows = {3: [replace(row(3, 1), payload=b"3")]}
+        store.rows = {3: [structs.replace(row(3, 1), payload=b"3")]}
         await store.until(lambda: sender.under_way == {b"3"})
         store.expires[uuid7()] = store.clock.time + LEASE_S
         await store.until(lambda: of(store, None) == {2})
@@ -524,8 +524,8 @@ async def test_a_notice_in_the_journal_has_the_configuration_loaded_before_the_r
         store.rows = {0: [row(0, 1)]}
         await store.until(lambda: store.loads == ["tenants", "endpoints"])
         store.loads.clear()
-        notice = replace(row(0, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])
-        store.rows = {0: [notice, replace(row(0, 3), owed=[])]}
+        notice = structs.replace(row(0, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])
+        store.rows = {0: [notice, structs.replace(row(0, 3), owed=[])]}
         await store.until(lambda: not store.rows and store.positions[0] == 3)
         assert store.loads == ["tenants", "endpoints"]
 
@@ -600,7 +600,7 @@ class Telling(Leases):
 
 
 def told(shard: int, *seqs: int) -> list[JournalRow]:
-    return [replace(row(shard, seq), payload=f"{shard}.{seq}".encode()) for seq in seqs]
+    return [structs.replace(row(shard, seq), payload=f"{shard}.{seq}".encode()) for seq in seqs]
 
 
 async def test_told_rows_that_follow_are_sent_and_settled_and_need_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -628,6 +628,32 @@ async def test_what_is_told_twice_or_was_read_is_taken_once(monkeypatch: pytest.
         await store.sent("1.1", "1.2", "1.3")
         assert telemetry.counters["rows_told"] == again + 1
         assert store.rung_here == []
+
+
+async def test_while_rows_are_told_the_next_read_waits_for_a_ring_whatever_the_last_one_brought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flood is faster in the journal than on its way: each read would bring rows, and the next one hurry."""
+    store = Telling()
+    waits: list[float] = []
+    ring = store.wait_for_ring
+
+    async def waiting(timeout_s: float) -> Collection[int] | None:
+        waits.append(timeout_s)
+        return await ring(timeout_s)
+
+    async def waits_behind_row(seq: int) -> list[float]:
+        waits.clear()
+        store.rows = {1: told(1, seq)}
+        await store.until(lambda: store.positions[1] == seq)
+        return waits
+
+    monkeypatch.setattr(store, "wait_for_ring", waiting)
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(1, 1))
+        assert module.READ_WAIT_S not in await waits_behind_row(2)
+        store.clock.time += module.TOLD_S
+        assert module.READ_WAIT_S in await waits_behind_row(3)
 
 
 async def test_behind_a_gap_nothing_is_taken_and_the_journal_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,7 +699,7 @@ async def test_what_is_told_while_the_notice_before_it_is_heeded_waits_for_it(mo
             return await load(tenant_ids)
 
         monkeypatch.setattr(store, "load_tenants", slow)
-        store.rows = {1: [replace(row(1, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])]}
+        store.rows = {1: [structs.replace(row(1, 2), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])]}
         await asyncio.wait_for(heeding.wait(), PATIENCE_S)
         worker.take_told(told(1, 3))
         assert store.rung_here == [1]
@@ -694,17 +720,32 @@ async def test_rows_of_a_shard_of_others_are_rung_for_there(monkeypatch: pytest.
         assert store.rung_here == []
 
 
-async def test_memory_that_would_fill_takes_nothing_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read looks whether others wait behind those who hold it: what is told must not pass that by."""
+async def test_what_memory_has_no_room_for_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Telling()
-    wide = replace(row(0, 1), owed=[uuid7() for _ in range(9)])
-    long = replace(row(2, 1), payload=bytes(900))
+    wide = structs.replace(row(0, 1), owed=[uuid7() for _ in range(13)])
+    long = structs.replace(row(2, 1), payload=bytes(1100))
     async with store.told(monkeypatch, Limits(buffer=12, in_flight=0, buffer_bytes=1000)) as worker:
         worker.take_told([wide])
         worker.take_told([long])
         assert store.rung_here == [0, 2]
         worker.take_told(told(1, 1, 2))
         assert worker.figures()["buffered_deliveries"] == 2
+        assert store.rung_here == [0, 2]
+
+
+async def test_while_memory_fills_what_is_told_does_not_pass_by_the_look_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Telling()
+    async with store.told(monkeypatch, Limits(buffer=12, in_flight=0)) as worker:
+        await store.until(lambda: worker._others_at > store.clock.time)
+        worker.take_told(told(1, *range(1, 10)))
+        assert worker.figures()["buffered_deliveries"] == 9
+        assert store.rung_here == [], "it has looked a moment ago"
+        store.clock.time += module.OTHERS_EVERY_S
+        worker.take_told(told(1, 10))
+        assert store.rung_here == [1]
+        assert worker.figures()["buffered_deliveries"] == 10
 
 
 @pytest.mark.parametrize("why", ["paused", "no lease", "stopping", "gap"])

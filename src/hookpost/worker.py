@@ -55,6 +55,8 @@ READ_PACE_S = 0.003
 # Behind that the next read waits for a ring, which comes with the next append, but no longer than this: one may get
 # lost, and where nobody can ring all depends on it.
 READ_WAIT_S = 0.007
+# When rows were told within this time, others are: nothing is read but what was rung for.
+TOLD_S = 0.1
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
 # When memory is full: how often to look whether anybody else waits behind those who hold it, how many rows ahead, and
@@ -203,6 +205,7 @@ class Worker:
         self._behind: set[int] = set()
         self._look_at = 0.0
         self._others_at = 0.0
+        self._told_at = -TOLD_S
         # Changed and not written down yet, and when to write again.
         self._health: dict[UUID, Health] = {}
         self._health_due = 0.0
@@ -507,8 +510,9 @@ class Worker:
                 self._note_store(error)
                 count, full, idle_s = 0, False, STORE_RETRY_S_MAX
             if count:
-                idle_s = READ_PACE_S
                 self._kick()
+            if count and not self._is_told():
+                idle_s = READ_PACE_S
                 if full:
                     await asyncio.sleep(0)
                     await self._hear(0.0)
@@ -519,6 +523,10 @@ class Worker:
                 idle_s = min(idle_s * 2, IDLE_S_MAX)
                 if await self._hear(idle_s):
                     idle_s = READ_PACE_S
+
+    def _is_told(self) -> bool:
+        """Do rows come without being read? Then a gap between them is noticed, and rung for."""
+        return self._clock.monotonic() - self._told_at < TOLD_S
 
     async def _await_ring(self, timeout_s: float) -> None:
         """Wait for a ring for one of our shards."""
@@ -591,9 +599,9 @@ class Worker:
     def take_told(self, rows: list[JournalRow]) -> None:
         """An API process of this server tells what it has just appended to a shard, in the order of its journal.
 
-        Taken is what follows what was read, just as if it had been read; not while memory fills, for a read looks
-        whether others wait behind those who hold it. What is not taken stands in the journal, which is looked at as if
-        it had rung.
+        Taken is what follows what was read, just as if it had been read, as long as there is room. What is not taken
+        stands in the journal, which is looked at as if it had rung; and so it is now and then while memory fills, for
+        a read looks whether others wait behind those who hold it.
         """
         shard = rows[0].shard
         if shard not in self._fences:
@@ -606,8 +614,11 @@ class Worker:
             if fresh[0].seq == self._engine.read_to(shard)[0] + 1 and self._engine.has_room_for(fresh):
                 self._engine.on_rows(shard, fresh, now=self._clock.now())
                 telemetry.count("rows_told", len(fresh))
+                self._told_at = self._clock.monotonic()
                 if self._engine.missing:
                     self._config_wanted.set()
+                if self._engine.is_filling and self._clock.monotonic() >= self._others_at:
+                    self._store.ring_here((shard,))
                 self._kick()
                 return
         self._store.ring_here((shard,))
