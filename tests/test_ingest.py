@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import wraps
 from random import Random
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -214,11 +214,35 @@ async def test_an_event_does_not_wait_behind_another_tenants_flood() -> None:
     store.open.set()
     await asyncio.gather(*first, flood, mine)
     groups = [[event.tenant_id for event in events] for _, events in store.calls]
-    assert [len(group) for group in groups] == [1, 500, 500, 2]
+    assert [len(group) for group in groups] == [1, 200, 200, 200, 200, 200, 2]
     assert groups[1].count(other) == 2, "in the next group, whoever came before"
     assert [event.event_id for event in store.stored if event.tenant_id != other] == [
         answer.event_id for answer in [*first[0].result(), *flood.result()]
     ], "each tenant's events in their order"
+
+
+def test_groups_are_smaller_for_a_while_where_a_flood_has_company() -> None:
+    """Who comes behind a group waits until it is stored, so it is not only the group that has others in it."""
+    queue, ticket = intake.Queue((0,)), intake.Ticket(9999, 9999.0, lambda end: None)
+    flooding, other = uuid7(), uuid7()
+
+    def post(tenant: UUID, count: int) -> None:
+        for _ in range(count):
+            event = NewEvent(uuid7(), tenant, "a", b"{}", ())
+            submission = Submission("a", b"{}")
+            queue.events.append(intake.Pending(ticket, 0, submission, 0, cast(intake.PostRoutes, None), event))
+
+    def take(now: float) -> list[int]:
+        group, late = queue.take(now=now, timeout_s=3.0)
+        assert not late
+        return [sum(pending.event.tenant_id == tenant for pending in group) for tenant in (flooding, other)]
+
+    post(flooding, 2500)
+    assert take(10.0) == [500, 0]
+    post(other, 3)
+    assert take(11.0) == [197, 3]
+    assert take(11.5) == [200, 0]
+    assert take(11.0 + intake.SHARED_S) == [500, 0]
 
 
 async def test_groups_are_bounded_in_events_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,10 @@ from hookpost.storage.routes import Routes
 
 # Events in one append: beyond it the call's latency grows and its throughput does not.
 GROUP_EVENTS_MAX = 500
+# The same where a flood has company: who comes behind it waits for the append under way, and for one with it. For so
+# long behind the last group that was of several tenants.
+SHARED_EVENTS_MAX = 200
+SHARED_S = 1.0
 # Payload bytes in one append: it is one message to the database, and its memory there is a multiple of it.
 GROUP_BYTES_MAX = 8 * 1024 * 1024
 # What one endpoint in an owed list costs an append, in payload bytes: 500 events owed to 1,000 each take 0.6 s.
@@ -161,6 +165,11 @@ class _Waiting:
     def __len__(self) -> int:
         return self._len
 
+    @property
+    def tenants(self) -> int:
+        """How many have something here."""
+        return len(self._tenants)
+
     def append(self, pending: Pending) -> None:
         """Behind what its tenant has here."""
         self._len += 1
@@ -204,10 +213,12 @@ class Queue:
     """Events that may go to any of these shards, and how many appends of them are under way.
 
     ``waiting`` says that its next append is on its way and has not taken its events yet; none begins before ``due``.
-    The last ones took ``took_s``; at most ``group_max`` events go in the next.
+    The last ones took ``took_s``; at most ``group_max`` events go in the next, and fewer until ``shared_until``.
     """
 
-    __slots__ = ("appends_max", "due", "events", "group_max", "shards", "took_s", "turn", "under_way", "waiting")
+    __slots__ = (
+        "appends_max", "due", "events", "group_max", "shards", "shared_until", "took_s", "turn", "under_way", "waiting",
+    )  # fmt: skip
 
     def __init__(self, shards: tuple[int, ...]) -> None:
         self.shards = shards
@@ -219,6 +230,7 @@ class Queue:
         self.due = 0.0
         self.took_s = deque([0.0], maxlen=APPENDS_NOTED)
         self.group_max = GROUP_EVENTS_MAX
+        self.shared_until = 0.0
 
     def take(self, *, now: float, timeout_s: float) -> tuple[list[Pending], list[Pending]]:
         """The next group, and what need not be stored: nobody waits for it any more, or its answer would come too late.
@@ -228,7 +240,10 @@ class Queue:
         size = 0
         events = self.events
         stored_at = now + min(2 * min(self.took_s), APPEND_PART * timeout_s)
-        while events and len(group) < self.group_max and size < GROUP_BYTES_MAX:
+        if events.tenants > 1:
+            self.shared_until = now + SHARED_S
+        most = self.group_max if now >= self.shared_until else min(self.group_max, SHARED_EVENTS_MAX)
+        while events and len(group) < most and size < GROUP_BYTES_MAX:
             pending = events.popleft()
             if pending.ticket.ended or pending.ticket.deadline < stored_at:
                 late.append(pending)
