@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import time
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from uuid_utils.compat import uuid7
 
 from hookpost.ingest import Ingest, IngestLimits, Overloaded
+from hookpost.intake import Submission
 from hookpost.policy.keys import hash_secret, make_key, parse_key
 from hookpost.storage.payloads import ObjectStore
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.web import events
 from hookpost.web.auth import Authenticator
-from hookpost.web.events import EventLimits, EventRoutes
+from hookpost.web.events import LARGE_BATCH_BYTES, EventLimits, EventRoutes
 from tests.patience import PATIENCE_S
 
 LIMITS = EventLimits(body_max_bytes=200_000, batch_max_events=1000, receiving_max_bytes=1_000_000)
@@ -173,6 +175,27 @@ async def test_what_must_be_looked_up_first_is_not_answered_in_place(posting: Po
     assert (await posting.batch(b'{"events":[{"type":"a.b","payload":1},2]}')).status == 202
     assert (await posting.post(body_of(target_endpoints=[]))).status == 202
     assert posting.taken == 4
+
+
+async def test_a_small_request_waits_for_one_large_one_and_not_for_all(
+    posting: Posting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each keeps the loop while it is taken apart."""
+    large = b'{"events":[%b]}' % b",".join([body_of(json.dumps("x" * 200))] * (LARGE_BATCH_BYTES // 200))
+    assert (await posting.batch(b'{"events":[%b]}' % body_of())).status == 202, "key and routes are known"
+    taken_apart: list[int] = []
+    read = EventRoutes._checked
+
+    def checked(routes: EventRoutes, event: Any, *rest: Any) -> Submission:
+        taken_apart.append(len(event.payload))
+        return read(routes, event, *rest)
+
+    monkeypatch.setattr(EventRoutes, "_checked", checked)
+    answers = await asyncio.gather(*(posting.batch(large) for _ in range(4)), posting.post(body_of()))
+    assert {answer.status for answer in answers} == {202}
+    sizes = [size for size, _ in itertools.groupby(taken_apart)]
+    assert sizes == [202, 2, 202], "behind the first"
+    assert taken_apart.count(202) == 4 * (LARGE_BATCH_BYTES // 200)
 
 
 async def test_known_targets_and_a_limit_keep_the_short_cut(posting: Posting) -> None:

@@ -27,6 +27,7 @@ from hookpost.storage.contract import Appended, StoreUnavailable, Verdict
 from hookpost.web.auth import Authenticator
 from hookpost.web.limits import limit_headers
 from hookpost.web.problems import Problem, rate_limited
+from hookpost.web.turnstile import Turnstile
 from hookpost.web.wire import Fields, Headers, InPlace, Reply
 
 Scope = MutableMapping[str, Any]
@@ -47,6 +48,9 @@ _ESCAPE = re.compile(rb"\\u([0-9a-fA-F])[89a-fA-F]")
 _SURROGATE = re.compile(rb"(\\u)([dD])(?=[89a-fA-F])")
 _JSON = b"application/json"
 _KINDS = {"str": "a string", "array": "a list", "object": "an object"}
+# What takes half a millisecond to take apart takes turns: batches from this size on, and single events.
+LARGE_BATCH_BYTES = 16 * 1024
+LARGE_EVENT_BYTES = 128 * 1024
 _ANSWER_HEADERS: Headers = [
     (b"content-type", _JSON),
     (b"cache-control", b"no-store"),
@@ -92,6 +96,7 @@ class EventRoutes:
         self._authenticator = authenticator
         self._limits = limits
         self._receiving = 0
+        self._large = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -116,7 +121,7 @@ class EventRoutes:
         # Looking a key up and appending share the time that a producer waits for a store that is slow.
         spent_s = monotonic() - began
         _check_content(fields)
-        body = await self._body(fields, receive)
+        body = await self._body(scope["path"], fields, receive)
         read = self._read_batch if scope["path"].endswith("/batch") else self._read_single
         submissions, render = read(fields, body)
         answer = render(await self._ingest.submit(tenant_id, submissions, spent_s=spent_s))
@@ -148,6 +153,8 @@ class EventRoutes:
                 return False
             tenant_id = principal.writer("events:write")
             _check_content(fields)
+            if _is_large(path, body) and not self._large.enter():
+                return False
             submissions, render = read(fields, body)
             tell = partial(self._told, path, tenant_id, render, reply)
             return bool(submissions) and self._ingest.post(tenant_id, submissions, tell)
@@ -165,7 +172,8 @@ class EventRoutes:
             status, headers, body = _refusal(error, path)
         reply(status, headers, body)
 
-    async def _body(self, fields: Fields, receive: Receive) -> bytes:
+    async def _body(self, path: str, fields: Fields, receive: Receive) -> bytes:
+        """All of it, when it may be taken apart."""
         limit = self._limits.body_max_bytes
         declared = fields.get(b"content-length")
         if declared is not None and (not declared.isdigit() or len(declared) > DIGITS_MAX or int(declared) > limit):
@@ -180,8 +188,11 @@ class EventRoutes:
                 body: bytes = message.get("body", b"")
                 if len(body) > limit:
                     raise _too_large(limit)
-                return body
-            return await _chunks(message, receive, limit)
+            else:
+                body = await _chunks(message, receive, limit)
+            if _is_large(path, body):
+                await self._large.wait()
+            return body
         finally:
             self._receiving -= reserved
 
@@ -245,6 +256,11 @@ def _credentials(fields: Fields) -> tuple[str | None, str | None]:
         None if authorization is None else authorization.decode("latin-1"),
         None if acting_for is None else acting_for.decode("latin-1"),
     )
+
+
+def _is_large(path: str, body: bytes) -> bool:
+    size = len(body)
+    return size >= LARGE_BATCH_BYTES and (size >= LARGE_EVENT_BYTES or path.endswith("/batch"))
 
 
 def _check_content(fields: Fields) -> None:
