@@ -642,18 +642,19 @@ async def test_while_rows_are_told_the_next_read_waits_for_a_ring_whatever_the_l
         waits.append(timeout_s)
         return await ring(timeout_s)
 
-    async def waits_behind_row(seq: int) -> list[float]:
+    async def waits_behind_row(shard: int, seq: int) -> list[float]:
         waits.clear()
-        store.rows = {1: told(1, seq)}
-        await store.until(lambda: store.positions[1] == seq)
+        store.rows = {shard: told(shard, seq)}
+        await store.until(lambda: store.positions[shard] == seq)
         return waits
 
     monkeypatch.setattr(store, "wait_for_ring", waiting)
     async with store.told(monkeypatch) as worker:
         worker.take_told(told(1, 1))
-        assert module.READ_WAIT_S not in await waits_behind_row(2)
+        assert module.READ_WAIT_S not in await waits_behind_row(1, 2)
+        assert module.READ_WAIT_S in await waits_behind_row(2, 1), "of another shard nothing was told"
         store.clock.time += module.TOLD_S
-        assert module.READ_WAIT_S in await waits_behind_row(3)
+        assert module.READ_WAIT_S in await waits_behind_row(1, 3)
 
 
 async def test_behind_a_gap_nothing_is_taken_and_the_journal_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ READ_PACE_S = 0.003
 # Behind that the next read waits for a ring, which comes with the next append, but no longer than this: one may get
 # lost, and where nobody can ring all depends on it.
 READ_WAIT_S = 0.007
-# When rows were told within this time, others are: nothing is read but what was rung for.
+# When rows of a shard were told within this time, others are: nothing of it is read but what was rung for.
 TOLD_S = 0.1
 # How long an idle worker sleeps when nobody rings (a ring may get lost); doubled from the pace up to here.
 IDLE_S_MAX = 0.5
@@ -205,7 +205,8 @@ class Worker:
         self._behind: set[int] = set()
         self._look_at = 0.0
         self._others_at = 0.0
-        self._told_at = -TOLD_S
+        # When rows of a shard were told last.
+        self._told_at: dict[int, float] = {}
         # Changed and not written down yet, and when to write again.
         self._health: dict[UUID, Health] = {}
         self._health_due = 0.0
@@ -394,6 +395,7 @@ class Worker:
         self._fences.pop(shard, None)
         self._leaving.discard(shard)
         self._gaps.discard(shard)
+        self._told_at.pop(shard, None)
         self._engine.close_shard(shard)
 
     # ---- balance --------------------------------------------------------------------------------------------------
@@ -510,8 +512,6 @@ class Worker:
                 self._note_store(error)
                 count, full, idle_s = 0, False, STORE_RETRY_S_MAX
             if count:
-                self._kick()
-            if count and not self._is_told():
                 idle_s = READ_PACE_S
                 if full:
                     await asyncio.sleep(0)
@@ -524,9 +524,10 @@ class Worker:
                 if await self._hear(idle_s):
                     idle_s = READ_PACE_S
 
-    def _is_told(self) -> bool:
-        """Do rows come without being read? Then a gap between them is noticed, and rung for."""
-        return self._clock.monotonic() - self._told_at < TOLD_S
+    def _is_told(self, shard: int) -> bool:
+        """Do its rows come without being read? Then a gap between them is noticed, and rung for."""
+        told_at = self._told_at.get(shard)
+        return told_at is not None and self._clock.monotonic() - told_at < TOLD_S
 
     async def _await_ring(self, timeout_s: float) -> None:
         """Wait for a ring for one of our shards."""
@@ -555,7 +556,8 @@ class Worker:
         return sorted(owned)
 
     async def _read(self) -> tuple[int, bool]:
-        """Read the journal further; how many rows came, and whether some shard may have more."""
+        """Read the journal further; how many rows came of shards whose rows are not told, and whether one of those may
+        have more."""
         rows, size = self._engine.room()
         shards = self._shards_to_read()
         everything = len(shards) == len(self._fences.keys() - self._gaps)
@@ -589,7 +591,10 @@ class Worker:
                 telemetry.log("journal_gap", shard=shard, expected=self._engine.read_to(shard)[0] + 1, found=str(error))
         if self._engine.missing:
             self._config_wanted.set()
-        return sum(map(len, found.values())), any(len(batch) == rows_max for batch in found.values())
+        if found:
+            self._kick()
+        counts = [len(batch) for shard, batch in found.items() if not self._is_told(shard)]
+        return sum(counts), rows_max in counts
 
     def _unread(self, shard: int, rows: list[JournalRow]) -> list[JournalRow]:
         """Of rows of its journal, in their order, those behind what was read."""
@@ -614,7 +619,7 @@ class Worker:
             if fresh[0].seq == self._engine.read_to(shard)[0] + 1 and self._engine.has_room_for(fresh):
                 self._engine.on_rows(shard, fresh, now=self._clock.now())
                 telemetry.count("rows_told", len(fresh))
-                self._told_at = self._clock.monotonic()
+                self._told_at[shard] = self._clock.monotonic()
                 if self._engine.missing:
                     self._config_wanted.set()
                 if self._engine.is_filling and self._clock.monotonic() >= self._others_at:

@@ -70,6 +70,8 @@ class Spill:
         self._slow_from = limits.buffer * SLOW_PART
         self._looked_at = -PACE_S
         self._paces: dict[TenantState, tuple[int, float]] = {}
+        # Of these, since the last look, those that it did not turn over for, as long as they hold so much.
+        self._slow: list[TenantState] = []
 
     def holders(self, now: float) -> list[UUID] | None:
         """The endpoints that hold the memory, when it fills and is turned over: if nobody else has rows in the journal,
@@ -102,9 +104,10 @@ class Spill:
         newest go to the backlog. When it is full, whoever's they are, and what was fetched from there, too. Not while
         nobody else waits. Of a tenant whose receivers are slow only some stay, however much room there is."""
         self._look_at_paces(now)
-        for tenant, (_, turned_over_at) in self._paces.items():
-            if now - turned_over_at > STUCK_S and self._books.put_away_now < SPILL_AT_ONCE:
+        for tenant in self._slow:
+            if self._books.put_away_now < SPILL_AT_ONCE:
                 self._give_way(tenant, partial(self._holds_much, tenant), now)
+        self._slow = [tenant for tenant in self._slow if self._holds_much(tenant)]
         if now < self._alone_until or not self.is_filling() or self._books.put_away_now >= SPILL_AT_ONCE:
             return
         full = self._books.room() == (0, 0)
@@ -138,16 +141,19 @@ class Spill:
         if spent_s < PACE_S:
             return
         self._looked_at = now
+        paces: dict[TenantState, tuple[int, float]] = {}
+        self._slow = []
         if self._books.buffered <= self._slow_from:
-            self._paces = {}
+            self._paces = paces
             return
-        paces = {}
         for tenant in self._tenants.values():
             if self._holds_much(tenant):
                 started, turned_over_at = self._paces.get(tenant, (0, now))
                 if (tenant.started - started) * TURNS_OVER_S >= tenant.buffered * min(spent_s, PACE_S_MAX):
                     turned_over_at = now
                 paces[tenant] = tenant.started, turned_over_at
+                if now - turned_over_at > STUCK_S:
+                    self._slow.append(tenant)
         self._paces = paces
 
     def _put_back(self, lanes: Iterable[Lane], now: float) -> None:
