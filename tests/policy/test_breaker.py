@@ -412,6 +412,17 @@ def test_a_refusal_that_tells_of_a_recovery_closes_it() -> None:
     assert (breaker.state, breaker.ramp) == (CLOSED, RAMP_START)
 
 
+def test_a_grant_that_comes_behind_the_failure_of_its_own_probe_does_not_cut_the_pause_short() -> None:
+    """Asked twice for one pause, the store grants it twice: it does not know yet that the probe has failed."""
+    breaker = probing()
+    assert breaker.observe(SICK, probe=True, now=NOW + 31, rng=LEAST)
+    was = shown(breaker)
+    granted(breaker, now=NOW + 31.01)
+    assert shown(breaker) == was
+    assert breaker.wants_probe(now=breaker.reopen_at)
+    assert granted(breaker, now=breaker.reopen_at).state is HALF_OPEN
+
+
 @pytest.mark.parametrize("before", [closed, half_open, probing, recovered])
 def test_a_grant_to_one_that_is_not_open_changes_nothing(before: object) -> None:
     breaker = before()  # type: ignore[operator]

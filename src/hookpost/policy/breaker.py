@@ -222,6 +222,9 @@ class Breaker:
     def grant(self, probe: Probe, *, now: float) -> bool:
         """Take over what the store said of the probe; True when the state changed."""
         if probe.granted and self.state is BreakerState.OPEN:
+            if self.reopen_at > now:
+                # Asked for a second time before our own probe failed, which the store does not know yet.
+                return False
             self.state = BreakerState.HALF_OPEN
             self.since = now
             self.probe_until = probe.until
