@@ -619,10 +619,10 @@ class Worker:
             if fresh[0].seq == self._engine.read_to(shard)[0] + 1 and self._engine.has_room_for(fresh):
                 self._engine.on_rows(shard, fresh, now=self._clock.now())
                 telemetry.count("rows_told", len(fresh))
-                self._told_at[shard] = self._clock.monotonic()
+                self._told_at[shard] = told_at = self._clock.monotonic()
                 if self._engine.missing:
                     self._config_wanted.set()
-                if self._engine.is_filling and self._clock.monotonic() >= self._others_at:
+                if self._engine.is_filling and told_at >= self._others_at:
                     self._store.ring_here((shard,))
                 self._kick()
                 return

@@ -144,10 +144,9 @@ class Backlog:
     def park(self, lane: Lane, reason: WaitReason, now: float) -> None:
         """All that it holds in memory waits in the backlog, for this reason: the first of it now, as much as a settle
         may write, and the rest behind that settle, unless its gate has opened by then."""
-        while lane.later and self._may_park(lane):
-            self._books.put_away(lane.later.popleft(), reason, now)
-        while lane.queue and not lane.later and self._may_park(lane):
-            self._books.put_away(lane.queue.popleft(), reason, now)
+        for works in (lane.later, lane.queue):
+            while works and self._may_park(lane):
+                self._books.put_away(works.popleft(), reason, now)
         lane.later = lane.later or NO_QUEUE
         lane.queue = lane.queue or NO_QUEUE
         if not lane.has_work():

@@ -88,7 +88,7 @@ class Books:
     def _entry_of(self, lane: Lane, row: BacklogRow) -> Entry:
         return Entry(
             lane.shard, row.position, row.day, row.event_id, lane.endpoint.tenant.tenant_id, row.type, row.payload,
-            row.generation, row.created_at, 0, row.trace, size=0 if row.payload is None else len(row.payload),
+            row.generation, row.created_at, 0, row.trace,
         )  # fmt: skip
 
     def deadline_of(self, entry: Entry, config: Endpoint) -> float:

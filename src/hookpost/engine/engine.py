@@ -270,11 +270,9 @@ class Engine:
         *,
         now: float,
     ) -> None:
-        payload = row.payload
         entry = Entry(
-            shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, payload, row.generation,
-            row.created_at, len(owed), row.trace, list(done) if done else NO_DONE, 0,
-            0 if payload is None else len(payload),
+            shard.number, row.seq, row.day, row.event_id, row.tenant_id, row.type, row.payload, row.generation,
+            row.created_at, len(owed), row.trace, list(done) if done else NO_DONE,
         )  # fmt: skip
         shard.progress.begin(entry)
         possible_duplicate = row.created_at <= shard.doubtful_until

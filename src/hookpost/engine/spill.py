@@ -78,9 +78,8 @@ class Spill:
         nothing is won by writing theirs to the backlog, which costs two writes each. None: no need to know."""
         if now - self._paced_at >= PACE_S:
             started = self._turns.started
-            # The machine may have stood still since the last look: that says nothing of the receivers.
-            pace = (started - self._started) / min(now - self._paced_at, PACE_S_MAX)
-            if self._started == 0 or pace * TURNS_OVER_S >= self._books.buffered:
+            spent_s = now - self._paced_at
+            if self._started == 0 or _turns_over(started - self._started, self._books.buffered, spent_s):
                 self._turned_over_at = now
             self._paced_at, self._started = now, started
         if now - self._turned_over_at > STUCK_S or not self.is_filling():
@@ -149,7 +148,7 @@ class Spill:
         for tenant in self._tenants.values():
             if self._holds_much(tenant):
                 started, turned_over_at = self._paces.get(tenant, (0, now))
-                if (tenant.started - started) * TURNS_OVER_S >= tenant.buffered * min(spent_s, PACE_S_MAX):
+                if _turns_over(tenant.started - started, tenant.buffered, spent_s):
                     turned_over_at = now
                 paces[tenant] = tenant.started, turned_over_at
                 if now - turned_over_at > STUCK_S:
@@ -204,6 +203,12 @@ class Spill:
         assert lane.endpoint.config is not None
         wait = self._gates.closed(lane, lane.endpoint.config, now=now)
         return WaitReason.IN_FLIGHT_CAP if wait is None else wait.reason
+
+
+def _turns_over(started: int, buffered: int, spent_s: float) -> bool:
+    """Would what is held start in time, at the pace of so many requests in so long?"""
+    # The machine may have stood still since the last look: that says nothing of the receivers.
+    return started * TURNS_OVER_S >= buffered * min(spent_s, PACE_S_MAX)
 
 
 def _newest(lane: Lane) -> tuple[float, int] | None:

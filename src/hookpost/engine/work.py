@@ -139,6 +139,10 @@ class Entry(msgspec.Struct, gc=False, eq=False):
     queued: int = 0
     size: int = 0
 
+    def __post_init__(self) -> None:
+        if self.payload is not None:
+            self.size = len(self.payload)
+
     def __repr__(self) -> str:
         """Where it stands, and nothing of what it holds: it may be logged."""
         return f"<entry {self.seq} of shard {self.shard}>"
