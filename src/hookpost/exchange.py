@@ -23,6 +23,9 @@ from hookpost.policy.classify import http_error_code
 from hookpost.policy.egress import ANYWHERE, EgressPolicy, Target, verdict
 from hookpost.policy.signing import acknowledged
 
+Name = tuple[str, int]
+"""A host, by name or address, and a port: what libcurl keeps addresses by."""
+
 DETAIL_CHARS_MAX = 300
 _SUPPRESSED = ["Accept:", "Expect:", "Content-Type:"]  # libcurl sends its own unless the name stands here bare
 _SUPPRESSED_BESIDE_TYPE = _SUPPRESSED[:2]  # what the first line names need not be suppressed
@@ -148,15 +151,20 @@ class Exchange:
         """How long its name may be looked up."""
         return min(self.request.timeouts.connect_s, self.request.timeouts.first_byte_s)
 
-    def found(self, addresses: tuple[str, ...], at: float) -> None:
+    def found(self, addresses: tuple[str, ...], at: float, forgotten: Name | None) -> None:
         """The name is looked up: give libcurl the addresses, and what is left of the time."""
         self._lookup_s = at - self.began
-        self.easy.setopt(
-            pycurl.RESOLVE, [f"+{self.target.host}:{self.target.port}:{','.join(map(bracketed, addresses))}"]
-        )
+        told = [f"+{self.target.host}:{self.target.port}:{','.join(map(bracketed, addresses))}"]
+        if forgotten is not None:
+            told.append(_no_more(forgotten))
+        self.easy.setopt(pycurl.RESOLVE, told)
         timeouts = self.request.timeouts
         self._set_timeouts(timeouts.connect_s - self._lookup_s, timeouts.total_s - self._lookup_s)
         self._timeouts = None  # these are this request's alone
+
+    def forget(self, name: Name) -> None:
+        """libcurl need not know this name any more."""
+        self.easy.setopt(pycurl.RESOLVE, [_no_more(name)])
 
     def tunnel_to(self, address: str, at: float) -> None:
         """The proxy is to open a tunnel to this address of the target's; what is left of the time."""
@@ -367,6 +375,11 @@ class Exchange:
 def bracketed(address: str) -> str:
     """An address as it stands before a port."""
     return f"[{address}]" if ":" in address else address
+
+
+def _no_more(name: Name) -> str:
+    """What makes libcurl forget its addresses."""
+    return f"-{bracketed(name[0])}:{name[1]}"
 
 
 @lru_cache(maxsize=1024)
