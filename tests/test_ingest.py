@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import wraps
 from random import Random
 from typing import Any, cast
@@ -56,12 +58,14 @@ class ScriptedStore:
         self.told: dict[UUID, dict[UUID, float]] = {}
         self.others: dict[UUID, float] = {}
         self.processes = 1
+        self.lot_shards = 8
         self.stored: list[NewEvent] = []
-        self.calls: list[tuple[int, list[NewEvent]]] = []
+        self.calls: list[tuple[int | tuple[int, ...], list[NewEvent]]] = []
         self.loads = 0
         self.rings = 0
         self.rung: set[int] = set()
-        self.place: Place | None = None
+        self.homes: dict[UUID, tuple[int, ...]] = {}
+        self.places_known = False
         self.under_way: dict[int, int] = {}
         self.open = asyncio.Event()
         self.open.set()
@@ -71,33 +75,36 @@ class ScriptedStore:
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
-        assert not self.under_way.get(shard), "two appends to one shard at once"
-        self.under_way[shard] = 1
-        self.calls.append((shard, list(events)))
+        shards = {shard} if isinstance(shard, int) else set(shard)
+        assert not any(map(self.under_way.get, shards)), "two appends to one shard at once"
+        assert len(shards) <= self.lot_shards
+        self.under_way.update(dict.fromkeys(shards, 1))
+        self.calls.append((shard if isinstance(shard, int) else tuple(shard), list(events)))
         try:
             await self.open.wait()
             if self.ends:
                 await self.ends.pop(0)()
         finally:
-            self.under_way[shard] = 0
+            self.under_way.update(dict.fromkeys(shards, 0))
         stale = frozenset(t for t, version in versions.items() if version != self.version or not self.exists)
         if stale:
             return Stale(stale)
         if any(event.payload == POISON for event in events):
             raise DataRejected("poison")
         self.stored += events
-        if placed is not None and self.place is not None:
-            placed(self.place)
+        for each in sorted(shards) if placed is not None and self.places_known else ():
+            placed(place_in(each))
         return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
         self.loads += 1
-        routes = TenantRoutes(tenant_id, self.version, self.shards, 512, tuple(self.endpoints), self.limit)
+        homes = self.homes.get(tenant_id, self.shards)
+        routes = TenantRoutes(tenant_id, self.version, homes, 512, tuple(self.endpoints), self.limit)
         exists = self.exists
         await self.loading.wait()
         return routes if exists else None
@@ -127,6 +134,10 @@ class ScriptedStore:
         self.endpoints.append(endpoint)
         self.version += 1
         return endpoint.endpoint_id
+
+
+def place_in(shard: int) -> Place:
+    return Place(shard, 6, 9000, 1.8e9)
 
 
 def end_in(error: Exception) -> Callable[[], Awaitable[None]]:
@@ -233,9 +244,10 @@ def test_groups_are_smaller_for_a_while_where_a_flood_has_company() -> None:
             queue.events.append(intake.Pending(ticket, 0, submission, 0, cast(intake.PostRoutes, None), event))
 
     def take(now: float) -> list[int]:
-        group, late = queue.take(now=now, timeout_s=3.0)
-        assert not late
-        return [sum(pending.event.tenant_id == tenant for pending in group) for tenant in (flooding, other)]
+        lot = intake.Lot()
+        queue.take(lot, 0, now=now, timeout_s=3.0)
+        assert not lot.late
+        return [sum(pending.event.tenant_id == tenant for pending in lot.events) for tenant in (flooding, other)]
 
     post(flooding, 2500)
     assert take(10.0) == [500, 0]
@@ -307,6 +319,145 @@ async def test_events_that_gather_go_together_whatever_shard_takes_them() -> Non
     store.open.set()
     await asyncio.gather(*tasks)
     assert [len(group) for _, group in store.calls] == [1, 1, 100]
+
+
+# ---- lots: several queues in one append ------------------------------------------------------------------------------
+
+
+def neighbours(count: int) -> tuple[ScriptedStore, list[UUID]]:
+    """A store, and tenants each of whom is at home in a shard of its own."""
+    store, tenants = ScriptedStore(shards=range(count)), [uuid7() for _ in range(count)]
+    store.homes = {tenant: (shard,) for shard, tenant in enumerate(tenants)}
+    return store, tenants
+
+
+@asynccontextmanager
+async def gathering(ingest: Ingest, events: int) -> AsyncIterator[None]:
+    """No append begins before the block has ended and so many events more have come."""
+    queued = ingest.queued[0]
+    ingest._due = asyncio.get_running_loop().time() + 3600.0
+    yield
+    await spin(lambda: ingest.queued[0] == queued + events)
+    if ingest._timer is not None:
+        ingest._timer.cancel()
+    ingest._due = 0.0
+    ingest._start_all()
+
+
+def by_shard(call: tuple[int | tuple[int, ...], list[NewEvent]]) -> dict[int, list[UUID]]:
+    """Whose events an append put where."""
+    shards, events = call
+    found: dict[int, list[UUID]] = {}
+    for shard, event in zip([shards] * len(events) if isinstance(shards, int) else shards, events, strict=True):
+        found.setdefault(shard, []).append(event.tenant_id)
+    return found
+
+
+def submitted(ingest: Ingest, events: dict[UUID, int]) -> list[asyncio.Task[Any]]:
+    """Requests of so many events, under way, one for each tenant."""
+    return [asyncio.create_task(ingest.submit(tenant, submissions(count))) for tenant, count in events.items()]
+
+
+async def test_small_groups_of_many_shards_share_an_append() -> None:
+    store, tenants = neighbours(8)
+    ingest = make(store)
+    async with gathering(ingest, 24):
+        tasks = submitted(ingest, dict.fromkeys(tenants, 3))
+    answers = await asyncio.gather(*tasks)
+    assert [by_shard(call) for call in store.calls] == [{n: [tenants[n]] * 3 for n in range(8)}]
+    assert [answer.event_id for each in answers for answer in each] == [event.event_id for event in store.stored]
+    assert ingest.queued == (0, 0)
+
+
+async def test_a_large_group_has_an_append_of_its_own() -> None:
+    """Small ones need not wait for it."""
+    store, tenants = neighbours(4)
+    ingest = make(store)
+    async with gathering(ingest, 6 + intake.LOT_EVENTS):
+        tasks = submitted(ingest, dict(zip(tenants, (2, intake.LOT_EVENTS, 3, 1), strict=True)))
+    await asyncio.gather(*tasks)
+    assert [{shard: len(events) for shard, events in by_shard(call).items()} for call in store.calls] == [
+        {0: 2, 2: 3, 3: 1}, {1: intake.LOT_EVENTS},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_an_append_goes_to_no_more_shards_than_the_store_can(most: int) -> None:
+    store, tenants = neighbours(7)
+    store.lot_shards = most
+    ingest = make(store)
+    async with gathering(ingest, 7):
+        tasks = submitted(ingest, dict.fromkeys(tenants, 1))
+    await asyncio.gather(*tasks)
+    sizes = [len(by_shard(call)) for call in store.calls]
+    assert sizes == [most] * (7 // most) + ([7 % most] if 7 % most else [])
+
+
+async def test_whose_shard_is_taken_waits_and_nobody_waits_for_it() -> None:
+    store, tenants = neighbours(3)
+    store.open.clear()
+    ingest = make(store)
+    tasks = submitted(ingest, {tenants[1]: 1})
+    await spin(lambda: len(store.calls) == 1)
+    async with gathering(ingest, 3):
+        tasks += submitted(ingest, dict.fromkeys(tenants, 1))
+    await spin(lambda: len(store.calls) == 2)
+    assert by_shard(store.calls[1]) == {0: [tenants[0]], 2: [tenants[2]]}
+    store.open.set()
+    await asyncio.gather(*tasks)
+    assert by_shard(store.calls[2]) == {1: [tenants[1]]}
+
+
+async def test_who_may_go_to_several_shards_goes_where_the_append_goes_anyway() -> None:
+    store, tenants = neighbours(4)
+    store.homes[tenants[3]] = (3, 2, 1)
+    ingest = make(store)
+    async with gathering(ingest, 3):
+        tasks = submitted(ingest, {tenants[2]: 2, tenants[3]: 1})
+    await asyncio.gather(*tasks)
+    assert by_shard(store.calls[0]) == {2: [tenants[2], tenants[2], tenants[3]]}
+
+
+async def test_a_lot_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "GROUP_BYTES_MAX", 10)
+    store, tenants = neighbours(4)
+    store.endpoints = []
+    ingest = make(store)
+    async with gathering(ingest, 4):
+        tasks = [asyncio.create_task(ingest.submit(each, [Submission("a", b"x" * 6)])) for each in tenants]
+    await asyncio.gather(*tasks)
+    assert [len(events) for _, events in store.calls] == [2, 2]
+
+
+async def test_a_poisoned_event_of_a_lot_fails_alone() -> None:
+    store, tenants = neighbours(5)
+    ingest = make(store)
+    payloads = [POISON if n == 2 else b"%d" % n for n in range(5)]
+    async with gathering(ingest, 5):
+        tasks = [
+            asyncio.create_task(ingest.submit(tenant, [Submission("a", payload)]))
+            for tenant, payload in zip(tenants, payloads, strict=True)
+        ]
+    answers = [answer for [answer] in await asyncio.gather(*tasks)]
+    assert [isinstance(answer, Refused) for answer in answers] == [False, False, True, False, False]
+    assert {event.tenant_id: event.payload for event in store.stored} == {
+        tenant: payload for tenant, payload in zip(tenants, payloads, strict=True) if payload != POISON
+    }
+    assert ingest.queued == (0, 0)
+
+
+def test_a_lot_is_no_larger_than_a_slow_store_bears() -> None:
+    """Whose appends take too long makes the lots it is in smaller, too."""
+    line = deque(intake.Queue((shard,)) for shard in range(5))
+    ticket = intake.Ticket(99, 9999.0, lambda end: None)
+    for queue in line:
+        event = NewEvent(uuid7(), uuid7(), "a", b"{}", ())
+        queue.events.append(intake.Pending(ticket, 0, Submission("a", b"{}"), 0, cast(intake.PostRoutes, None), event))
+    line[2].learn(2.0, timeout_s=3.0)
+    assert line[2].group_max == intake.GROUP_EVENTS_MAX // 2
+    line[2].group_max = 2
+    lots = [intake.next_lot(line, (), shards_max=8, now=10.0, timeout_s=3.0) for _ in range(3)]
+    assert [[pending.shard for pending in lot.events] for lot in lots] == [[0, 1, 3, 4], [2], []]
 
 
 async def test_an_event_nobody_subscribed_to_is_stored_all_the_same() -> None:
@@ -647,24 +798,37 @@ class Told:
 
     def __init__(self, *heard: bool) -> None:
         self.heard = list(heard)
-        self.told: list[tuple[int, Place, list[UUID]]] = []
+        self.told: list[tuple[Place, list[UUID]]] = []
 
-    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+    def tell(self, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
         assert [event.event_id for event in events] == [answer.event_id for answer in answers]
-        self.told.append((shard, place, [event.event_id for event in events]))
+        self.told.append((place, [event.event_id for event in events]))
         return self.heard.pop(0)
 
 
 async def test_what_a_worker_at_hand_was_told_is_not_rung_for() -> None:
     store, relay = ScriptedStore(shards=(3,)), Told(True, False)
-    store.place = Place(6, 9000, 1.8e9)
+    store.places_known = True
     ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=PATIENT, relay=relay)
     await ingest.submit(store.tenant, submissions(2))
-    assert relay.told == [(3, store.place, [event.event_id for event in store.stored])]
+    assert relay.told == [(place_in(3), [event.event_id for event in store.stored])]
     assert not ingest._ringing and store.rings == 0
     await ingest.submit(store.tenant, submissions(1))
     await spin(lambda: store.rung == {3})
     assert not relay.heard
+    await ingest.close()
+
+
+async def test_of_a_lot_each_shards_owner_is_told_of_its_events_and_the_others_are_rung_for() -> None:
+    relay = Told(True, False, True)
+    store, tenants = neighbours(3)
+    store.places_known = True
+    ingest = Ingest(store, ObjectStore("memory:///"), now=time.time, limits=PATIENT, relay=relay)
+    async with gathering(ingest, 6):
+        tasks = submitted(ingest, dict.fromkeys(tenants, 2))
+    answers = [[answer.event_id for answer in await task] for task in tasks]
+    assert relay.told == [(place_in(shard), answers[shard]) for shard in range(3)]
+    await spin(lambda: store.rung == {1})
     await ingest.close()
 
 

@@ -94,7 +94,7 @@ class Api:
 
     def tell(self, *, shard: int = 1, **values: Any) -> bool:
         one = event(TENANT, **values)
-        heard = self._relay.tell(shard, Place(self.last, 9000, 1.8e9), [one], [new(one)])
+        heard = self._relay.tell(Place(shard, self.last, 9000, 1.8e9), [one], [new(one)])
         self.last += heard
         return heard
 
@@ -274,12 +274,12 @@ async def test_of_an_append_only_what_is_new_is_told(folder: Path) -> None:
     verdicts = (Verdict.DUPLICATE, Verdict.NEW, Verdict.CONFLICT, Verdict.NEW, Verdict.DUPLICATE)
     answers = [Appended(verdict, each.event_id, 1) for verdict, each in zip(verdicts, events, strict=True)]
     async with running(a_worker(folder, {1}, taken)), running(relay):
-        await happened(lambda: relay.tell(1, Place(40, 9000, 1.8e9), events, answers))
+        await happened(lambda: relay.tell(Place(1, 40, 9000, 1.8e9), events, answers))
         await happened(lambda: bool(taken))
         assert [(row.seq, row.type, row.event_id) for row in taken] == [
             (41, "1", events[1].event_id), (42, "3", events[3].event_id),
         ]  # fmt: skip
-        assert not relay.tell(1, Place(42, 9000, 1.8e9), events[:1], answers[:1]), (
+        assert not relay.tell(Place(1, 42, 9000, 1.8e9), events[:1], answers[:1]), (
             "its first append may not be read yet"
         )
 
@@ -292,7 +292,7 @@ def framed(message: bytes) -> bytes:
 
 
 def some(*seqs: int, shard: int = 1, **values: Any) -> Told:
-    found = told(shard, Place(seqs[0] - 1, 9000, 1.8e9), [event(TENANT, **values) for _ in seqs])
+    found = told(Place(shard, seqs[0] - 1, 9000, 1.8e9), [event(TENANT, **values) for _ in seqs])
     assert len(seqs) == len(found.types)
     return found
 

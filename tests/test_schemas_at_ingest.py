@@ -187,7 +187,7 @@ class Reserving(MemoryStore):
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,

@@ -6,7 +6,9 @@ bytes; an answer comes within ``timeout_s``, if only that the store is too slow.
 
 Group commit: while the store works on an append, events gather and go together in the next one. Events that may go to
 any home shard of a tenant gather in one queue, and each group goes to the next free one of these shards: dealt out one
-by one they would make groups of an eighth of the size on eight shards, and a call costs as much as twenty events.
+by one they would make groups of an eighth of the size on eight shards, and a call costs as much as twenty events. For
+the same reason small groups of several queues share an append, each to a shard of its own: where a thousand tenants are
+at home in eight shards or in eighty, each for itself would make an append of one or two events.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from uuid_utils import uuid7
 from hookpost import telemetry
 from hookpost.intake import (
     Answer,
+    Lot,
     Misfit,
     Pending,
     PostRoutes,
@@ -36,6 +39,7 @@ from hookpost.intake import (
     Ticket,
     UnknownEndpoint,
     gather_s,
+    next_lot,
 )
 from hookpost.policy.event_schema import Fault, SchemaBounds
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
@@ -55,7 +59,7 @@ from hookpost.storage.contract import (
     Verdict,
 )
 
-# Appends under way at once: each shard takes one at a time, and more of them make smaller groups.
+# Appends under way at once: each shard takes part in one at a time, and more of them make smaller groups.
 APPENDS_MAX = 4
 # Queues kept though they are empty: one for each set of home shards, and one for each first home shard.
 QUEUES_KEPT = 1_000
@@ -81,8 +85,9 @@ SWEEP_EVERY_S = 0.05
 class Relay(Protocol):
     """The Relay seam: workers at hand."""
 
-    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
-        """Tell the shard's owner what was appended; False: it is to be rung for, as for all others. Never raises."""
+    def tell(self, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+        """Tell the shard's owner what was appended there; False: it is to be rung for, as for all others. Never
+        raises."""
 
 
 class Overloaded(Exception):
@@ -142,7 +147,13 @@ class Ingest:
         self._routes: dict[UUID, PostRoutes] = {}
         self._loading: dict[UUID, asyncio.Task[PostRoutes | None]] = {}
         self._queues: dict[tuple[int, ...], Queue] = {}
-        self._waiting: deque[Queue] = deque()
+        # Queues in line for the next append, others that join them when it is due, and shards that appends go to now.
+        self._line: deque[Queue] = deque()
+        self._gathering: list[Queue] = []
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._starting = False
+        self._appends = 0
         self._busy: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickets: deque[Ticket] = deque()
@@ -484,70 +495,79 @@ class Ingest:
             self._line_up(queue)
 
     def _line_up(self, queue: Queue) -> None:
-        """Its next append comes when its time and its turn have come."""
+        """It is in line for the next append; what comes meanwhile goes along."""
         queue.waiting = True
-        delay = queue.due - self._loop.time()
-        if delay > 0 and len(queue.events) < queue.group_max:
-            self._loop.call_later(delay, self._ready, queue)
-        else:
-            self._ready(queue)
+        if self._due <= self._loop.time() or len(queue.events) >= queue.group_max:
+            self._line.append(queue)
+            self._start_soon()
+            return
+        self._gathering.append(queue)
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._due, self._start_all)
 
-    def _ready(self, queue: Queue) -> None:
-        self._waiting.append(queue)
+    def _start_soon(self) -> None:
+        """In the next turn of the loop: other queues that line up in this one may share an append."""
+        if not self._starting:
+            self._starting = True
+            self._loop.call_soon(self._start)
+
+    def _start_all(self) -> None:
+        self._timer = None
+        self._line += self._gathering
+        self._gathering.clear()
         self._start()
 
     def _start(self) -> None:
-        """Begin appends, first come first served; a queue whose shards are all taken keeps its place."""
-        taken: list[Queue] = []
-        while self._waiting and len(self._busy) < APPENDS_MAX:
-            queue = self._waiting.popleft()
-            shard = queue.next_shard(self._busy)
-            if shard is None:
-                taken.append(queue)
-                continue
-            queue.under_way += 1
-            self._busy.add(shard)
-            task = asyncio.create_task(self._work(queue, shard))
+        """Begin appends."""
+        self._starting = False
+        line, now = self._line, self._loop.time()
+        begun: list[Lot] = []
+        while line and self._appends < APPENDS_MAX:
+            lot = next_lot(
+                line, self._busy, shards_max=self._store.lot_shards, now=now, timeout_s=self._limits.timeout_s
+            )
+            for pending in lot.late:
+                pending.ticket.fail(_too_late())
+                self._count(-1, -len(pending.submission.payload))
+            if not lot.events:
+                break  # all shards of all queues are busy
+            begun.append(lot)
+            self._appends += 1
+            self._busy |= lot.shards
+            task = asyncio.create_task(self._work(lot))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        self._waiting.extendleft(reversed(taken))
+        if begun:
+            self._due = now + gather_s(sum([len(lot.events) for lot in begun]))
+        for lot in begun:
+            for queue in lot.queues:
+                if queue.events and not queue.waiting and queue.under_way < queue.appends_max:
+                    self._line_up(queue)
 
-    async def _work(self, queue: Queue, shard: int) -> None:
-        """One append; then the queue lines up again behind the others."""
+    async def _work(self, lot: Lot) -> None:
+        """One append; then its queues line up again behind the others."""
         began = self._loop.time()
-        group = self._take(queue, now=began)
-        queue.waiting = False
-        queue.due = began + gather_s(len(group))
-        if queue.events and queue.under_way < queue.appends_max:
-            self._line_up(queue)
         try:
-            if group:
-                await self._append(shard, group)
+            await self._append(lot.events)
         except Exception as error:  # noqa: BLE001 - whatever it was, all of the group get an answer
-            _fail(group, StoreUnavailable("internal error while appending"))
+            _fail(lot.events, StoreUnavailable("internal error while appending"))
             telemetry.log_error("ingest", error)
         finally:
-            if group:
-                took_s = self._loop.time() - began
+            took_s = self._loop.time() - began
+            self._count(-len(lot.events), -sum([len(pending.submission.payload) for pending in lot.events]))
+            self._appends -= 1
+            self._busy -= lot.shards
+            for queue in lot.queues:
                 queue.learn(took_s, timeout_s=self._limits.timeout_s)
-            self._count(-len(group), -sum([len(pending.submission.payload) for pending in group]))
-            queue.under_way -= 1
-            self._busy.discard(shard)
-            if queue.events and not queue.waiting:
-                self._line_up(queue)
-            elif not queue.events and not queue.under_way and len(self._queues) > QUEUES_KEPT:
-                self._queues.pop(queue.shards, None)
-            self._start()
+                queue.under_way -= 1
+                if queue.events and not queue.waiting:
+                    self._line_up(queue)
+                elif not queue.events and not queue.under_way and len(self._queues) > QUEUES_KEPT:
+                    self._queues.pop(queue.shards, None)
+            if self._line:
+                self._start_soon()
 
-    def _take(self, queue: Queue, *, now: float) -> list[Pending]:
-        """The next group; who could not be answered in time hears so now."""
-        group, late = queue.take(now=now, timeout_s=self._limits.timeout_s)
-        for pending in late:
-            pending.ticket.fail(_too_late())
-            self._count(-1, -len(pending.submission.payload))
-        return group
-
-    async def _append(self, shard: int, group: list[Pending]) -> None:
+    async def _append(self, group: list[Pending]) -> None:
         current: list[Pending] = []
         versions: dict[UUID, int] = {}
         outdated: list[Pending] = []
@@ -569,20 +589,35 @@ class Ingest:
         if not current:
             return
         events = [pending.event for pending in current]
+        shards = {pending.shard for pending in current}
+        shard = current[0].shard if len(shards) == 1 else [pending.shard for pending in current]
         places: list[Place] = []
         try:
             result = await self._store.append(shard, events, versions, placed=places.append)
         except DataRejected as error:
-            await self._isolate(shard, current, error)
+            await self._isolate(current, error)
         except StoreUnavailable as error:
             _fail(current, error)
         else:
             if isinstance(result, Stale):
                 await self._refresh(current, result)
             else:
-                if self._relay is None or not places or not self._relay.tell(shard, places[0], events, result):
-                    self._ring(shard)
+                for each in shards.difference(self._told(places, current, result)):
+                    self._ring(each)
                 self._answer(current, result)
+
+    def _told(self, places: list[Place], group: list[Pending], result: list[Appended]) -> list[int]:
+        """Tell the workers at hand what was appended; the shards whose owners were told."""
+        relay = self._relay
+        if relay is None or not places:
+            return []
+        found: dict[int, tuple[list[NewEvent], list[Appended]]] = {place.shard: ([], []) for place in places}
+        for pending, answer in zip(group, result, strict=True):
+            if pending.shard in found:
+                events, answers = found[pending.shard]
+                events.append(pending.event)
+                answers.append(answer)
+        return [place.shard for place in places if relay.tell(place, *found[place.shard])]
 
     def _answer(self, group: list[Pending], result: list[Appended]) -> None:
         for pending, appended in zip(group, result, strict=True):
@@ -591,14 +626,14 @@ class Ingest:
         telemetry.count("events_accepted", len(group) - duplicates)
         telemetry.count("events_duplicate", duplicates)
 
-    async def _isolate(self, shard: int, group: list[Pending], error: DataRejected) -> None:
+    async def _isolate(self, group: list[Pending], error: DataRejected) -> None:
         """One of them is poisoned: halve the group until it stands alone."""
         if len(group) == 1:
             group[0].ticket.answer(group[0].index, Refused(str(error)))
             return
         middle = len(group) // 2
-        await self._append(shard, group[:middle])
-        await self._append(shard, group[middle:])
+        await self._append(group[:middle])
+        await self._append(group[middle:])
 
     async def _refresh(self, group: list[Pending], stale: Stale) -> None:
         """Some tenants' configuration changed: nothing was written; match theirs anew and append them all again."""

@@ -31,10 +31,13 @@ OWED_BYTES = 64
 # Of a tenant so many events in a row go into a group before it is another one's turn: whoever posts one does not wait
 # until a flood of others is stored.
 TURN_EVENTS = 16
+# Small groups of several queues share an append until it has so many: what an append costs apart from its events is
+# a fifth of it then. A larger group has an append of its own, which the others need not wait for.
+LOT_EVENTS = 200
 # Of these for one queue: while one waits for the disk the next is on its way; a third would make the groups smaller.
 QUEUE_APPENDS_MAX = 2
-# Between two appends of one queue: events gather, longer where more of them come. The first one after a pause goes at
-# once. An append costs as much as twenty events, and wakes the database up.
+# Between two appends: events gather, longer where more of them come. The first one after a pause goes at once. An
+# append costs as much as twenty events, and wakes the database up.
 GATHER_EVENT_S = 0.001
 GATHER_S_MAX = 0.008
 # An append may take so much of the time for an answer; groups shrink until it does.
@@ -140,7 +143,8 @@ class PostRoutes(Routes):
 
 
 class Pending(msgspec.Struct, gc=False):
-    """One event on its way to the store, the ``index``-th of its request; it was matched anew ``stale`` times."""
+    """One event on its way to the store, the ``index``-th of its request; it was matched anew ``stale`` times, and is
+    being appended to ``shard``."""
 
     ticket: Ticket
     index: int
@@ -148,6 +152,7 @@ class Pending(msgspec.Struct, gc=False):
     stale: int
     routes: PostRoutes
     event: NewEvent
+    shard: int = -1
 
 
 class _Waiting:
@@ -209,15 +214,28 @@ class _Waiting:
                     self._turn = None
 
 
+class Lot:
+    """What goes to the store in one append: groups of some queues, ``size`` in bytes; and what comes too ``late``."""
+
+    __slots__ = ("events", "late", "queues", "shards", "size")
+
+    def __init__(self) -> None:
+        self.events: list[Pending] = []
+        self.late: list[Pending] = []
+        self.queues: list[Queue] = []
+        self.shards: set[int] = set()
+        self.size = 0
+
+
 class Queue:
     """Events that may go to any of these shards, and how many appends of them are under way.
 
-    ``waiting`` says that its next append is on its way and has not taken its events yet; none begins before ``due``.
-    The last ones took ``took_s``; at most ``group_max`` events go in the next, and fewer until ``shared_until``.
+    ``waiting``: it is in line for its next append. The last ones took ``took_s``; at most ``group_max`` events go in
+    the next, and fewer until ``shared_until``.
     """
 
     __slots__ = (
-        "appends_max", "due", "events", "group_max", "shards", "shared_until", "took_s", "turn", "under_way", "waiting",
+        "appends_max", "events", "group_max", "shards", "shared_until", "took_s", "turn", "under_way", "waiting",
     )  # fmt: skip
 
     def __init__(self, shards: tuple[int, ...]) -> None:
@@ -227,17 +245,15 @@ class Queue:
         self.under_way = 0
         self.waiting = False
         self.turn = 0
-        self.due = 0.0
         self.took_s = deque([0.0], maxlen=APPENDS_NOTED)
         self.group_max = GROUP_EVENTS_MAX
         self.shared_until = 0.0
 
-    def take(self, *, now: float, timeout_s: float) -> tuple[list[Pending], list[Pending]]:
-        """The next group, and what need not be stored: nobody waits for it any more, or its answer would come too late.
-        ``timeout_s``: how long a request waits for its answer."""
+    def take(self, lot: Lot, shard: int, *, now: float, timeout_s: float) -> None:
+        """The next group, to this shard, and what need not be stored: nobody waits for it any more, or its answer would
+        come too late. ``timeout_s``: how long a request waits for its answer."""
         group: list[Pending] = []
-        late: list[Pending] = []
-        size = 0
+        size = lot.size
         events = self.events
         stored_at = now + min(2 * min(self.took_s), APPEND_PART * timeout_s)
         if events.tenants > 1:
@@ -246,11 +262,18 @@ class Queue:
         while events and len(group) < most and size < GROUP_BYTES_MAX:
             pending = events.popleft()
             if pending.ticket.ended or pending.ticket.deadline < stored_at:
-                late.append(pending)
+                lot.late.append(pending)
             else:
+                pending.shard = shard
                 group.append(pending)
                 size += len(pending.event.payload) + OWED_BYTES * len(pending.event.owed)
-        return group, late
+        self.waiting = False
+        if group:
+            self.under_way += 1
+            lot.queues.append(self)
+            lot.shards.add(shard)
+            lot.events += group
+            lot.size = size
 
     def learn(self, took_s: float, *, timeout_s: float) -> None:
         """An append took so long: the next group is to take a part of the time for an answer at most."""
@@ -261,8 +284,12 @@ class Queue:
         elif took_s < most_s / 2:
             self.group_max = min(GROUP_EVENTS_MAX, 2 * self.group_max)
 
-    def next_shard(self, busy: Collection[int]) -> int | None:
-        """The next one that no append is under way to."""
+    def next_shard(self, busy: Collection[int], lot: Lot, *, shards_max: int) -> int | None:
+        """One that the lot goes to anyway, or the next one that no append is under way to; None: it has to wait."""
+        if lot.shards and not lot.shards.isdisjoint(self.shards):
+            return next(shard for shard in self.shards if shard in lot.shards)
+        if len(lot.shards) == shards_max:
+            return None
         count = len(self.shards)
         for step in range(count):
             shard = self.shards[(self.turn + step) % count]
@@ -272,6 +299,28 @@ class Queue:
         return None
 
 
-def gather_s(group: int) -> float:
-    """How long events gather for the next append of a queue when the last one took so many."""
-    return min(GATHER_EVENT_S * group, GATHER_S_MAX)
+def next_lot(line: deque[Queue], busy: Collection[int], *, shards_max: int, now: float, timeout_s: float) -> Lot:
+    """Take the events of the next append out of the queues that stand in line, first come first served.
+
+    A queue whose shards are all ``busy`` keeps its place, and so does one that has too many events to share an append.
+    ``shards_max``: to how many one may go.
+    """
+    lot, left = Lot(), []
+    room = LOT_EVENTS
+    while line and len(lot.events) < room and lot.size < GROUP_BYTES_MAX:
+        queue = line.popleft()
+        most = min(room, queue.group_max)
+        fits = not lot.events or len(lot.events) + len(queue.events) <= most
+        shard = queue.next_shard(busy, lot, shards_max=shards_max) if fits else None
+        if shard is None:
+            left.append(queue)
+        else:
+            room = most
+            queue.take(lot, shard, now=now, timeout_s=timeout_s)
+    line.extendleft(reversed(left))
+    return lot
+
+
+def gather_s(events: int) -> float:
+    """How long events gather for the next append when the last ones took so many."""
+    return min(GATHER_EVENT_S * events, GATHER_S_MAX)

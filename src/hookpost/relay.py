@@ -80,12 +80,12 @@ def new_of(events: Sequence[NewEvent], answers: Sequence[Appended]) -> list[NewE
     return [event for event, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
 
 
-def told(shard: int, place: Place, events: Sequence[NewEvent]) -> Told:
-    """These events, all of them new, as an owner of the shard would read them."""
+def told(place: Place, events: Sequence[NewEvent]) -> Told:
+    """These events, all of them new there, as an owner of the shard would read them."""
     stored = any(type(event.payload) is PayloadRef for event in events)
     traced = any(event.trace_id is not None for event in events)
     return Told(
-        shard,
+        place.shard,
         place.after,
         place.day,
         place.created_at,
@@ -251,15 +251,15 @@ class Relay:
         """A worker came, went, or owns other shards."""
         self._owners = {shard: worker for worker in self.workers.values() for shard in worker.shards}
 
-    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+    def tell(self, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
         """See ``ingest.Relay``."""
-        owner = self._owners.get(shard)
+        owner = self._owners.get(place.shard)
         if owner is None or not owner.listens():
             return False
         new = new_of(events, answers)
         if not new or sum(map(_size, new)) > TOLD_BYTES_MAX:
             return False
-        owner.send(encode(told(shard, place, new)))
+        owner.send(encode(told(place, new)))
         return True
 
 

@@ -44,7 +44,7 @@ class PumpedStore(KafkaStore):
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,

@@ -26,7 +26,7 @@ async def append(store: Store, shard: int, events: list[NewEvent], versions: dic
     assert isinstance(answers, list)
     new = [each for each, answer in zip(events, answers, strict=True) if answer.verdict is Verdict.NEW]
     assert len(places) == bool(new)
-    return rows(decode_told(encode(told(shard, places[0], new)))) if new else []
+    return rows(decode_told(encode(told(places[0], new)))) if new else []
 
 
 def drawn(rng: Random, tenants: list[UUID], endpoints: list[UUID], keys: list[str]) -> NewEvent:

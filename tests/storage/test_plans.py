@@ -509,22 +509,26 @@ class Touched:
         return changed
 
 
-def append_of(events: int, *, keys: list[str] | None, tenant: str = "t1", version: int = 1) -> tuple[Any, ...]:
+def append_of(
+    events: int, *, keys: list[str] | None, tenant: str = "t1", version: int = 1, shards: int = 1
+) -> tuple[Any, ...]:
     tenant_id = UUID(md5(tenant.encode()).hexdigest())
+    places = None if shards == 1 else [1 + n % shards for n in range(events)]
     return (
-        INGEST["append"], 0, 60.0, [tenant_id], [version], [uuid7() for _ in range(events)], [tenant_id] * events,
+        INGEST["append"], list(range(shards)), places, 60.0, [tenant_id], [version], [uuid7() for _ in range(events)], [tenant_id] * events,
         ["t"] * events, [b"p"] * events, [uuid7()] * events, list(range(1, events + 1)), [1] * events, None,
         keys, None if keys is None else [b"h"] * events, None, None, None,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("keys", [None, ["new1", "new2", "key1", "key11"]])
-async def test_an_append_looks_up_one_row_of_few_partitions(db: Any, keys: list[str] | None) -> None:
-    touched = await Touched(db).by(append_of(4, keys=keys))
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_an_append_looks_up_one_row_of_few_partitions(db: Any, keys: list[str] | None, shards: int) -> None:
+    touched = await Touched(db).by(append_of(4, keys=keys, shards=shards))
     old = {name for name in touched if name.startswith("events_")}
     assert len(old) <= 6, touched  # yesterday, today and those ahead
     assert sum(count[1] for name, count in touched.items() if name.startswith(HOT)) == 0, touched
-    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 6, touched
+    assert sum(count[2] for name, count in touched.items() if name.startswith("events")) <= 6 * shards, touched
     assert touched.get("idempotency_keys", (0, 0, 0))[2] <= 8, touched
 
 

@@ -179,9 +179,10 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an append stands in its shard: the events that are new follow ``after`` in their order, all of one day
+    """Where an append stands in a shard: the events that are new follow ``after`` in their order, all of one day
     (since 2000) and created at one moment (Unix seconds), as a worker reads them."""
 
+    shard: int
     after: int
     day: int
     created_at: float
@@ -262,18 +263,22 @@ INGEST_LEASE_S = 3.0
 
 
 class IngestStore(Protocol):
-    """What the ingest path asks of the store."""
+    """What the ingest path asks of the store. ``lot_shards``: to how many shards one append may go."""
+
+    @property
+    def lot_shards(self) -> int: ...
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
-        """Append to one shard in one transaction; answered only when it is durable. One poisoned event fails the call
-        with DataRejected and nothing is appended: append its neighbours without it. ``placed`` hears, before the
-        answer, where those that are new stand; not if none is, nor where nobody can know yet (a journal in Kafka)."""
+        """Append to one shard, or each event to its own, in one transaction; answered only when it is durable. One
+        poisoned event fails the call with DataRejected and nothing is appended: append its neighbours without it.
+        ``placed`` hears, before the answer, of each shard where those that are new stand; not if none is, nor where
+        nobody can know yet (a journal in Kafka)."""
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
         """The tenant's routes as committed now; None when there is no such tenant."""

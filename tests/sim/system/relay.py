@@ -34,17 +34,17 @@ class BadRelay:
         self._rng = rng
         self._workers = workers
 
-    def tell(self, shard: int, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
+    def tell(self, place: Place, events: Sequence[NewEvent], answers: Sequence[Appended]) -> bool:
         """See ``ingest.Relay``."""
         rng = self._rng
         new = new_of(events, answers)
-        owners = [each for each in self._workers if shard in each.worker.fences]
+        owners = [each for each in self._workers if place.shard in each.worker.fences]
         heard = self._workers if rng.random() < ASTRAY else owners
         if not new or not heard or rng.random() < RUNG:
             return False
         if rng.random() < LOST:
             return True
-        message = encode(told(shard, place, new))
+        message = encode(told(place, new))
         for _ in range(2 if rng.random() < TWICE else 1):
             one = rng.choice(heard)
             self._loop.after(rng.random() * rng.choice(DELAYS_S), one.node, _hear, one.worker, message)

@@ -53,6 +53,9 @@ class KafkaStore(PostgresStore):
     """Implements the whole contract; ``append_timeout_s`` is for the brokers' acknowledgement, too. ``outage_s``: how
     long an API process accepts events by what it remembers while it cannot ask the database."""
 
+    # What is produced to several partitions is not produced to all or none of them.
+    lot_shards = 1
+
     def __init__(
         self,
         dsn: str,
@@ -89,7 +92,7 @@ class KafkaStore(PostgresStore):
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,  # noqa: ARG002 - its number is given when it is taken over
@@ -98,6 +101,7 @@ class KafkaStore(PostgresStore):
 
         Stale only where the database says so in time: the pump asks once more, and matches anew what comes to that.
         """
+        assert isinstance(shard, int), "one shard an append"
         # All of it, before anything is reserved or sent: one that cannot be written fails the call alone.
         outdated = await self._outdated(versions)
         if outdated:

@@ -24,6 +24,8 @@ from hookpost.storage.memory.tables import Database, IngestNode, Key
 KEY_CHARS_MAX = 2_000
 # An API process that was silent for so long is forgotten.
 GONE_S = 60.0
+# Shards that one append goes to.
+LOT_SHARDS_MAX = 32
 # Shards that one ring names, beyond which it means all.
 RING_SHARDS_MAX = 500
 
@@ -35,27 +37,30 @@ class IngestTables:
     _pause: Callable[[], Awaitable[None]]
     _idempotency_s: float
     _endpoint_cap: int
+    lot_shards = LOT_SHARDS_MAX
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
         await self._pause()
-        self._db.shard(shard)
+        db = self._db
+        shards = [shard] * len(events) if isinstance(shard, int) else shard
+        journals = {each: db.shard(each).journal for each in sorted(set(shards))}
         for event in events:
             _refuse(event)
         stale = frozenset(tenant_id for tenant_id, version in versions.items() if self._version(tenant_id) != version)
         if stale:
             return Stale(stale)
-        journal = self._db.shard(shard).journal
-        after = journal.last_seq
-        now = self._db.now()
-        answers = [self._append(shard, event, now) for event in events]
-        if placed is not None and journal.last_seq > after:
-            placed(Place(after, journal.rows[-1].day, now))
+        after = {each: journal.last_seq for each, journal in journals.items()}
+        now = db.now()
+        answers = [self._append(each, event, now) for each, event in zip(shards, events, strict=True)]
+        for each, journal in journals.items():
+            if placed is not None and journal.last_seq > after[each]:
+                placed(Place(each, after[each], journal.rows[-1].day, now))
         return answers
 
     def _version(self, tenant_id: UUID) -> int | None:

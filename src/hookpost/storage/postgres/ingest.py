@@ -29,6 +29,8 @@ from hookpost.storage.postgres.vault import VaultQueries
 SQL = load("ingest")
 # The function's word for "the first event of this key has just expired": rare, and the caller's next try succeeds.
 _TRY_AGAIN = 3
+# Shards that one append goes to: whoever else appends to one of them waits for all of it.
+LOT_SHARDS_MAX = 64
 # Shards that one ring names, beyond which it means all: a notification carries less than 8,000 bytes.
 RING_SHARDS_MAX = 500
 
@@ -40,24 +42,27 @@ class IngestQueries(VaultQueries):
     _idempotency_s: float
     _append_timeout_s: float
     _endpoint_cap: int
+    lot_shards = LOT_SHARDS_MAX
 
     async def append(
         self,
-        shard: int,
+        shard: int | Sequence[int],
         events: Sequence[NewEvent],
         versions: Mapping[UUID, int],
         placed: Callable[[Place], None] | None = None,
     ) -> list[Appended] | Stale:
+        shards, places = _places(shard)
         owed, starts = _owed_lists(events)
         # The driver's own class, as what the database tells of an event later is compared with the answer.
         ids = [DriverUUID(event.event_id.bytes) for event in events]
         keyed = any(event.key is not None for event in events)
         traced = any(event.trace_id is not None for event in events)
         stored = any(type(event.payload) is PayloadRef for event in events)
-        async with self._connections.use(f"append to shard {shard}") as connection:
+        async with self._connections.use(f"append to shard {', '.join(map(str, shards))}") as connection:
             row = await connection.fetchrow(
                 SQL["append"],
-                shard,
+                shards,
+                places,
                 self._idempotency_s,
                 list(versions),
                 list(versions.values()),
@@ -80,11 +85,14 @@ class IngestQueries(VaultQueries):
                 [event.span for event in events] if traced else None,
                 timeout=self._append_timeout_s,
             )
-        stale, verdicts, first_ids, first_counts, *place = row
+        stale, verdicts, first_ids, first_counts, after, days, created_at = row
         if stale is not None:
             return Stale(frozenset(stale))
-        if placed is not None and (verdicts is None or Verdict.NEW in verdicts):
-            placed(Place(*place))
+        if placed is not None:
+            new_in = None if verdicts is None else _with_new(places, verdicts)
+            for place, in_shard in enumerate(shards):
+                if new_in is None or place + 1 in new_in:
+                    placed(Place(in_shard, after[place], days[place], created_at))
         new = [Appended(Verdict.NEW, event_id, len(event.owed)) for event_id, event in zip(ids, events, strict=True)]
         if verdicts is None:
             return new
@@ -164,6 +172,22 @@ class IngestQueries(VaultQueries):
         names = ",".join(map(str, shards)) if len(shards) <= RING_SHARDS_MAX else ""
         async with self._connections.use("ring") as connection:
             await connection.execute(SQL["ring"], names)
+
+
+def _places(shard: int | Sequence[int]) -> tuple[list[int], list[int] | None]:
+    """The shards of an append, ascending, and which of them each event goes to, from 1 on; None where there is one."""
+    if isinstance(shard, int):
+        return [shard], None
+    shards = sorted(set(shard))
+    place_of = {each: place for place, each in enumerate(shards, 1)}
+    return shards, [place_of[each] for each in shard]
+
+
+def _with_new(places: Sequence[int] | None, verdicts: Sequence[int]) -> set[int]:
+    """In which places of an append anything is new."""
+    if places is None:
+        return {1} if Verdict.NEW in verdicts else set()
+    return {place for place, verdict in zip(places, verdicts, strict=True) if verdict == Verdict.NEW}
 
 
 def _owed_lists(events: Sequence[NewEvent]) -> tuple[list[UUID], list[int]]:

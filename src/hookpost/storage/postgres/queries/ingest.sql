@@ -1,6 +1,6 @@
 -- name: append
 -- The whole of ingest's work in the database: one call, one implicit transaction (see the function's own comment).
-select * from hookpost_append_placed($1, make_interval(secs => $2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+select * from hookpost_append_lot($1, $2, make_interval(secs => $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 
 -- name: load_routes
 -- A tenant as ingest needs it, in one snapshot: version and filters belong together.
