@@ -21,7 +21,18 @@ from hookpost.app.bench.load import EVENT_TYPE, PAYLOAD, Load
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.server import Server
 from hookpost.app.bench.slices import Contender, alternate, costs
-from hookpost.app.bench.waiting import QUIET_S, drain_beside, on_database, receivers, refill, take_over, until_none
+from hookpost.app.bench.waiting import (
+    EVENT_TYPES,
+    QUIET_S,
+    add_tenants,
+    drain_beside,
+    of_all_tenants,
+    on_database,
+    receivers,
+    refill,
+    take_over,
+    until_none,
+)
 from hookpost.storage.contract import NewEvent
 from hookpost.storage.postgres.store import PostgresStore
 
@@ -32,6 +43,8 @@ SHARDS = (10, 100, 1000)
 WORKERS = (1, 2, 4, 8)
 # The other axes are measured on the smallest store.
 USUAL_SHARDS, USUAL_WORKERS = 16, 1
+# Of many tenants, each at home in one shard: at a rate that few installations exceed, then in balance.
+TENANTS, CALM_RATE = 1_000, 1_000.0
 # Kept in so many daily partitions.
 DAYS = 10
 # The journal that is drained at each point, for each second of `--seconds`.
@@ -101,8 +114,9 @@ def project(
 def growth(run: Run) -> Figures:
     """All points, a line each; then the projection from the largest store."""
     growth_shards(run)
+    growth_tenants(run)
     growth_workers(run)
-    return {"points": len(SIZES) + len(SHARDS) + len(WORKERS), **[_rows(run, size) for size in SIZES][-1]}
+    return {"points": len(SIZES) + 2 * len(SHARDS) + len(WORKERS), **[_rows(run, size) for size in SIZES][-1]}
 
 
 def growth_rows_1(run: Run) -> Figures:
@@ -128,6 +142,40 @@ def growth_shards(run: Run) -> Figures:
 def growth_workers(run: Run) -> Figures:
     """The smallest store at 1 to 8 workers."""
     return {"points": [point(run, SIZES[0], workers=workers)["workers"] for workers in WORKERS]}
+
+
+def growth_tenants(run: Run) -> Figures:
+    """A thousand tenants at 10, 100, 1000 shards, on an empty store."""
+    return {"points": [_tenants(run, shards)["shards"] for shards in SHARDS]}
+
+
+_UNCOUNTED = """
+select 1 from progress p left join rollup_progress m on m.shard = p.shard
+where p.settle_no > coalesce(m.settle_no, 0) limit 1
+"""
+
+
+def _tenants(run: Run, shards: int) -> Figures:
+    """Events of tenants each of whom is at home in another shard: a thousand a second, then in balance."""
+    with run.server(shards=shards) as server, run.load() as load:
+        made = add_tenants(server, load, TENANTS, TENANTS * len(EVENT_TYPES))
+        server.start()
+        of_all_tenants(server, load, made)
+        until_none(server, _UNCOUNTED)
+        with run.measure(server, load) as calm:
+            load.open_loop(run.seconds, CALM_RATE)
+        load.drain(quiet_s=QUIET_S)
+        full = run.in_balance(server, load)
+        shown = ("per_second", "api_us", "worker_us", "postgres_us", "all_us")
+        figures = {
+            "shards": shards, "tenants": TENANTS,
+            **{name: full.figures()[name] for name in shown}, **full.latencies(),
+            **{f"calm_{name}": value for name, value in calm.figures().items() if name in shown},
+            **{f"calm_{name}": value for name, value in calm.latencies().items()},
+            **run.writes(server, load), **run.accounts(server, load),
+        }  # fmt: skip
+    print(json.dumps({"scenario": "growth", "point": figures}), flush=True)
+    return figures
 
 
 def _rows(run: Run, rows_per_s: int) -> Figures:
@@ -261,5 +309,7 @@ def _events(owed: fill.Owed) -> list[NewEvent]:
 
 SCENARIOS = {
     scenario.__name__: scenario
-    for scenario in (growth, growth_rows_1, growth_rows_10, growth_rows_30, growth_shards, growth_workers)
-}
+    for scenario in (
+        growth, growth_rows_1, growth_rows_10, growth_rows_30, growth_shards, growth_tenants, growth_workers,
+    )
+}  # fmt: skip

@@ -119,7 +119,7 @@ def scale(run: Run) -> Figures:
     with run.server() as server, run.load() as load:
         empty_s = server.started_in_s
         server.subscribe(load.listen())
-        made = _add_tenants(server, load, tenants, endpoints)
+        made = add_tenants(server, load, tenants, endpoints)
         server.start()
         start = {"started_in_s": round(server.started_in_s, 2), "owned_s": await_owned(server)}
         every = _in_turns(run, server, load, made)
@@ -310,7 +310,8 @@ class TenantsForms(Sequence[bytes]):
         )
 
 
-def _add_tenants(server: Server, load: Load, tenants: int, endpoints: int) -> list[fill.FilledTenant]:
+def add_tenants(server: Server, load: Load, tenants: int, endpoints: int) -> list[fill.FilledTenant]:
+    """Fill in tenants, each at home in one shard, with endpoints of the load; the server is stopped then."""
     hosts = load.listen(max(1, endpoints // ENDPOINTS_A_LISTENER))
     for host in hosts:
         host.key = FILLED_KEY
@@ -330,11 +331,9 @@ def _start_with_waiting(server: Server, load: Load, endpoints: int) -> Figures:
     return {"owned_with_waiting_s": await_owned(server), "worker_with_waiting_mb": worker_mb(server, peak=True)}
 
 
-def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
-    """One tenant's events, then those of all, again and again. Before the clock runs each endpoint gets one: all of its
-    configuration has to be loaded."""
-    load.target(server.url, server.key)
-    one = load.forms
+def of_all_tenants(server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> tuple[TenantsForms, int]:
+    """Requests of all endpoints, of which each has got one: all of its configuration had to be loaded. And how many
+    a second that were."""
     load.target(server.url, made[0].key)
     every = TenantsForms(load.forms[0], made[0].key, made, order=random.Random(1))  # noqa: S311 - an order, no secret
     load.forms = every
@@ -342,8 +341,16 @@ def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTe
     while load.ledger.accepted - before < len(every):
         load.sustained(0.5, window=WINDOW)
     load.drain(quiet_s=QUIET_S)
-    first = {"first_events_per_second": round((load.ledger.accepted - before) / (load.now() - started))}
+    first = round((load.ledger.accepted - before) / (load.now() - started))
     until_none(server, _PLAIN_SECRETS)
+    return every, first
+
+
+def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
+    """One tenant's events, then those of all, again and again; then those of all at half the rate."""
+    load.target(server.url, server.key)
+    one = load.forms
+    every, first = of_all_tenants(server, load, made)
     rounds = alternate(run, {
         name: Contender(
             subject=server, load=load, ready=partial(setattr, load, "forms", forms), work=load.sustained,
@@ -351,8 +358,15 @@ def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTe
         )
         for name, forms in (("one", one), ("every", every))
     })  # fmt: skip
+    figures = rounds.figures("every")
+    load.forms = every
+    with run.measure(server, load) as half:
+        load.open_loop(run.seconds, float(str(figures["per_second"])) / 2)
+    load.drain(quiet_s=QUIET_S)
     return {
-        **rounds.figures("every"), **rounds.latencies("every"), **first,
+        **figures, **rounds.latencies("every"), "first_events_per_second": first,
+        **{f"half_{name}": half.figures()[name] for name in ("per_second", "all_us")},
+        **{f"half_{name}": value for name, value in half.latencies().items()},
         "one_tenant_per_second": rounds.figures("one")["per_second"],
         "of_one_tenant": rounds.ratio("every", "one"),
         # The same by CPU, which other programs on the machine disturb less.
