@@ -84,6 +84,9 @@ class Leases:
         # What a read waits for with its rows in hand.
         self.reading_on = asyncio.Event()
         self.reading_on.set()
+        # What the look for others waits for.
+        self.others_known = asyncio.Event()
+        self.others_known.set()
 
     async def tell(self) -> None:
         async with self.changed:
@@ -162,6 +165,7 @@ class Leases:
     async def others_wait(self, positions: Mapping[int, Any], holders: Collection[UUID], *, rows_max: int) -> bool:
         self.asked_for_others.append(set(holders))
         await self.tell()
+        await self.others_known.wait()
         return False
 
     async def fetch(self, fetch: Fetch, *, bytes_max: int) -> tuple[list[Any], bool, float]:
@@ -501,6 +505,26 @@ async def test_a_worker_whose_memory_is_full_asks_whether_others_wait_behind_tho
         store.clock.time += module.OTHERS_EVERY_S
         await store.until(lambda: bool(store.asked_for_others))
         assert store.asked_for_others == [owed]
+
+
+async def test_a_shard_that_goes_while_it_is_asked_whether_others_wait_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ended the worker: found by a simulated world with bursts."""
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    worker = new_worker(store, uuid7(), Limits(buffer=10, in_flight=0), Nowhere())
+    async with at_work(worker, store, monkeypatch):
+        store.rows = {1: [row(1, seq) for seq in range(1, 9)]}
+        await store.until(lambda: not store.rows)
+        store.others_known.clear()
+        store.clock.time += module.OTHERS_EVERY_S
+        await store.until(lambda: bool(store.asked_for_others))
+        worker._lose([3], "a test")
+        store.reading = set()
+        store.others_known.set()
+        await store.until(lambda: bool(store.reading))
+        assert store.reading >= SHARDS - {3}
 
 
 async def test_a_change_that_was_taken_over_is_not_taken_over_again(monkeypatch: pytest.MonkeyPatch) -> None:

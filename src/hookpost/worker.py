@@ -565,7 +565,9 @@ class Worker:
         if not shards or not self._may_send():
             return 0, False
         await self._look_for_others(shards)
-        if not rows:
+        # Some may have been handed over meanwhile, or lost.
+        shards = [shard for shard in shards if shard in self._fences]
+        if not rows or not shards:
             return 0, False
         # Shared by those that are likely to bring some: a flood in one of many would be read in crumbs.
         rows_max = max(1, min(READ_ROWS_MAX, rows // max(1, len(self._behind.intersection(shards)))))
@@ -891,20 +893,20 @@ class Worker:
         for record in records:
             telemetry.log("breaker_changed", origin=record.origin, state=record.state, failures=record.failures)
 
-    def _probe(self, asked: list[Receiver]) -> None:
+    def _probe(self, asked: Mapping[Receiver, float | None]) -> None:
         """Ask for the right to probe these receivers."""
         assert self._tasks is not None
         self._tasks.create_task(self._ask_for_probes(asked))
 
-    async def _ask_for_probes(self, asked: list[Receiver]) -> None:
+    async def _ask_for_probes(self, asked: Mapping[Receiver, float | None]) -> None:
         try:
-            probes = await self._store.take_probes(self._node_id, asked, probe_s=PROBE_S)
+            probes = await self._store.take_probes(self._node_id, list(asked), probe_s=PROBE_S)
         except StoreUnavailable as error:
             self._note_store(error)
             await asyncio.sleep(STORE_RETRY_S_MAX)
             self._engine.ask_again(asked)
         else:
-            self._engine.on_probes(probes, now=self._clock.now())
+            self._engine.on_probes(probes, asked, now=self._clock.now())
         self._kick()
 
     async def _hear_health(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from uuid import UUID
 
@@ -398,10 +398,10 @@ class Driver:
         more, behind = len(rows) > fetch.limit, self.store.fetch_behind(fetch)
         self.engine.on_backlog(fetch, rows[: fetch.limit], more=more, behind=behind, now=self.now)
 
-    def _grant(self, asked: list[tuple[UUID, str]]) -> None:
+    def _grant(self, asked: Mapping[tuple[UUID, str], float | None]) -> None:
         probes = [self.store.take_probe(*receiver, self.now) for receiver in asked]
         self.probes += sum(probe.granted for probe in probes)
-        self.engine.on_probes(probes, now=self.now)
+        self.engine.on_probes(probes, asked, now=self.now)
 
     def _commit(self, settle: Settle) -> None:
         for part in settle.shards:

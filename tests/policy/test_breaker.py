@@ -61,7 +61,7 @@ def opened(breaker: Breaker | None = None, *, now: float = NOW) -> Breaker:
 def granted(breaker: Breaker, *, now: float) -> Breaker:
     """Half-open: the store has granted it the probe."""
     record = breaker.record(TENANT, ORIGIN)
-    breaker.grant(Probe(granted=True, until=now + GRANT_S, record=record), now=now)
+    breaker.grant(Probe(granted=True, until=now + GRANT_S, record=record), asked=breaker.told_since, now=now)
     return breaker
 
 
@@ -386,7 +386,7 @@ def test_what_the_store_holds_as_closed_closes_it_here_though_a_clock_set_back_m
     breaker = opened()
     breaker.told = True
     answer = Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20))
-    assert breaker.grant(answer, now=NOW + 30)
+    assert breaker.grant(answer, asked=breaker.told_since, now=NOW + 30)
     assert breaker.state is CLOSED
     assert breaker.ramp == RAMP_START
 
@@ -394,21 +394,32 @@ def test_what_the_store_holds_as_closed_closes_it_here_though_a_clock_set_back_m
 def test_a_probe_that_another_worker_holds_is_asked_for_again_when_its_right_ends() -> None:
     breaker = opened()
     answer = Probe(granted=False, until=NOW + 65, record=record(HALF_OPEN, since=NOW + 25, reopen_at=NOW + 30))
-    assert not breaker.grant(answer, now=NOW + 30)
+    assert not breaker.grant(answer, asked=breaker.told_since, now=NOW + 30)
     assert not breaker.wants_probe(now=NOW + 64)
     assert breaker.wants_probe(now=NOW + 65)
 
 
 def test_what_the_store_holds_as_closed_does_not_close_it_here_before_the_store_has_heard_of_the_opening() -> None:
     breaker = opened()
-    assert not breaker.grant(Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20)), now=NOW + 30)
+    answer = Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20))
+    assert not breaker.grant(answer, asked=breaker.told_since, now=NOW + 30)
+    assert breaker.state is OPEN
+
+
+@pytest.mark.parametrize("asked", [None, NOW - 60])
+def test_an_answer_of_a_time_before_the_store_heard_of_the_opening_does_not_close_it(asked: float | None) -> None:
+    """It took long: the store was asked before it was told, or at an opening before this one."""
+    breaker = opened()
+    breaker.told = True
+    answer = Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW - 20))
+    assert not breaker.grant(answer, asked=asked, now=NOW + 30)
     assert breaker.state is OPEN
 
 
 def test_a_refusal_that_tells_of_a_recovery_closes_it() -> None:
     breaker = opened()
     answer = Probe(granted=False, until=NOW + 30, record=record(CLOSED, since=NOW + 29))
-    assert breaker.grant(answer, now=NOW + 30)
+    assert breaker.grant(answer, asked=breaker.told_since, now=NOW + 30)
     assert (breaker.state, breaker.ramp) == (CLOSED, RAMP_START)
 
 
@@ -476,7 +487,8 @@ def test_whatever_happens_no_second_probe_starts_while_one_is_under_way(
             case "grant":
                 granted(breaker, now=now)
             case "refuse":
-                breaker.grant(Probe(False, now + 5, record(state, since=now - 1, reopen_at=now)), now=now)
+                answer = Probe(False, now + 5, record(state, since=now - 1, reopen_at=now))
+                breaker.grant(answer, asked=breaker.told_since, now=now)
             case "adopt":
                 breaker.adopt(record(state, since=now - 1, reopen_at=now + 10))
             case _:

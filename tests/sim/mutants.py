@@ -95,18 +95,18 @@ def wrap(patch: Patch, owner: Any, name: str, around: Callable[..., Any]) -> Non
 
 @mutant("accepted")
 def ingest_answers_202_though_the_store_failed(patch: Patch) -> None:
-    async def append(original: Any, self: Ingest, shard: int, group: list[Any]) -> None:
+    async def append(original: Any, self: Ingest, group: list[Any]) -> None:
         store = self._store.append
 
-        async def forgiving(number: int, events: Any, versions: Any, placed: Any) -> Any:
+        async def forgiving(shard: Any, events: Any, versions: Any, placed: Any) -> Any:
             try:
-                return await store(number, events, versions, placed=placed)
+                return await store(shard, events, versions, placed=placed)
             except StoreUnavailable:
                 return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
         self._store.append = forgiving  # type: ignore[method-assign]
         try:
-            await original(self, shard, group)
+            await original(self, group)
         finally:
             self._store.append = store  # type: ignore[method-assign]
 
@@ -115,8 +115,16 @@ def ingest_answers_202_though_the_store_failed(patch: Patch) -> None:
 
 @mutant("configuration")
 def an_append_does_not_look_at_config_versions(patch: Patch) -> None:
-    async def append(original: Any, self: IngestTables, shard: int, events: Any, versions: Any, **values: Any) -> Any:
+    async def append(original: Any, self: IngestTables, shard: Any, events: Any, versions: Any, **values: Any) -> Any:
         return await original(self, shard, events, {}, **values)
+
+    wrap(patch, IngestTables, "append", append)
+
+
+@mutant("order")
+def all_of_a_lot_goes_to_one_of_its_shards(patch: Patch) -> None:
+    async def append(original: Any, self: IngestTables, shard: Any, events: Any, versions: Any, **values: Any) -> Any:
+        return await original(self, shard if isinstance(shard, int) else shard[0], events, versions, **values)
 
     wrap(patch, IngestTables, "append", append)
 
@@ -313,9 +321,8 @@ def what_follows_a_dead_head_is_sent_before_the_death_is_committed(patch: Patch)
 
 @mutant("rests", "fates", "deadlines", kind="sick receivers and clocks")
 def a_probe_that_is_refused_as_the_breaker_is_closed_keeps_it_open(patch: Patch) -> None:
-    def grant(original: Any, self: Breaker, probe: Any, **named: Any) -> bool:
-        self.told = False
-        return bool(original(self, probe, **named))
+    def grant(original: Any, self: Breaker, probe: Any, *, asked: Any, now: float) -> bool:
+        return bool(original(self, probe, asked=None, now=now))
 
     wrap(patch, Breaker, "grant", grant)
 
@@ -386,14 +393,14 @@ def an_append_stands_one_further_than_it_says(patch: Patch) -> None:
         patch,
         BadRelay,
         "tell",
-        lambda f, self, shard, place, *args: f(self, shard, replace(place, after=place.after - 1), *args),
+        lambda f, self, place, *args: f(self, replace(place, after=place.after - 1), *args),
     )
 
 
 @mutant("attempts", "fates", "accepted", dies=True)
 def duplicates_are_told_too(patch: Patch) -> None:
-    def tell(original: Any, self: BadRelay, shard: int, place: Place, events: Any, answers: Any) -> Any:
-        return original(self, shard, place, events, [replaced(each, verdict=Verdict.NEW) for each in answers])
+    def tell(original: Any, self: BadRelay, place: Place, events: Any, answers: Any) -> Any:
+        return original(self, place, events, [replaced(each, verdict=Verdict.NEW) for each in answers])
 
     wrap(patch, BadRelay, "tell", tell)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -396,7 +396,7 @@ class World:
             self._check_no_stall(worker)
         return bool(sends or fetches or settled)
 
-    def _ask_for_probes(self, worker: Worker, asked: list[tuple[UUID, str]]) -> None:
+    def _ask_for_probes(self, worker: Worker, asked: Mapping[tuple[UUID, str], float | None]) -> None:
         """The store answers once; the answer comes a little later, or never."""
         if self.chaos and self.rng.random() < 0.1:
             self.later(self.brief(), lambda: worker.engine.ask_again(asked))
@@ -409,7 +409,7 @@ class World:
                 for probe in probes:
                     if probe.record.state is BreakerState.CLOSED:
                         worker.sick.pop((probe.record.tenant_id, probe.record.origin), None)
-                worker.engine.on_probes(probes, now=self.now)
+                worker.engine.on_probes(probes, asked, now=self.now)
 
         self.later(self.brief(), tell)
 

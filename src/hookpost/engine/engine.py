@@ -750,16 +750,23 @@ class Engine:
                     self._turns.enter(lane)
                 self._backlog.consider(lane, now)
 
-    def take_probes(self) -> list[Receiver]:
-        """Receivers (tenant, origin) whose probe this worker wants to send; answered by ``on_probes``."""
-        return self._gates.take_probes()
+    def take_probes(self) -> dict[Receiver, float | None]:
+        """Receivers (tenant, origin) whose probe this worker wants to send, with what the store has heard of each (see
+        ``Breaker.grant``); answered by ``on_probes``, before which none is asked for again."""
+        found: dict[Receiver, float | None] = {}
+        for tenant_id, origin in self._gates.take_probes():
+            tenant = self._roster.tenants.get(tenant_id)
+            breaker = None if tenant is None else tenant.breakers.get(origin)
+            found[tenant_id, origin] = None if breaker is None else breaker.told_since
+        return found
 
-    def on_probes(self, probes: Iterable[Probe], *, now: float) -> None:
-        """What the store said of the probes asked for."""
+    def on_probes(self, probes: Iterable[Probe], asked: Mapping[Receiver, float | None], *, now: float) -> None:
+        """What the store said of the probes ``asked`` for."""
+        self._gates.answered(asked)
         for probe in probes:
             tenant = self._roster.tenants.get(probe.record.tenant_id)
             if tenant is not None and (breaker := tenant.breakers.get(probe.record.origin)) is not None:
-                breaker.grant(probe, now=now)
+                breaker.grant(probe, asked=asked.get((tenant.tenant_id, probe.record.origin)), now=now)
                 self._breaker_changed(tenant, probe.record.origin, breaker.state, now)
 
     def ask_again(self, probes: Iterable[Receiver]) -> None:

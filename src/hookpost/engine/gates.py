@@ -81,7 +81,9 @@ class Gates:
         self.over_budget = OverBudget(self.budget)
         self.outage = Outage(outage)
         self._ended = 0
+        # Receivers whose probe is to be asked for, and those of whom the answer has not come.
         self._probes: set[Receiver] = set()
+        self._asked: set[Receiver] = set()
         self._changed: dict[Receiver, BreakerRecord] = {}
 
     # ---- may it start? --------------------------------------------------------------------------------------------
@@ -111,7 +113,9 @@ class Gates:
         if breaker is None or breaker.state is BreakerState.CLOSED:
             return None
         if breaker.wants_probe(now=now):
-            self._probes.add((endpoint.tenant.tenant_id, endpoint.origin))
+            receiver = endpoint.tenant.tenant_id, endpoint.origin
+            if receiver not in self._asked:
+                self._probes.add(receiver)
             return _NOTHING_MORE
         if breaker.state is BreakerState.HALF_OPEN:
             return _NOTHING_MORE if breaker.probing else None
@@ -248,10 +252,17 @@ class Gates:
     def take_probes(self) -> list[Receiver]:
         """Receivers whose probe this worker wants to send, if the store grants it."""
         probes, self._probes = sorted(self._probes), set()
+        self._asked.update(probes)
         return probes
+
+    def answered(self, probes: Iterable[Receiver]) -> None:
+        """The store has said of these what it had to say; they may be asked for again."""
+        self._asked.difference_update(probes)
 
     def ask_again(self, probes: Iterable[Receiver]) -> None:
         """The store could not be asked."""
+        probes = list(probes)
+        self.answered(probes)
         self._probes.update(probes)
 
     def take_changes(self) -> list[BreakerRecord]:

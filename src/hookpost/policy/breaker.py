@@ -143,6 +143,11 @@ class Breaker:
         """Closed, and nothing to remember: as good as no breaker."""
         return self.state is BreakerState.CLOSED and self.failures == 0 and self.ramp is None
 
+    @property
+    def told_since(self) -> float | None:
+        """Since when it is open, once the store has heard of that."""
+        return self.since if self.told and self.state is BreakerState.OPEN else None
+
     def wants_probe(self, *, now: float) -> bool:
         """Has its pause ended, and has nobody here the right to send the probe?"""
         if self.state is BreakerState.HALF_OPEN and not self.probing and self.probe_until <= now:
@@ -219,8 +224,9 @@ class Breaker:
         self.ramp = RAMP_START
         return True
 
-    def grant(self, probe: Probe, *, now: float) -> bool:
-        """Take over what the store said of the probe; True when the state changed."""
+    def grant(self, probe: Probe, *, asked: float | None, now: float) -> bool:
+        """Take over what the store said of the probe; True when the state changed. ``asked``: the opening that the
+        store had heard of when it was asked, if it had (see ``told_since``)."""
         if probe.granted and self.state is BreakerState.OPEN:
             if self.reopen_at > now:
                 # Asked for a second time before our own probe failed, which the store does not know yet.
@@ -231,9 +237,9 @@ class Breaker:
             return True
         if self.state is BreakerState.OPEN:
             self.reopen_at = max(self.reopen_at, probe.until)
-            if probe.record.state is BreakerState.CLOSED and self.told:
+            if probe.record.state is BreakerState.CLOSED and asked is not None and asked == self.told_since:
                 # Somebody has closed it behind our opening, whatever the times say: clocks may have been set back in
-                # between. Nobody would ever grant us the probe.
+                # between. Nobody would ever grant us the probe. An answer that took long is of a time before it.
                 return self._take_over(probe.record)
         return self.adopt(probe.record)
 

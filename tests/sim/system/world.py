@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 from uuid import UUID
 
-from hookpost import alerts, maintenance
+from hookpost import alerts, maintenance, telemetry
 from hookpost.engine import backlog
 from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, Overloaded, RateLimited, UnknownTenant
@@ -49,6 +49,7 @@ from tests.sim.system.trace import (
     Started,
     Stopping,
     Trace,
+    Violation,
 )
 
 EPOCH = 1_800_000_000.0
@@ -237,7 +238,7 @@ class World:
     # ---- the cast ---------------------------------------------------------------------------------------------------
 
     async def _furnish(self) -> None:
-        for _ in range(self.rng.choice((1, 2, 3))):
+        for _ in range(self.rng.choice((1, 2, 3, 4))):
             tenant_id = self.ids.uuid7()
             spread = self.rng.choice((None, 1, 2))
             values = {"name": "t", "spread": spread, "max_in_flight": self.rng.choice((4, 512, 512))}
@@ -291,7 +292,7 @@ class World:
     # ---- producers --------------------------------------------------------------------------------------------------
 
     async def _produce(self) -> None:
-        rng, keyed = self.rng, 0
+        rng = self.rng
         again: list[tuple[UUID, Submission]] = []
         while self.chaos:
             await asyncio.sleep(rng.expovariate(4.0))
@@ -301,15 +302,26 @@ class World:
                     submission = Submission(submission.type, b'{"other":1}', key=submission.key)
                 await self._post(tenant_id, submission)
                 continue
+            if rng.random() < 0.2:
+                # All at once, so that appends have events for several shards.
+                burst = [
+                    (tenant_id, self._submission()) for tenant_id in rng.choices(self.tenants, k=rng.randrange(4, 13))
+                ]
+                await asyncio.gather(*(self._post(*each) for each in burst))
+                again += [each for each in burst if each[1].key is not None]
+                continue
             tenant_id = rng.choice(self.tenants)
             for _ in range(rng.choice((1, 1, 2, 6))):
-                keyed += 1
-                self.posts += 1
-                key = f"k{self.posts}" if rng.random() < 0.5 else None
-                submission = Submission(rng.choice(TYPES), b'{"n":%d}' % self.posts, key=key)
-                if key is not None:
+                submission = self._submission()
+                if submission.key is not None:
                     again.append((tenant_id, submission))
                 await self._post(tenant_id, submission)
+
+    def _submission(self) -> Submission:
+        """One that nobody has posted before."""
+        self.posts += 1
+        key = f"k{self.posts}" if self.rng.random() < 0.5 else None
+        return Submission(self.rng.choice(TYPES), b'{"n":%d}' % self.posts, key=key)
 
     async def _post(self, tenant_id: UUID, submission: Submission) -> None:
         """Post it, to whichever process; a producer with a key tries again until it has an answer."""
@@ -603,7 +615,7 @@ def live(seed: int, kind: str | None = None) -> Trace:
 
 def live_in(world: World) -> Trace:
     """Live through this world, once."""
-    loop = world.loop
+    loop, errors = world.loop, telemetry.counters["internal_errors"]
     logging.disable(logging.CRITICAL)
     gc.disable()
     fetch_max = world.rng.choice((2, 8, 64))
@@ -619,6 +631,8 @@ def live_in(world: World) -> Trace:
             loop.run_until_complete(loop.spawn(loop.world, world.live()))
         if loop.failures:
             raise loop.failures[0]
+        if telemetry.counters["internal_errors"] != errors:
+            raise Violation("a process met an error that it did not expect, and went on")
     finally:
         loop.discard()
         gc.enable()
