@@ -54,7 +54,7 @@ from tests.sim.system.relay import BadRelay
 from tests.sim.system.world import live
 
 # Within so many seeds a fault must be found.
-SEEDS = range(12)
+SEEDS = range(24)
 Patch = pytest.MonkeyPatch
 
 

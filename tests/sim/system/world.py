@@ -295,14 +295,14 @@ class World:
         rng = self.rng
         again: list[tuple[UUID, Submission]] = []
         while self.chaos:
-            await asyncio.sleep(rng.expovariate(4.0))
+            await asyncio.sleep(rng.expovariate(3.5))
             if again and rng.random() < 0.15:
                 tenant_id, submission = rng.choice(again)
                 if rng.random() < 0.2:
                     submission = Submission(submission.type, b'{"other":1}', key=submission.key)
                 await self._post(tenant_id, submission)
                 continue
-            if rng.random() < 0.2:
+            if rng.random() < 0.1:
                 # All at once, so that appends have events for several shards.
                 burst = [
                     (tenant_id, self._submission()) for tenant_id in rng.choices(self.tenants, k=rng.randrange(4, 13))
@@ -453,6 +453,8 @@ class World:
         try:
             if what == "replay":
                 await self.operator.append_replay(tenant_id, event_id, None)
+                if self.rng.random() < 0.3:
+                    await self.operator.append_replay(tenant_id, event_id, None)
             else:
                 action = self.rng.choice(tuple(ControlAction))
                 await self.operator.append_control(tenant_id, event_id, None, action)
@@ -610,12 +612,16 @@ async def _answer(ingest: Ingest, tenant_id: UUID, submission: Submission) -> An
 def live(seed: int, kind: str | None = None) -> Trace:
     """Live through one seed, in a world of this kind or of the one that is drawn; what happened. Raises whatever a process
     dies of."""
-    return live_in(World(seed, kind))
+    errors = telemetry.counters["internal_errors"]
+    trace = live_in(World(seed, kind))
+    if telemetry.counters["internal_errors"] != errors:
+        raise Violation("a process met an error that it did not expect, and went on")
+    return trace
 
 
 def live_in(world: World) -> Trace:
     """Live through this world, once."""
-    loop, errors = world.loop, telemetry.counters["internal_errors"]
+    loop = world.loop
     logging.disable(logging.CRITICAL)
     gc.disable()
     fetch_max = world.rng.choice((2, 8, 64))
@@ -631,8 +637,6 @@ def live_in(world: World) -> Trace:
             loop.run_until_complete(loop.spawn(loop.world, world.live()))
         if loop.failures:
             raise loop.failures[0]
-        if telemetry.counters["internal_errors"] != errors:
-            raise Violation("a process met an error that it did not expect, and went on")
     finally:
         loop.discard()
         gc.enable()
