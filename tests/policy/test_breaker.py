@@ -449,6 +449,44 @@ def test_what_it_stores_it_does_not_learn_from() -> None:
         assert shown(breaker) == was
 
 
+@pytest.mark.parametrize("behind_s", [0.0, 1e-6, 0.5, 90.0])
+def test_what_it_learns_on_a_clock_behind_the_others_is_later_than_what_it_knew(behind_s: float) -> None:
+    told = record(CLOSED, since=NOW)
+    breaker = opened(Breaker(BreakerPolicy(), now=NOW - 100), now=NOW - 100)
+    assert breaker.adopt(told)
+    opened(breaker, now=NOW - behind_s)
+    opening = breaker.record(TENANT, ORIGIN)
+    assert opening.since > told.since
+    assert not breaker.adopt(told)
+    granted(breaker, now=breaker.reopen_at).start()
+    assert breaker.observe(HEALTHY, probe=True, now=NOW - behind_s, rng=LEAST)
+    assert breaker.record(TENANT, ORIGIN).since > opening.since
+    assert not breaker.adopt(opening)
+    assert breaker.state is CLOSED
+
+
+def test_a_right_to_the_probe_is_not_lost_when_the_store_tells_of_it_once_more() -> None:
+    behind = NOW - 90
+    breaker = opened(Breaker(BreakerPolicy(), now=behind - 30), now=behind - 30)
+    breaker.told = True
+    answer = Probe(granted=True, until=NOW + 40, record=record(HALF_OPEN, since=NOW, reopen_at=NOW - 1))
+    assert breaker.grant(answer, asked=breaker.told_since, now=behind)
+    assert not breaker.adopt(answer.record)
+    assert breaker.state is HALF_OPEN
+    breaker.start()
+    breaker.observe(SICK, probe=True, now=behind + 1, rng=LEAST)
+    assert breaker.record(TENANT, ORIGIN).since > answer.record.since
+
+
+def test_what_is_forgiven_is_later_than_what_it_was_charged_with() -> None:
+    breaker = closed()
+    assert breaker.adopt(record(OPEN, since=NOW + 5, reopen_at=NOW + 35))
+    opening = breaker.record(TENANT, ORIGIN)
+    assert breaker.forgive(0, 0, now=NOW)
+    assert not breaker.adopt(opening)
+    assert breaker.state is CLOSED
+
+
 def test_only_a_breaker_that_is_not_closed_says_when_it_reopens() -> None:
     assert opened().record(TENANT, ORIGIN).reopen_at == NOW + 30
     assert half_open().record(TENANT, ORIGIN).reopen_at == NOW + 30

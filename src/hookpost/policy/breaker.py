@@ -34,6 +34,9 @@ _DOUBLINGS_MAX = 16
 JITTER = 1.5
 # The store keeps microseconds: what we have stored ourselves comes back as the same moment.
 _SAME_S = 1e-5
+# A state is later than the one it follows by so much at least. On a clock behind that of whoever told of that one it
+# would be earlier, and hearing of that one again would undo it.
+_STEP_S = 2 * _SAME_S
 # What went wrong on our side says nothing of the receiver.
 _OURS = frozenset(
     {
@@ -198,8 +201,7 @@ class Breaker:
         return probe and self._close(now)
 
     def _open(self, now: float, openings: int, rng: Random) -> bool:
-        self.state = BreakerState.OPEN
-        self.since = now
+        self._enter(BreakerState.OPEN, now)
         self.told = False
         self.openings = max(1, openings)
         self.reopen_at = now + self._policy.pause(self.openings, rng=rng)
@@ -207,8 +209,7 @@ class Breaker:
         return True
 
     def _close(self, now: float) -> bool:
-        self.state = BreakerState.CLOSED
-        self.since = now
+        self._enter(BreakerState.CLOSED, now)
         self.failures = 0
         self.ramp = RAMP_START
         return True
@@ -219,10 +220,13 @@ class Breaker:
         self.failures, self.openings = failures, openings
         if self.state is BreakerState.CLOSED:
             return False
-        self.state = BreakerState.CLOSED
-        self.since = now
+        self._enter(BreakerState.CLOSED, now)
         self.ramp = RAMP_START
         return True
+
+    def _enter(self, state: BreakerState, now: float) -> None:
+        self.state = state
+        self.since = max(now, self.since + _STEP_S)
 
     def grant(self, probe: Probe, *, asked: float | None, now: float) -> bool:
         """Take over what the store said of the probe; True when the state changed. ``asked``: the opening that the
@@ -231,8 +235,7 @@ class Breaker:
             if self.reopen_at > now:
                 # Asked for a second time before our own probe failed, which the store does not know yet.
                 return False
-            self.state = BreakerState.HALF_OPEN
-            self.since = now
+            self._enter(BreakerState.HALF_OPEN, max(now, probe.record.since))
             self.probe_until = probe.until
             return True
         if self.state is BreakerState.OPEN:
