@@ -29,6 +29,7 @@ from hookpost.engine.work import (
 )
 from hookpost.model import Endpoint, Outcome, Retry
 from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
+from hookpost.policy.rate import TIME_GRAIN_S
 from hookpost.policy.retry import decide
 
 NEVER = float("inf")
@@ -327,7 +328,8 @@ class Ledger:
         key = (owner.shard, owner.fence, endpoint_id)
         at, tokens = self.buckets.get(key, (owner.claimed_at, 0.0))
         tokens = min(max(1.0, rate), tokens + (now - at) * rate) - 1.0
-        check(tokens >= -1e-6, "over the rate limit by", -tokens, owner.shard, endpoint_id)
+        # As early as the bucket itself lets one go, and what a float loses in a sum.
+        check(tokens >= -rate * TIME_GRAIN_S - 1e-6, "over the rate limit by", -tokens, owner.shard, endpoint_id)
         self.buckets[key] = (now, tokens)
 
     def ended(self, owner: Owner, attempt_id: UUID, outcome: Outcome, now: float) -> None:

@@ -320,11 +320,27 @@ def what_follows_a_dead_head_is_sent_before_the_death_is_committed(patch: Patch)
 
 
 @mutant("rests", "fates", "deadlines", kind="sick receivers and clocks")
-def a_probe_that_is_refused_as_the_breaker_is_closed_keeps_it_open(patch: Patch) -> None:
+def a_recovery_told_by_a_clock_that_was_set_back_is_never_heard(patch: Patch) -> None:
+    def close(original: Any, self: Any, receiver: Any) -> None:
+        original(self, receiver)
+        stored = self._db.breakers.get(receiver)
+        if stored is not None:
+            self._db.breakers[receiver] = replace(stored, record=replace(stored.record, since=self._db.now()))
+
     def grant(original: Any, self: Breaker, probe: Any, *, asked: Any, now: float) -> bool:
         return bool(original(self, probe, asked=None, now=now))
 
+    wrap(patch, AdminTables, "_close_breaker", close)
     wrap(patch, Breaker, "grant", grant)
+
+
+@mutant("breakers", kind="sick receivers and clocks")
+def a_breaker_goes_by_its_own_clock_alone(patch: Patch) -> None:
+    def enter(self: Breaker, state: Any, now: float) -> None:
+        self.state = state
+        self.since = now
+
+    patch.setattr(Breaker, "_enter", enter)
 
 
 @mutant("budget", kind="half of it fails")

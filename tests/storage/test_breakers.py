@@ -126,6 +126,24 @@ async def test_enabling_an_endpoint_closes_the_breaker_of_its_receiver_and_tells
     }
 
 
+async def test_what_follows_is_later_than_an_opening_told_of_by_a_clock_ahead(driver: Driver) -> None:
+    store = await driver.open()
+    tenant, endpoint_id = await new_tenant(store), uuid7()
+    await store.create_endpoint(
+        {"endpoint_id": endpoint_id, "tenant_id": tenant, "url": f"{ORIGIN}/hook"}, b"k" * 24, endpoints_max=100
+    )
+    record = await opened(store, tenant)
+    ahead = replace(record, since=record.since + 150)
+    await store.save_breakers([ahead])
+    [probe] = await store.take_probes(uuid7(), [(tenant, ORIGIN)], probe_s=40.0)
+    assert probe.granted
+    assert probe.record.since > ahead.since
+    await store.update_endpoint(tenant, endpoint_id, {"status": "enabled"})
+    [closed] = await store.load_breakers([tenant], since=ahead.since)
+    assert closed.state is BreakerState.CLOSED
+    assert closed.since > probe.record.since
+
+
 async def test_pausing_an_endpoint_leaves_the_breaker_as_it_is(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)

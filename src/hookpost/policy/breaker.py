@@ -36,7 +36,7 @@ JITTER = 1.5
 _SAME_S = 1e-5
 # A state is later than the one it follows by so much at least. On a clock behind that of whoever told of that one it
 # would be earlier, and hearing of that one again would undo it.
-_STEP_S = 2 * _SAME_S
+STEP_S = 2 * _SAME_S
 # What went wrong on our side says nothing of the receiver.
 _OURS = frozenset(
     {
@@ -226,7 +226,7 @@ class Breaker:
 
     def _enter(self, state: BreakerState, now: float) -> None:
         self.state = state
-        self.since = max(now, self.since + _STEP_S)
+        self.since = max(now, self.since + STEP_S)
 
     def grant(self, probe: Probe, *, asked: float | None, now: float) -> bool:
         """Take over what the store said of the probe; True when the state changed. ``asked``: the opening that the

@@ -15,7 +15,7 @@ import msgspec
 
 from hookpost.engine.work import Kind
 from hookpost.model import EndpointStatus
-from hookpost.policy.breaker import BreakerState
+from hookpost.policy.breaker import STEP_S, BreakerState
 from hookpost.policy.egress import origin_of
 from hookpost.policy.routing import is_pinned, shard_for
 from hookpost.storage.contract import Conflict, ControlAction, NotFound
@@ -176,7 +176,7 @@ class AdminTables:
                 replace(
                     stored.record,
                     state=BreakerState.CLOSED,
-                    since=self._db.now(),
+                    since=max(self._db.now(), stored.record.since + STEP_S),
                     reopen_at=None,
                     openings=0,
                     failures=0,

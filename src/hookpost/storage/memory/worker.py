@@ -11,7 +11,7 @@ from hookpost.engine.lanes import NEVER
 from hookpost.engine.work import BacklogChange, BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Takeover, Wanted
 from hookpost.model import Endpoint, EndpointStatus, Health, OperationalType, Tenant
 from hookpost.policy.alerts import Notice
-from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
+from hookpost.policy.breaker import STEP_S, BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import RECOVERED_S, Claimed, Survey
 from hookpost.storage.endpoints import EndpointDefaults
 from hookpost.storage.memory.journal import Event
@@ -354,7 +354,7 @@ class WorkerTables:
         closed = record.state is BreakerState.CLOSED or record.reopen_at is None or record.reopen_at > now
         granted = free and not closed
         if granted:
-            record = replace(record, state=BreakerState.HALF_OPEN, since=now)
+            record = replace(record, state=BreakerState.HALF_OPEN, since=max(now, record.since + STEP_S))
             stored = self._db.breakers[receiver] = Breaker(record, node_id, now + probe_s)
         until = max(now, stored.probe_until, record.reopen_at or 0.0)
         return Probe(granted, until, record)

@@ -380,7 +380,8 @@ on conflict (tenant_id, origin) do update
 -- Who may send the probe, for the whole fleet: whoever asks first once the pause is over, until $4 from now. A worker that
 -- asks again has used its right: that its probe failed may not be stored yet.
 update breakers b
-set state = 'half_open', since = clock_timestamp(), probe_by = $3, probe_until = clock_timestamp() + make_interval(secs => $4)
+set state = 'half_open', since = greatest(clock_timestamp(), since + interval '20 us'), probe_by = $3,
+    probe_until = clock_timestamp() + make_interval(secs => $4)
 from unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
 where b.tenant_id = u.tenant_id and b.origin = u.origin and b.state <> 'closed' and b.reopen_at <= clock_timestamp()
   and (b.probe_by = $3 or coalesce(b.probe_until, '-infinity') <= clock_timestamp())
