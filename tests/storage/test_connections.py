@@ -86,6 +86,32 @@ async def test_who_waits_gets_a_connection_as_soon_as_one_is_free(driver: Driver
         assert 1 <= len(set(found)) <= 2
 
 
+async def test_whoever_waits_has_a_turn_before_those_who_came_later(driver: Driver) -> None:
+    async with opened(driver, size_max=1) as connections, asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as users:
+        turns: list[int] = []
+
+        async def use(name: int) -> None:
+            async with connections.use("take a turn") as connection:
+                turns.append(name)
+                await connection.fetchval(PID)
+
+        for name in range(300):
+            users.create_task(use(name))
+            await asyncio.sleep(0)
+    assert turns == list(range(300))
+
+
+async def test_who_gives_up_waiting_leaves_its_turn_to_the_next(driver: Driver) -> None:
+    async with opened(driver, size_max=1) as connections, asyncio.timeout(PATIENCE_S):
+        async with connections.use("hold it") as connection:
+            gone, stays = asyncio.create_task(pid(connections)), asyncio.create_task(pid(connections))
+            await connection.fetchval(PID)
+            gone.cancel()
+            await asyncio.wait([gone])
+        assert await stays
+        assert await pid(connections)
+
+
 async def test_closing_ends_all_of_them(driver: Driver) -> None:
     assert isinstance(driver, Postgres)
     async with opened(driver) as connections:
