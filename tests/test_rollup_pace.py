@@ -13,6 +13,7 @@ from hookpost.maintenance import (
     ROLLUPS_EVERY_S,
     ROLLUPS_REST,
     SETTLES_AT_ONCE,
+    STEP_ATTEMPTS_MIN,
     STEP_PARTS_MAX,
     Rollups,
 )
@@ -24,17 +25,19 @@ STEP_S = 0.5
 
 @dataclass
 class Backlog:
-    """So many steps of settles to count and of rows to add up, half a second each, by a clock of its own."""
+    """So many steps of settles to count and of rows to add up, half a second each, by a clock of its own. A step of settles
+    has so many attempts."""
 
     settles: int
     buckets: int = 0
+    attempts: int = 10_000
     now: float = 1000.0
     asked: list[tuple[int, int]] = field(default_factory=list)
 
     async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp:
         self.asked.append((settles_max, events_max))
         self.settles = self._worked(self.settles)
-        return RolledUp(1, 1, self.settles > 0)
+        return RolledUp(self.attempts, 1, self.settles > 0)
 
     async def build_rollups(self, *, rows_max: int) -> bool:
         assert rows_max > 0
@@ -92,3 +95,9 @@ async def test_steps_that_take_long_become_small_and_short_ones_large_again() ->
     for _ in range(STEP_PARTS_MAX):  # with nothing to count a step takes no time
         await turn(rollups, store)
     assert store.asked[-1] == most
+
+
+async def test_steps_in_which_the_looking_takes_long_do_not_become_small() -> None:
+    store = Backlog(settles=10, attempts=STEP_ATTEMPTS_MIN - 1)
+    await turn(builder(store), store)
+    assert store.asked[-1] == (SETTLES_AT_ONCE // 2, EVENTS_AT_ONCE // 2)

@@ -55,11 +55,12 @@ REPLAY_LIMITS = ReplayLimits(step_s=0.5, deliveries_max=1_000, depth_max=10_000,
 ROLLUPS_EVERY_S = 10.0
 ROLLUPS_AGAIN_S = 30.0
 # What one step counts at most: of a busy shard a settle holds some ten attempts, of one of a thousand shards one, and
-# each of them is looked at in each step. A step that takes longer than STEP_S is followed by a smaller one: deliveries
-# wait for a core meanwhile, and queue up.
+# each of them is looked at in each step. A step that takes longer than STEP_S is followed by a smaller one, unless it
+# was the looking that took so long: deliveries wait for a core meanwhile, and for the disk behind what it wrote.
 SETTLES_AT_ONCE = 200
 EVENTS_AT_ONCE = 4_000
-STEP_PARTS_MAX = 2
+STEP_PARTS_MAX = 16
+STEP_ATTEMPTS_MIN = 400
 STEP_S = 0.02
 # Rows that one step adds up to a coarser grain, or removes: as long.
 ROLLUPS_AT_ONCE = 8_000
@@ -294,7 +295,7 @@ class Rollups:
         step = await self._store.roll_up(
             settles_max=SETTLES_AT_ONCE // self._parts, events_max=EVENTS_AT_ONCE // self._parts
         )
-        self._learn(self._monotonic() - began)
+        self._learn(self._monotonic() - began, 0 if step is None else step.attempts)
         if step is not None:
             telemetry.count("attempts_rolled_up", step.attempts)
             if step.more:
@@ -309,8 +310,8 @@ class Rollups:
         self._prune_at = self._monotonic() + PRUNE_EVERY_S
         return False
 
-    def _learn(self, took_s: float) -> None:
-        if took_s > STEP_S:
+    def _learn(self, took_s: float, attempts: int) -> None:
+        if took_s > STEP_S and (self._parts == 1 or attempts >= STEP_ATTEMPTS_MIN):
             self._parts = min(STEP_PARTS_MAX, self._parts * 2)
         elif took_s < STEP_S / 4:
             self._parts = max(1, self._parts // 2)
