@@ -48,7 +48,7 @@ TENANTS, CALM_RATE = 1_000, 1_000.0
 # Kept in so many daily partitions.
 DAYS = 10
 # The journal that is drained at each point, for each second of `--seconds`.
-DRAIN_PER_S = 5_000
+DRAIN_PER_S = 10_000
 # The largest spread: the tenant is at home in every shard, and with a smaller cap it would be pinned to its first.
 CAP = 1000
 # Appends behind the server's back: as large as a busy group commit, enough to see a hundredth of a millisecond.
