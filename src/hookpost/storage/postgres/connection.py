@@ -158,9 +158,10 @@ class Connections:
             pool = self._pool
             if pool is None:
                 raise StoreUnavailable(f"{doing}: the store is closed")
-            await self._wait()
+            until = asyncio.get_running_loop().time() + ACQUIRE_TIMEOUT_S
+            await self._wait(until)
             try:
-                connection = await self._take(pool)
+                connection = await self._take(pool, until)
                 try:
                     yield connection
                 except BaseException:
@@ -171,25 +172,25 @@ class Connections:
             finally:
                 self._turns.release()
 
-    async def _wait(self) -> None:
-        """Until it is our turn. Raises TimeoutError."""
+    async def _wait(self, until: float) -> None:
+        """Until it is our turn. Raises TimeoutError if that is later than ``until`` (the loop's time)."""
         if not self._turns.locked():
             await self._turns.acquire()
             return
         self._waiting += 1
         try:
-            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+            async with asyncio.timeout_at(until):
                 await self._turns.acquire()
         finally:
             self._waiting -= 1
 
-    async def _take(self, pool: Any) -> Any:
+    async def _take(self, pool: Any, until: float) -> Any:
         while self._at_hand:
             connection = self._at_hand.pop()
             if not connection.is_closed():
                 return connection
             await pool.release(connection)
-        return await pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
+        return await pool.acquire(timeout=until - asyncio.get_running_loop().time())
 
     async def _put(self, pool: Any, connection: Any) -> None:
         """Keep it at hand, for whoever waits at least, unless it is not as good as a fresh one."""
