@@ -358,10 +358,10 @@ async def test_the_statements_of_a_settle_look_rows_up(db: Any, name: str) -> No
 async def test_configuration_is_looked_up(db: Any) -> None:
     plan = await explain(db, WORKER["load_endpoints"], f"array[{E1}, md5('e2')::uuid]")
     assert plan.scanned_whole() == set(), plan
-    plan = await explain(db, INGEST["load_routes"], "md5('t7')::uuid")
+    plan = await explain(db, INGEST["load_routes"], "array[md5('t7')::uuid, md5('t8')::uuid]")
     assert plan.scanned_whole() == set(), plan
     assert "tenants_pkey" in plan.indexes(), plan
-    plan = await explain(db, INGEST["find_key"], "'k7'")
+    plan = await explain(db, INGEST["find_keys"], "array['k7', 'k8']")
     assert {"api_keys_pkey", "tenants_pkey"} == plan.indexes(), plan
     plan = await explain(db, INGEST["revoked_keys"], "11")
     assert plan.indexes() == {"api_keys_revoked"}, plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -23,6 +24,7 @@ from hookpost.storage.contract import (
     Verdict,
 )
 from hookpost.storage.postgres.connection import Connections
+from hookpost.storage.postgres.gathered import Gathered
 from hookpost.storage.postgres.queries import load
 from hookpost.storage.postgres.vault import VaultQueries
 
@@ -43,6 +45,11 @@ class IngestQueries(VaultQueries):
     _append_timeout_s: float
     _endpoint_cap: int
     lot_shards = LOT_SHARDS_MAX
+
+    def _gather(self) -> None:
+        """Of keys and routes, what many ask for at the same time is asked together."""
+        self._keys = Gathered(self._find_keys)
+        self._routes = Gathered(self._load_routes)
 
     async def append(
         self,
@@ -104,10 +111,10 @@ class IngestQueries(VaultQueries):
         ]
 
     async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
-        async with self._connections.use(f"load routes of tenant {tenant_id}") as connection:
-            row = await connection.fetchrow(SQL["load_routes"], tenant_id)
+        row = await self._routes.get(tenant_id)
         if row is None:
             return None
+        # Taken apart by each who asked: a row that cannot be is nobody else's trouble.
         filters = msgspec.json.decode(row["filters"], type=list[tuple[tuple[str, ...], int | None, bool]])
         return TenantRoutes(
             tenant_id=row["tenant_id"],
@@ -122,6 +129,12 @@ class IngestQueries(VaultQueries):
             schemas={} if row["schemas"] is None else msgspec.json.decode(row["schemas"], type=dict[str, str]),
             left_behind=frozenset(row["left_behind"]),
         )
+
+    async def _load_routes(self, tenant_ids: Sequence[UUID]) -> Mapping[UUID, Any]:
+        of = f"tenant {tenant_ids[0]}" if len(tenant_ids) == 1 else f"{len(tenant_ids)} tenants"
+        async with self._connections.use(f"load routes of {of}") as connection:
+            rows = await connection.fetch(SQL["load_routes"], tenant_ids)
+        return {row["tenant_id"]: row for row in rows}
 
     async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
         async with self._connections.use(f"recall a key of tenant {tenant_id}") as connection:
@@ -150,18 +163,22 @@ class IngestQueries(VaultQueries):
             await connection.execute(SQL["leave_ingest"], node_id)
 
     async def find_key(self, key_id: str) -> ApiKey | None:
-        async with self._connections.use("look up an API key") as connection:
-            row = await connection.fetchrow(SQL["find_key"], key_id)
-        if row is None:
-            return None
-        return ApiKey(
-            key_id=row["key_id"],
-            tenant_id=row["tenant_id"],
-            key_hash=row["key_hash"],
-            scopes=frozenset(row["scopes"]),
-            expires_at=row["expires_at"],
-            revoked=row["revoked"],
-        )
+        return await self._keys.get(key_id)
+
+    async def _find_keys(self, key_ids: Sequence[str]) -> Mapping[str, ApiKey]:
+        async with self._connections.use("look up API keys") as connection:
+            rows = await connection.fetch(SQL["find_keys"], key_ids)
+        return {
+            row["key_id"]: ApiKey(
+                key_id=row["key_id"],
+                tenant_id=row["tenant_id"],
+                key_hash=row["key_hash"],
+                scopes=frozenset(row["scopes"]),
+                expires_at=row["expires_at"],
+                revoked=row["revoked"],
+            )
+            for row in rows
+        }
 
     async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
         async with self._connections.use("look for revoked API keys") as connection:

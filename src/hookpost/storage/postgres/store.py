@@ -90,6 +90,7 @@ class PostgresStore(
         self._listener: Any = None
         self._listen_due = 0.0
         self._rings = Rings()
+        self._gather()
 
     async def open(self) -> None:
         """Connect; raises StoreUnavailable."""

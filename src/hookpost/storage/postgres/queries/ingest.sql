@@ -3,18 +3,20 @@
 select * from hookpost_append_lot($1, $2, make_interval(secs => $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 
 -- name: load_routes
--- A tenant as ingest needs it, in one snapshot: version and filters belong together.
-select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight, t.ingest_rate_limit,
-       coalesce(array_agg(e.endpoint_id order by e.created_at, e.endpoint_id) filter (where e.endpoint_id is not null), '{}') as ids,
-       coalesce(jsonb_agg(jsonb_build_array(to_jsonb(e.events), e.max_in_flight, e.pinned) order by e.created_at, e.endpoint_id)
-                filter (where e.endpoint_id is not null), '[]')::text as filters,
+-- Tenants as ingest needs them, in one snapshot: version and filters belong together. Side by side, so that each tenant's
+-- endpoints are looked up however many others have.
+select t.tenant_id, t.config_version, t.home_shards, t.max_in_flight, t.ingest_rate_limit, e.ids, e.filters,
        (select jsonb_object_agg(y.name, y.schema) from event_types y
         where y.tenant_id = t.tenant_id and y.schema is not null)::text as schemas,
        array(select d.shard from departures d where d.tenant_id = t.tenant_id
              union select b.shard from barriers b where b.tenant_id = t.tenant_id) as left_behind
-from tenants t left join endpoints e on e.tenant_id = t.tenant_id and e.deleted_at is null
-where t.tenant_id = $1 and t.deleted_at is null
-group by t.tenant_id
+from tenants t cross join lateral (
+    select coalesce(array_agg(p.endpoint_id order by p.created_at, p.endpoint_id), '{}') as ids,
+           coalesce(jsonb_agg(jsonb_build_array(to_jsonb(p.events), p.max_in_flight, p.pinned)
+                              order by p.created_at, p.endpoint_id), '[]')::text as filters
+    from endpoints p where p.tenant_id = t.tenant_id and p.deleted_at is null
+) e
+where t.tenant_id = any ($1::uuid[]) and t.deleted_at is null
 
 -- name: recall
 -- Before an event is refused: is its tenant's configuration what it was checked against, and was its key answered before?
@@ -57,12 +59,12 @@ where changed_at > (select clock_timestamp() - make_interval(secs => $1))
 -- name: leave_ingest
 delete from ingest_nodes where node_id = $1
 
--- name: find_key
--- The stored key of a key id; that of a deleted tenant counts as revoked.
+-- name: find_keys
+-- The stored keys of key ids; those of deleted tenants count as revoked.
 select k.key_id, k.tenant_id, k.key_hash, k.scopes, k.expires_at,
-       k.revoked_at is not null or t.deleted_at is not null as revoked
-from api_keys k left join tenants t on t.tenant_id = k.tenant_id
-where k.key_id = $1
+       k.revoked_at is not null
+       or coalesce((select t.deleted_at is not null from tenants t where t.tenant_id = k.tenant_id), false) as revoked
+from api_keys k where k.key_id = any ($1::text[])
 
 -- name: revoked_keys
 -- Which keys to forget. Deleting a tenant revokes its keys.
