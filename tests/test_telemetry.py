@@ -46,6 +46,28 @@ def json_line(event: str, **fields: object) -> dict[str, object]:
     return parsed
 
 
+def test_a_line_that_would_come_with_each_request_is_written_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = {"first": 100.0, "soon": 100.1, "later": 100.9, "next": 101.0, "last": 102.5}
+    times = iter(at.values())
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(telemetry, "_seldom", {})
+    stream = io.StringIO()
+    telemetry.configure("test", "json", "info", stream)
+    for reason in at:
+        telemetry.log("request_unavailable", where="POST /v1/events", reason=reason)
+    lines = [json.loads(line) for line in written(stream)]
+    assert [(line["reason"], line.get("left_out")) for line in lines] == [("first", None), ("next", 2), ("last", None)]
+
+
+def test_a_line_of_another_kind_is_written_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry.time, "monotonic", lambda: 100.0)
+    stream = io.StringIO()
+    telemetry.configure("test", "json", "info", stream)
+    for _ in range(3):
+        telemetry.log("postgres_lost", reason="away")
+    assert len(written(stream)) == 3
+
+
 def test_an_undeclared_event_is_refused() -> None:
     with pytest.raises(telemetry.UndeclaredError, match="'nonsense' is not declared"):
         telemetry.log("nonsense")

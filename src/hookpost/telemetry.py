@@ -72,11 +72,15 @@ class UndeclaredError(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kind of log line: how loud it is, its words with ``{field}`` for what it needs, and what to make of it."""
+    """One kind of log line: how loud it is, its words with ``{field}`` for what it needs, and what to make of it.
+
+    ``every_s``: no line within so many seconds of the last; the next one tells how many were left out (``left_out``).
+    """
 
     level: int
     message: str
     meaning: str
+    every_s: float = 0.0
 
 
 EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
@@ -135,6 +139,12 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             logging.ERROR,
             "the embedded PostgreSQL cannot be started, trying again in {delay_s} s: {reason}",
             "Mostly a full disk: make room. Producers get 503 until it is back, and nothing has to be restarted.",
+        ),
+        "request_unavailable": Event(
+            logging.WARNING,
+            "{where} answered with 503: {reason}",
+            "The database is away or too slow, or a queue in front of it is full. What was posted is not acknowledged.",
+            every_s=1.0,
         ),
         "postgres_back": Event(
             logging.INFO, "PostgreSQL answers again after {seconds} s", "Deliveries go on where they stopped."
@@ -561,6 +571,9 @@ histograms: Final[Mapping[str, Histogram]] = MappingProxyType(
 
 _logger: Final = logging.getLogger(_LOGGER_NAME)
 
+_seldom: Final[dict[str, tuple[float, int]]] = {}
+"""Of lines that are not written each time: when the next one may be, and how many were left out since the last."""
+
 
 def configure(process: str, format: LogFormat = "auto", level: str = "info", stream: TextIO | None = None) -> None:
     """Send log lines of this process, named ``process``, to standard error.
@@ -586,12 +599,21 @@ def is_told(event_name: str) -> bool:
 
 
 def log(event_name: str, **fields: object) -> None:
-    """Write the declared event; fields beyond those of its message are appended to the line."""
+    """Write the declared event, if it is due; fields beyond those of its message are appended to the line."""
     event = EVENTS.get(event_name)
     if event is None:
         raise UndeclaredError(f"log event {event_name!r} is not declared; add it to hookpost.telemetry.EVENTS")
     if not _logger.isEnabledFor(event.level):
         return
+    if event.every_s:
+        due, left_out = _seldom.get(event_name, (0.0, 0))
+        now = time.monotonic()
+        if now < due:
+            _seldom[event_name] = due, left_out + 1
+            return
+        _seldom[event_name] = now + event.every_s, 0
+        if left_out:
+            fields["left_out"] = left_out
     shown = {name: _plain(name, value) for name, value in fields.items()}
     try:
         message = event.message.format_map(shown)

@@ -607,12 +607,18 @@ async def test_a_key_used_for_something_else_is_422(posting: Posting) -> None:
 # ---- overload -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_store_that_is_away_is_503_and_says_when_to_come_back(posting: Posting) -> None:
+async def test_a_store_that_is_away_is_503_and_says_when_to_come_back(
+    posting: Posting, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events.telemetry, "_seldom", {})
     await posting.post(body_of())
     await posting.store.close()
     answer = await posting.post(body_of())
     assert (answer.status, answer.headers[b"retry-after"]) == (503, b"1")
     assert "nothing was acknowledged" in answer.json["detail"]
+    (told,) = [record for record in caplog.records if record.hookpost_event == "request_unavailable"]
+    assert "POST /v1/events answered with 503: " in told.message
+    assert "the store is closed" in told.message
 
 
 async def test_a_slow_look_up_of_the_key_leaves_less_time_for_the_append(

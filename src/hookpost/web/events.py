@@ -489,6 +489,7 @@ def _problem_of(error: Exception, path: str) -> Problem:
     if isinstance(error, RateLimited):
         return rate_limited(error)
     if isinstance(error, Overloaded | StoreUnavailable):
+        telemetry.log("request_unavailable", where="POST " + path, reason=error)
         return _unavailable(error)
     if isinstance(error, UnknownTenant):
         return Problem(404, "Not found", "The tenant does not exist.")

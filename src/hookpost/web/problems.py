@@ -147,6 +147,7 @@ def problem_of(error: Exception, where: str) -> Problem:
         case Problem():
             return error
         case StoreUnavailable() | Overloaded():
+            telemetry.log("request_unavailable", where=where, reason=error)
             return unavailable()
         case RateLimited():
             return rate_limited(error)
