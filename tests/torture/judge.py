@@ -20,7 +20,8 @@ from tests.torture.books import ALL, Accepted, Arrival, Books, Fault, Recorded, 
 SETTLE_S = 2.0
 # The receiver's clock readings against the rig's: both run on one machine that has other things to do.
 SLACK_S = 0.5
-# The receiver reads what a process had sent before it was killed so much later at most: all of this shares two cores.
+# The receiver reads what a process had sent before it was killed so much later at most, where it is not known which
+# process it was: all of this shares two cores.
 READ_LATE_S = 2.0
 # What it had sent into a cut its kernel goes on repeating, in intervals that double, for the last time so much later.
 GHOST_S = 60.0
@@ -232,8 +233,10 @@ class _Explanations:
 
     def _late_s(self, window: Window, arrival: Arrival) -> float:
         """How long before the arrival the fault may have been over and yet have hit it."""
-        if window.fault is not Fault.KILL or arrival.pid is not None:
+        if window.fault is not Fault.KILL:
             return self._slack_s
+        if arrival.pid is not None:
+            return GHOST_S  # the very process, looked up while it lived: it sent nothing after its end
         cut_off = any(
             each.fault is Fault.CUT_RECEIVER
             and each.target == window.target

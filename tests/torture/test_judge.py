@@ -175,7 +175,7 @@ def test_a_repetition_behind_the_end_of_its_worker_is_explained(fault: list[Wind
 @pytest.mark.parametrize(
     "fault",
     [
-        [kill(103)],  # before it arrived
+        [kill(103, pid=78)],  # its namesake, before it arrived
         [kill(109)],  # long after it should have been written down
         [kill(105.1, target="worker-2")],
         [kill(105.1, pid=78)],  # its namesake, started later
@@ -219,6 +219,13 @@ def test_what_a_dead_process_had_sent_is_read_a_little_later_and_out_of_a_cut_mu
         books = repeated(kill(killed_at), *faults)
         books.arrivals[5] = replace(books.arrivals[5], pid=None)
         assert verdict(books).guilty == guilty, (killed_at, faults)
+
+
+def test_what_is_known_to_be_of_a_dead_process_was_sent_before_it_died_however_late_it_is_read() -> None:
+    """Its connection was looked up while it lived."""
+    judged = verdict(repeated(kill(100.0)))
+    assert not judged.guilty, list(judged.lines())
+    assert judged.unrecorded == judged.explained == {"kill": 1}
 
 
 def test_an_answer_behind_the_deadline_explains_a_repetition() -> None:
