@@ -90,6 +90,24 @@ async def test_an_append_and_a_replay_share_the_numbers(driver: Driver) -> None:
     assert sorted(row["generation"] for row in journal if row["kind"] == 1) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("tenants", [1, 2])
+@pytest.mark.parametrize("types", [["a"], ["a", "b"]], ids=["one type", "two types"])
+@pytest.mark.parametrize("owed", [[1], [0], [1, 2], [2, 0]], ids=["one list", "nobody", "two lists", "some"])
+async def test_what_events_have_in_common_and_what_not(
+    driver: Driver, tenants: int, types: list[str], owed: list[int]
+) -> None:
+    store = await driver.open()
+    known = [await new_tenant(store) for _ in range(tenants)]
+    versions = {tenant: of for each in known for tenant, of in (await version(store, each)).items()}
+    lists = [tuple(uuid7() for _ in range(count)) for count in owed]
+    events = [
+        event(known[n // 4 % tenants], owed=lists[n // 2 % len(lists)], type=types[n % len(types)]) for n in range(8)
+    ]
+    assert verdicts(await store.append(0, events, versions)) == [NEW] * 8
+    kept = [(row["event_id"], row["tenant_id"], row["type"], tuple(row["owed"])) for row in await driver.journal(0)]
+    assert kept == [(each.event_id, each.tenant_id, each.type, each.owed) for each in events]
+
+
 async def test_the_event_is_stored_as_it_was_given(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)

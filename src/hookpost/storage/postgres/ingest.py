@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -35,6 +35,9 @@ _TRY_AGAIN = 3
 LOT_SHARDS_MAX = 64
 # Shards that one ring names, beyond which it means all: a notification carries less than 8,000 bytes.
 RING_SHARDS_MAX = 500
+
+
+_T = TypeVar("_T")
 
 
 class IngestQueries(VaultQueries):
@@ -74,12 +77,12 @@ class IngestQueries(VaultQueries):
                 list(versions),
                 list(versions.values()),
                 ids,
-                [event.tenant_id for event in events],
-                [event.type for event in events],
+                _once([event.tenant_id for event in events]),
+                _once([event.type for event in events]),
                 [None if type(event.payload) is PayloadRef else event.payload for event in events],
                 owed,
-                starts,
-                [len(event.owed) for event in events],
+                _once(starts),
+                _once([len(event.owed) for event in events]),
                 [event.trace_id for event in events] if traced else None,
                 [event.key for event in events] if keyed else None,
                 [event.request_hash for event in events] if keyed else None,
@@ -205,6 +208,12 @@ def _with_new(places: Sequence[int] | None, verdicts: Sequence[int]) -> set[int]
     if places is None:
         return {1} if Verdict.NEW in verdicts else set()
     return {place for place, verdict in zip(places, verdicts, strict=True) if verdict == Verdict.NEW}
+
+
+def _once(column: list[_T]) -> list[_T]:
+    """A column that says the same of all events, once; the statement repeats it. The driver asks of each element of
+    an array whether it is an array itself, which takes longer than to encode it."""
+    return column[:1] if column.count(column[0]) == len(column) else column
 
 
 def _owed_lists(events: Sequence[NewEvent]) -> tuple[list[UUID], list[int]]:

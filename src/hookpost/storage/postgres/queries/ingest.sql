@@ -1,6 +1,16 @@
 -- name: append
 -- The whole of ingest's work in the database: one call, one implicit transaction (see the function's own comment).
-select * from hookpost_append_lot($1, $2, make_interval(secs => $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+-- What is the same of all events ($7, $8, $11, $12: tenant, type, and where the list of whom they are owed to lies) may
+-- be said once.
+select * from hookpost_append_lot(
+    $1, $2, make_interval(secs => $3), $4, $5, $6,
+    case cardinality($7::uuid[]) when 1 then array_fill(($7::uuid[])[1], array[cardinality($6::uuid[])]) else $7 end,
+    case cardinality($8::text[]) when 1 then array_fill(($8::text[])[1], array[cardinality($6::uuid[])]) else $8 end,
+    $9, $10,
+    case cardinality($11::int[]) when 1 then array_fill(($11::int[])[1], array[cardinality($6::uuid[])]) else $11 end,
+    case cardinality($12::int[]) when 1 then array_fill(($12::int[])[1], array[cardinality($6::uuid[])]) else $12 end,
+    $13, $14, $15, $16, $17, $18
+)
 
 -- name: load_routes
 -- Tenants as ingest needs them, in one snapshot: version and filters belong together. Side by side, so that each tenant's
