@@ -51,6 +51,12 @@ def bare(run: Run) -> Figures:
     return figures
 
 
+def asgi(run: Run) -> Figures:
+    """The same pipe behind a plain ASGI application."""
+    with bare_at_rest(run, asgi=True) as contender:
+        return _alone(run, "asgi", contender)
+
+
 def of_its_parts(rounds: Rounds) -> float:
     """CPU of the pipe's two processes by that of the loop and the server alone."""
     figures = {name: rounds.figures(name) for name in ("curl", "server", "bare")}
@@ -111,13 +117,13 @@ def server_at_rest(run: Run) -> Iterator[Contender]:
 
 
 @contextmanager
-def bare_at_rest(run: Run) -> Iterator[Contender]:
-    """The pipe. Raises VoidRun unless all arrived, rightly signed."""
+def bare_at_rest(run: Run, *, asgi: bool = False) -> Iterator[Contender]:
+    """The pipe, or that of a plain ASGI application. Raises VoidRun unless all arrived, rightly signed."""
     key = secrets.token_bytes(24)
     with run.load() as load:
         listener = load.listen()[0]
         listener.key = key
-        with limit(receiver=listener.url, key=key) as processes:
+        with limit(receiver=listener.url, key=key, asgi=asgi) as processes:
             load.target(processes.url, "none")
             yield Contender(subject=processes, load=load, work=load.sustained, rest=load.drain)
         ledger = load.ledger
@@ -125,4 +131,4 @@ def bare_at_rest(run: Run) -> Iterator[Contender]:
             raise VoidRun(f"{ledger.accepted} published, {ledger.delivered} delivered, {ledger.forged} forged")
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (curl, server, bare)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (curl, server, bare, asgi)}

@@ -4,6 +4,9 @@ The same HTTP server as `hookpost api`'s (uvicorn with uvloop and httptools, `we
 options) answers 202 at once and hands the events of a turn of its loop over, in one write, to a second process that
 signs them with the same code and sends them with ``CurlLoop``. (Events that gather for 2 or 8 ms, as those of a group
 commit do, and are answered then, were tried: a tenth fewer a second.) Each half also runs by itself.
+
+``asgi`` is that pipe with its server as anybody would write it, a plain ASGI application on uvicorn: what answering in
+place saves is in the limit as well, and this tells how much it is.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class _Event(msgspec.Struct):
 
 
 class BareApp:
-    """Answers 202 and hands over; without a pipe it only answers."""
+    """Answers 202 and hands over; without a pipe it only answers. Whatever is no event ends as an error of its server,
+    which the load counts."""
 
     def __init__(self, pipe: asyncio.WriteTransport | None) -> None:
         self._pipe = pipe
@@ -53,24 +57,29 @@ class BareApp:
     async def __call__(
         self,
         _scope: Scope,
-        _receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
-        """Refuse what did not arrive as a whole: the load sends nothing of the kind, and counts it."""
-        await send({"type": "http.response.start", "status": 501, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        """Take an event as an ASGI application does, in a task; all of it arrives at once, as the load sends it."""
+        message = await receive()
+        answer = self._take(message["body"])
+        headers = [*_PLAIN, (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
 
     def in_place(self, _fields: Fields, body: bytes, reply: Reply) -> bool:
         """Take an event as the product does."""
+        reply(202, _PLAIN, self._take(body))
+        return True
+
+    def _take(self, body: bytes) -> bytes:
         event_id = uuid_utils.uuid7()
         event = self._decode(body)
         if self._pipe is not None:
             if not self._frames:
                 self._loop.call_soon(self._hand_over)
             self._frames.append(frame(event_id.bytes, event.type.encode(), bytes(event.payload)))
-        answer = b'{"event_id":"evt_%b","delivery_count":1,"duplicate":false}' % event_id.hex.encode()
-        reply(202, _PLAIN, answer)
-        return True
+        return b'{"event_id":"evt_%b","delivery_count":1,"duplicate":false}' % event_id.hex.encode()
 
     def _hand_over(self) -> None:
         assert self._pipe is not None
@@ -87,15 +96,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(listener_fd: int, pipe_fd: int) -> None:
+def serve(listener_fd: int, pipe_fd: int, asgi: bool) -> None:
     """The process of the bare server; ``pipe_fd`` below 0 hands nothing over. Ends when standard input does."""
     import uvloop
 
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_serve(listener_fd, pipe_fd))
+        uvloop.run(_serve(listener_fd, pipe_fd, asgi=asgi))
 
 
-async def _serve(listener_fd: int, pipe_fd: int) -> None:
+async def _serve(listener_fd: int, pipe_fd: int, *, asgi: bool) -> None:
     from hookpost.app.compose import tune_gc
     from hookpost.web.doors import Doors
     from hookpost.web.wire import protocol
@@ -104,13 +113,13 @@ async def _serve(listener_fd: int, pipe_fd: int) -> None:
     pipe = None
     if pipe_fd >= 0:
         pipe, _ = await loop.create_connection(asyncio.Protocol, sock=socket.socket(fileno=pipe_fd))
-    # The options of compose.run_api.
     app = BareApp(pipe)
+    # The options of compose.run_api.
     server = _Server(
         uvicorn.Config(
-            app, http=protocol({b"/v1/events": app.in_place}, Doors()), ws="none", lifespan="off", log_config=None,
-            access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=75,
-            timeout_graceful_shutdown=1,
+            app, http="httptools" if asgi else protocol({b"/v1/events": app.in_place}, Doors()), ws="none",
+            lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+            timeout_keep_alive=75, timeout_graceful_shutdown=1,
         )
     )  # fmt: skip
     tune_gc()
@@ -183,29 +192,30 @@ class Processes:
 
 
 @contextlib.contextmanager
-def limit(*, receiver: str = "", key: bytes = b"", server: bool = True) -> Iterator[Processes]:
-    """The bare server, with a sender to ``receiver`` behind it if there is one; or the endless sender alone."""
+def limit(*, receiver: str = "", key: bytes = b"", server: bool = True, asgi: bool = False) -> Iterator[Processes]:
+    """The bare server (``asgi``: a plain one), with a sender to ``receiver`` behind it if there is one; or the endless
+    sender alone."""
     found = Processes()
     try:
         if not server:
             found.start("curl", "curl.send_endlessly", receiver)
         else:
-            _start_server(found, receiver, key)
+            _start_server(found, receiver, key, asgi=asgi)
         yield found
     finally:
         found.stop()
 
 
-def _start_server(found: Processes, receiver: str, key: bytes) -> None:
+def _start_server(found: Processes, receiver: str, key: bytes, *, asgi: bool) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
         found.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         if not receiver:
-            found.start("server", "pipe.serve", listener.fileno(), -1, fds=(listener.fileno(),))
+            found.start("server", "pipe.serve", listener.fileno(), -1, asgi, fds=(listener.fileno(),))
             return
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         stack.enter_context(theirs)
         fds = (listener.fileno(), ours.fileno())
-        found.start("server", "pipe.serve", *fds, fds=fds)
+        found.start("server", "pipe.serve", *fds, asgi, fds=fds)
         found.start("sender", "curl.send_from_pipe", receiver, theirs.fileno(), key.hex(), fds=(theirs.fileno(),))

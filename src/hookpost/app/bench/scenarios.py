@@ -9,7 +9,7 @@ from functools import partial
 from random import Random
 
 from hookpost.app.bench.ledger import VoidRun, percentile
-from hookpost.app.bench.limits import BARE_COST_MAX, at_rest, curl_at_rest, of_its_parts
+from hookpost.app.bench.limits import BARE_COST_MAX, at_rest, bare_at_rest, curl_at_rest, of_its_parts
 from hookpost.app.bench.load import Load
 from hookpost.app.bench.machine import CORES, off_the_first_core
 from hookpost.app.bench.run import Figures, Run
@@ -73,10 +73,15 @@ def e2e_fanout(run: Run) -> Figures:
 
 
 def _e2e(run: Run, *, fan_out: int) -> Figures:
-    with at_rest(run) as yardsticks, run.server() as server, run.load(slots=fan_out) as load:
+    with (
+        at_rest(run) as yardsticks,
+        bare_at_rest(run, asgi=True) as plain,
+        run.server() as server,
+        run.load(slots=fan_out) as load,
+    ):
         server.subscribe(load.listen(fan_out, own_slots=True))
         load.target(server.url, server.key)
-        rounds = alternate(run, {**yardsticks, "e2e": _balanced(server, load)})
+        rounds = alternate(run, {**yardsticks, "asgi": plain, "e2e": _balanced(server, load)})
         return {
             **rounds.figures("e2e"),
             **rounds.latencies("e2e"),
@@ -101,8 +106,10 @@ def _beside(rounds: Rounds) -> Figures:
         found |= {"of_bare": rounds.ratio("e2e", "bare"), "of_bare_by_cpu": rounds.ratio("bare", "e2e", "all_us")}
     return {
         **found,
+        "of_asgi": rounds.ratio("e2e", "asgi"),
+        "of_asgi_by_cpu": rounds.ratio("asgi", "e2e", "all_us"),
         **costs(rounds, "e2e", ("api", "worker", "postgres")),
-        "beside": {name: rounds.figures(name) for name in ("curl", "server", "bare")},
+        "beside": {name: rounds.figures(name) for name in ("curl", "server", "bare", "asgi")},
     }
 
 
