@@ -18,6 +18,7 @@ import msgspec
 from hookpost.model import EndpointStatus, WaitReason, show_id
 from hookpost.model import minted_at as _minted_at
 from hookpost.policy.audit import changed
+from hookpost.policy.breaker import STEP_S
 from hookpost.policy.egress import origin_of
 from hookpost.storage.contract import Conflict, ControlAction, EventView, NotFound, Page
 from hookpost.storage.endpoints import changed_headers
@@ -240,7 +241,7 @@ class AdminQueries(AuditQueries):
             await moves.change_endpoint(connection, current, row, self._endpoint_cap)
             if changes.get("status") == EndpointStatus.ENABLED:
                 # Workers find it with the tenant's change.
-                await connection.execute(SQL["close_breaker"], tenant_id, origin_of(row["url"]))
+                await connection.execute(SQL["close_breaker"], tenant_id, origin_of(row["url"]), STEP_S)
             told = _told(current, _endpoint(row), changes)
             await self._record(connection, tenant_id, "endpoint.update", show_id("ep", endpoint_id), *told)
             return (await _with_breakers(connection, [_endpoint(row)]))[0]

@@ -40,7 +40,7 @@ from hookpost.model import (
     show_id,
 )
 from hookpost.policy.alerts import EVENTS_NAMED_MAX, Notice
-from hookpost.policy.breaker import BreakerRecord, BreakerState, Probe
+from hookpost.policy.breaker import STEP_S, BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import (
     RECOVERED_S,
     Claimed,
@@ -287,7 +287,7 @@ class WorkerQueries(AuditQueries):
     async def take_probes(self, node_id: UUID, asked: Sequence[tuple[UUID, str]], *, probe_s: float) -> list[Probe]:
         columns = _columns(asked)
         async with self._connections.use("take probes") as connection, connection.transaction():
-            taken = await connection.fetch(SQL["take_probes"], *columns, node_id, probe_s)
+            taken = await connection.fetch(SQL["take_probes"], *columns, node_id, probe_s, STEP_S)
             now = await connection.fetchval(SQL["now"])
             rows = await connection.fetch(SQL["asked_breakers"], *columns)
         granted = {(row["tenant_id"], row["origin"]) for row in taken}

@@ -140,9 +140,9 @@ join breakers b on b.tenant_id = u.tenant_id and b.origin = u.origin
 
 -- name: close_breaker
 -- The tenant says that the receiver is well: nothing is held against it. A probe that is under way tells how it is later.
--- It is later than what it ends, should the clock of who told of that be ahead (STEP_S of the policy).
+-- It is later than what it ends, should the clock of who told of that be ahead: by $3 seconds.
 update breakers
-set state = 'closed', since = greatest(clock_timestamp(), since + interval '20 us'), reopen_at = null, openings = 0, failures = 0, probe_by = null, probe_until = null
+set state = 'closed', since = greatest(clock_timestamp(), since + make_interval(secs => $3)), reopen_at = null, openings = 0, failures = 0, probe_by = null, probe_until = null
 where tenant_id = $1 and origin = $2 and state <> 'closed'
 
 -- name: delete_endpoint

@@ -378,9 +378,9 @@ on conflict (tenant_id, origin) do update
 
 -- name: take_probes
 -- Who may send the probe, for the whole fleet: whoever asks first once the pause is over, until $4 from now. A worker that
--- asks again has used its right: that its probe failed may not be stored yet.
+-- asks again has used its right: that its probe failed may not be stored yet. It is later than the state before, by $5 s.
 update breakers b
-set state = 'half_open', since = greatest(clock_timestamp(), since + interval '20 us'), probe_by = $3,
+set state = 'half_open', since = greatest(clock_timestamp(), since + make_interval(secs => $5)), probe_by = $3,
     probe_until = clock_timestamp() + make_interval(secs => $4)
 from unnest($1::uuid[], $2::text[]) u (tenant_id, origin)
 where b.tenant_id = u.tenant_id and b.origin = u.origin and b.state <> 'closed' and b.reopen_at <= clock_timestamp()
