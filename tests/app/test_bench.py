@@ -338,7 +338,7 @@ def test_a_short_run_is_not_void() -> None:
     [e2e] = lines[1:]
     assert e2e["scenario"] == "e2e"
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert set(e2e["beside"]) == {"curl", "server", "bare", "asgi"} < set(SCENARIOS)
+    assert set(e2e["beside"]) == {"curl", "server", "bare", "plain_curl", "plain"} < set(SCENARIOS)
     assert all(each["per_second"] > 0 for each in e2e["beside"].values())
     assert e2e["published"] == e2e["delivered"] + e2e["waiting"] + e2e["dead"] > 0
     assert e2e["waiting"] == e2e["dead"] == 0

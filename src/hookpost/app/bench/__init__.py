@@ -17,6 +17,7 @@ measures for ``run.seconds``, and returns the fields of its JSON line. A scenari
 - `ledger`     what was posted and what arrived, by running number, exactly; the rule that makes a run void
 - `load`       one epoll loop that posts and receives; open loop (fixed rate) and sustained (in balance)
 - `curl`       libcurl at its best;  `pipe` the bare HTTP server, alone or with that behind it: the limit
+- `plain`      libcurl as an application would drive it, for the pipe that the targets were set with
 - `machine`    /proc: CPU seconds and memory of processes; what machine this is
 - `server`     a `hookpost serve` of its own, its processes, its database
 - `slices`     several subjects measured in turns;  `limits` those that the others are measured against

@@ -41,6 +41,7 @@ _MASKS = {
 # libcurl adds its own unless the name stands here bare. All other lines are given to it as one: copying and searching a
 # list of them costs 3 µs (see `transport`).
 _SUPPRESSED = ["Accept:", "Expect:"]
+_swallowed: deque[bytes] = deque(maxlen=1)
 _ALWAYS = f"content-type: application/json\r\nuser-agent: Hookpost/{__version__}"
 
 
@@ -53,7 +54,6 @@ class CurlLoop:
         self._feed = feed
         self._active = 0
         self._idle: list[Any] = []
-        self._swallowed: deque[bytes] = deque(maxlen=1)
         self._timer_at = math.inf
         self._wanted: set[int] = set()
         self._registered: dict[int, int] = {}
@@ -74,22 +74,12 @@ class CurlLoop:
             self._turn()
 
     def _send(self, body: bytes, headers: list[str] | None) -> None:
-        easy = self._idle.pop() if self._idle else self._new_easy()
+        easy = self._idle.pop() if self._idle else new_easy(self._url)
         easy.setopt(pycurl.POSTFIELDS, body)
         if headers is not None:
             easy.setopt(pycurl.HTTPHEADER, headers)
         self._active += 1
         self._multi.add_handle(easy)
-
-    def _new_easy(self) -> Any:
-        easy = pycurl.Curl()
-        easy.setopt(pycurl.URL, self._url)
-        easy.setopt(pycurl.NOSIGNAL, 1)
-        easy.setopt(pycurl.USERAGENT, "")
-        easy.setopt(pycurl.PROXY, "")
-        easy.setopt(pycurl.WRITEFUNCTION, self._swallowed.append)
-        easy.setopt(pycurl.HTTPHEADER, [_ALWAYS, *_SUPPRESSED])
-        return easy
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -141,6 +131,18 @@ class CurlLoop:
         except FileExistsError:
             self._epoll.modify(fd, mask)
         self._registered[fd] = mask
+
+
+def new_easy(url: str) -> Any:
+    """A handle for requests to this URL, whose answers nobody reads."""
+    easy = pycurl.Curl()
+    easy.setopt(pycurl.URL, url)
+    easy.setopt(pycurl.NOSIGNAL, 1)
+    easy.setopt(pycurl.USERAGENT, "")
+    easy.setopt(pycurl.PROXY, "")
+    easy.setopt(pycurl.WRITEFUNCTION, _swallowed.append)
+    easy.setopt(pycurl.HTTPHEADER, [_ALWAYS, *_SUPPRESSED])
+    return easy
 
 
 class Feed(Protocol):

@@ -51,10 +51,16 @@ def bare(run: Run) -> Figures:
     return figures
 
 
-def asgi(run: Run) -> Figures:
-    """The same pipe behind a plain ASGI application."""
-    with bare_at_rest(run, asgi=True) as contender:
-        return _alone(run, "asgi", contender)
+def plain_curl(run: Run) -> Figures:
+    """The same as ``curl``, but on an event loop with a future for each request."""
+    with curl_at_rest(run, plain=True) as contender:
+        return _alone(run, "plain_curl", contender)
+
+
+def plain(run: Run) -> Figures:
+    """The pipe as an application would have it: an ASGI application, a pipe, and libcurl on the event loop."""
+    with bare_at_rest(run, plain=True) as contender:
+        return _alone(run, "plain", contender)
 
 
 def of_its_parts(rounds: Rounds) -> float:
@@ -83,10 +89,10 @@ def at_rest(run: Run) -> Iterator[dict[str, Contender]]:
 
 
 @contextmanager
-def curl_at_rest(run: Run, *, pinned: bool = False) -> Iterator[Contender]:
+def curl_at_rest(run: Run, *, pinned: bool = False, plain: bool = False) -> Iterator[Contender]:
     """A sender that waits for answers as long as nobody receives; ``pinned`` to the first core."""
     with run.load() as load:
-        with limit(receiver=load.listen()[0].url, server=False) as sender:
+        with limit(receiver=load.listen()[0].url, server=False, plain=plain) as sender:
             if pinned:
                 sender.pin()
             yield Contender(subject=sender, load=load, work=partial(_receive_for, load))
@@ -117,13 +123,13 @@ def server_at_rest(run: Run) -> Iterator[Contender]:
 
 
 @contextmanager
-def bare_at_rest(run: Run, *, asgi: bool = False) -> Iterator[Contender]:
-    """The pipe, or that of a plain ASGI application. Raises VoidRun unless all arrived, rightly signed."""
+def bare_at_rest(run: Run, *, plain: bool = False) -> Iterator[Contender]:
+    """The pipe, or that of an application. Raises VoidRun unless all arrived, rightly signed."""
     key = secrets.token_bytes(24)
     with run.load() as load:
         listener = load.listen()[0]
         listener.key = key
-        with limit(receiver=listener.url, key=key, asgi=asgi) as processes:
+        with limit(receiver=listener.url, key=key, plain=plain) as processes:
             load.target(processes.url, "none")
             yield Contender(subject=processes, load=load, work=load.sustained, rest=load.drain)
         ledger = load.ledger
@@ -131,4 +137,4 @@ def bare_at_rest(run: Run, *, asgi: bool = False) -> Iterator[Contender]:
             raise VoidRun(f"{ledger.accepted} published, {ledger.delivered} delivered, {ledger.forged} forged")
 
 
-SCENARIOS = {scenario.__name__: scenario for scenario in (curl, server, bare, asgi)}
+SCENARIOS = {scenario.__name__: scenario for scenario in (curl, server, bare, plain_curl, plain)}

@@ -5,8 +5,9 @@ options) answers 202 at once and hands the events of a turn of its loop over, in
 signs them with the same code and sends them with ``CurlLoop``. (Events that gather for 2 or 8 ms, as those of a group
 commit do, and are answered then, were tried: a tenth fewer a second.) Each half also runs by itself.
 
-``asgi`` is that pipe with its server as anybody would write it, a plain ASGI application on uvicorn: what answering in
-place saves is in the limit as well, and this tells how much it is.
+``plain`` is that pipe as an application would have it: a plain ASGI application on uvicorn, and libcurl on the event
+loop (``plain.py``). What answering in place and a loop of libcurl's own save is in the limit as well, and this tells
+how much that is.
 """
 
 from __future__ import annotations
@@ -96,15 +97,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(listener_fd: int, pipe_fd: int, asgi: bool) -> None:
+def serve(listener_fd: int, pipe_fd: int, plain: bool) -> None:
     """The process of the bare server; ``pipe_fd`` below 0 hands nothing over. Ends when standard input does."""
     import uvloop
 
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(_serve(listener_fd, pipe_fd, asgi=asgi))
+        uvloop.run(_serve(listener_fd, pipe_fd, plain=plain))
 
 
-async def _serve(listener_fd: int, pipe_fd: int, *, asgi: bool) -> None:
+async def _serve(listener_fd: int, pipe_fd: int, *, plain: bool) -> None:
     from hookpost.app.compose import tune_gc
     from hookpost.web.doors import Doors
     from hookpost.web.wire import protocol
@@ -117,7 +118,7 @@ async def _serve(listener_fd: int, pipe_fd: int, *, asgi: bool) -> None:
     # The options of compose.run_api.
     server = _Server(
         uvicorn.Config(
-            app, http="httptools" if asgi else protocol({b"/v1/events": app.in_place}, Doors()), ws="none",
+            app, http="httptools" if plain else protocol({b"/v1/events": app.in_place}, Doors()), ws="none",
             lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             timeout_keep_alive=75, timeout_graceful_shutdown=1,
         )
@@ -192,30 +193,40 @@ class Processes:
 
 
 @contextlib.contextmanager
-def limit(*, receiver: str = "", key: bytes = b"", server: bool = True, asgi: bool = False) -> Iterator[Processes]:
-    """The bare server (``asgi``: a plain one), with a sender to ``receiver`` behind it if there is one; or the endless
-    sender alone."""
+def limit(*, receiver: str = "", key: bytes = b"", server: bool = True, plain: bool = False) -> Iterator[Processes]:
+    """The bare server, with a sender to ``receiver`` behind it if there is one; or the endless sender alone."""
     found = Processes()
     try:
         if not server:
-            found.start("curl", "curl.send_endlessly", receiver)
+            found.start("curl", _sender("send_endlessly", plain=plain), receiver)
         else:
-            _start_server(found, receiver, key, asgi=asgi)
+            _start_server(found, receiver, key, plain=plain)
         yield found
     finally:
         found.stop()
 
 
-def _start_server(found: Processes, receiver: str, key: bytes, *, asgi: bool) -> None:
+def _sender(function: str, *, plain: bool) -> str:
+    return f"plain.{function}" if plain else f"curl.{function}"
+
+
+def _start_server(found: Processes, receiver: str, key: bytes, *, plain: bool) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
         found.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         if not receiver:
-            found.start("server", "pipe.serve", listener.fileno(), -1, asgi, fds=(listener.fileno(),))
+            found.start("server", "pipe.serve", listener.fileno(), -1, plain, fds=(listener.fileno(),))
             return
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
         stack.enter_context(theirs)
         fds = (listener.fileno(), ours.fileno())
-        found.start("server", "pipe.serve", *fds, asgi, fds=fds)
-        found.start("sender", "curl.send_from_pipe", receiver, theirs.fileno(), key.hex(), fds=(theirs.fileno(),))
+        found.start("server", "pipe.serve", *fds, plain, fds=fds)
+        found.start(
+            "sender",
+            _sender("send_from_pipe", plain=plain),
+            receiver,
+            theirs.fileno(),
+            key.hex(),
+            fds=(theirs.fileno(),),
+        )

@@ -51,9 +51,13 @@ TARGETS = [
     Target("e2e / bare", _figure("e2e", "of_bare"), 0.50),
     # The same by CPU, which other programs on the machine disturb less than the clock.
     Target("e2e / bare, by CPU of all processes", _figure("e2e", "of_bare_by_cpu"), 0.50),
+    # The pipe that this was set with: its HTTP server and its libcurl loop were those of an application.
+    Target("e2e / plain pipe", _figure("e2e", "of_plain"), 0.50),
+    Target("e2e / plain pipe, by CPU of all processes", _figure("e2e", "of_plain_by_cpu"), 0.50),
     Target("e2e, deliveries a second", _figure("e2e", "per_second"), 11_574),
     Target("bare / (curl + server), µs", _figure("bare", "of_its_parts"), 2.0, at_most=True),
     Target("deliver / curl", _figure("deliver", "of_curl"), 0.40),
+    Target("deliver / plain curl", _figure("deliver", "of_plain_curl"), 0.40),
     Target("worker on a core of its own, µs a delivery", _figure("own_core", "worker_us"), 60, at_most=True),
     Target("API on a core of its own, µs a single event", _figure("own_core", "api_us"), 70, at_most=True),
     Target("API on a core of its own, µs an event in a batch", _figure("own_core", "api_batch_us"), 15, at_most=True),

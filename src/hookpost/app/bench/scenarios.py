@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -73,19 +74,19 @@ def e2e_fanout(run: Run) -> Figures:
 
 
 def _e2e(run: Run, *, fan_out: int) -> Figures:
-    with (
-        at_rest(run) as yardsticks,
-        bare_at_rest(run, asgi=True) as plain,
-        run.server() as server,
-        run.load(slots=fan_out) as load,
-    ):
+    with at_rest(run) as yardsticks, ExitStack() as stack, run.server() as server, run.load(slots=fan_out) as load:
+        if fan_out == 1:
+            yardsticks |= {
+                "plain_curl": stack.enter_context(curl_at_rest(run, plain=True)),
+                "plain": stack.enter_context(bare_at_rest(run, plain=True)),
+            }
         server.subscribe(load.listen(fan_out, own_slots=True))
         load.target(server.url, server.key)
-        rounds = alternate(run, {**yardsticks, "asgi": plain, "e2e": _balanced(server, load)})
+        rounds = alternate(run, {**yardsticks, "e2e": _balanced(server, load)})
         return {
             **rounds.figures("e2e"),
             **rounds.latencies("e2e"),
-            **_beside(rounds),
+            **_beside(rounds, list(yardsticks)),
             "fan_out": fan_out,
             **run.writes(server, load, work=load.sustained),
             **run.accounts(server, load),
@@ -98,18 +99,18 @@ def _balanced(server: Server, load: Load, ready: Callable[[], object] = lambda: 
     return Contender(subject=server, load=load, ready=ready, work=load.sustained, rest=load.drain)
 
 
-def _beside(rounds: Rounds) -> Figures:
+def _beside(rounds: Rounds, yardsticks: Sequence[str]) -> Figures:
     """The ratios to the yardsticks, and their own figures; none to a pipe that was not at its best."""
     of_parts = of_its_parts(rounds)
     found: Figures = {"bare_of_its_parts": of_parts}
     if of_parts <= BARE_COST_MAX:
         found |= {"of_bare": rounds.ratio("e2e", "bare"), "of_bare_by_cpu": rounds.ratio("bare", "e2e", "all_us")}
+    if "plain" in yardsticks:
+        found |= {"of_plain": rounds.ratio("e2e", "plain"), "of_plain_by_cpu": rounds.ratio("plain", "e2e", "all_us")}
     return {
         **found,
-        "of_asgi": rounds.ratio("e2e", "asgi"),
-        "of_asgi_by_cpu": rounds.ratio("asgi", "e2e", "all_us"),
         **costs(rounds, "e2e", ("api", "worker", "postgres")),
-        "beside": {name: rounds.figures(name) for name in ("curl", "server", "bare", "asgi")},
+        "beside": {name: rounds.figures(name) for name in yardsticks},
     }
 
 

@@ -58,12 +58,17 @@ T = TypeVar("T")
 def deliver(run: Run) -> Figures:
     """A full journal is drained to healthy endpoints; the workers start when it is full."""
     count = round(run.seconds * DELIVER_EVENTS_PER_S)
-    with curl_at_rest(run) as unit, run.server() as server, run.load() as load:
+    with (
+        curl_at_rest(run) as unit,
+        curl_at_rest(run, plain=True) as plain,
+        run.server() as server,
+        run.load() as load,
+    ):
         owed = receivers(server, load)
         refill(server, lambda connection: fill.journal(connection, owed, count))
         take_over(load.ledger, count)
         server.start()
-        figures = drain_beside(run, unit, server, load, count)
+        figures = drain_beside(run, unit, server, load, count, plain=plain)
         return {**figures, "events": count, **run.accounts(server, load), **run.writes(server, load)}
 
 
@@ -214,22 +219,25 @@ def take_over(ledger: Ledger, count: int) -> None:
 # ---- draining -------------------------------------------------------------------------------------------------------
 
 
-def drain_beside(run: Run, unit: Contender, server: Server, load: Load, count: int) -> Figures:
-    """Receive all; slices of it are measured, and libcurl's loop while the workers stand still."""
+def drain_beside(
+    run: Run, unit: Contender, server: Server, load: Load, count: int, *, plain: Contender | None = None
+) -> Figures:
+    """Receive all; slices of it are measured, and libcurl's loop (or two) while the workers stand still."""
     ledger = load.ledger
     drained = Contender(
         subject=server, load=load, work=partial(_receive_for, load, count=count),
         ready=partial(server.go_on, "worker"), rest=partial(server.hold, "worker"),
     )  # fmt: skip
     try:
-        rounds = alternate(run, {"drain": drained, "curl": unit}, more=lambda: ledger.delivered < count * DRAIN_TO)
+        yardsticks = {"curl": unit} if plain is None else {"curl": unit, "plain_curl": plain}
+        rounds = alternate(run, {"drain": drained, **yardsticks}, more=lambda: ledger.delivered < count * DRAIN_TO)
     finally:
         server.go_on("worker")
     load.drain(quiet_s=QUIET_S)
     until_none(server, "select 1 from backlog limit 1")
     return {
         **rounds.figures("drain"),
-        "of_curl": rounds.ratio("drain", "curl"),
+        **{f"of_{name}": rounds.ratio("drain", name) for name in yardsticks},
         **costs(rounds, "drain", ("worker", "postgres")),
         "curl_us": rounds.figures("curl")["curl_us"],
         "curl_per_second": rounds.figures("curl")["per_second"],
