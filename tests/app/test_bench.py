@@ -126,6 +126,19 @@ def test_a_prepared_request_is_complete(batch: int) -> None:
     assert len(events[0]["payload"]["number"]) == NUMBER_DIGITS
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_each_event_has_a_key_of_its_own_where_keys_are_asked_for(batch: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, Load(connections=1) as load:
+        load.target(f"http://127.0.0.1:{server.getsockname()[1]}", "hpk_1", batch=batch, keyed=True)
+        request = load.request(7)
+    assert message_end(request) == len(request)
+    body = json.loads(request.partition(b"\r\n\r\n")[2])
+    events = [body] if batch == 1 else body["events"]
+    numbers = [f"{number:010d}" for number in range(7, 7 + batch)]
+    assert [event["idempotency_key"] for event in events] == [f"key-{number}" for number in numbers]
+    assert [event["payload"]["number"] for event in events] == numbers
+
+
 def test_frames_are_cut_out_of_whatever_pieces_come() -> None:
     ours, theirs = socket.socketpair()
     events = [(bytes([n]) * 16, b"invoice.paid", PAYLOAD % n) for n in range(3)]

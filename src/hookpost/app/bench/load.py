@@ -129,6 +129,7 @@ class Load:
         self.answer_s: list[tuple[str, float]] | None = None
         self.listeners: list[Listener] = []
         self.batch = 1
+        self._keyed = False
         self._clock = self.now = clock
         self._connections = connections
         self._epoll = _epolls.pop()
@@ -182,15 +183,15 @@ class Load:
             added.append(listener)
         return added
 
-    def target(self, url: str, key: str, *, batch: int = 1, endpoints: Sequence[str] = ()) -> None:
-        """Post to this server from now on, ``batch`` events a request.
+    def target(self, url: str, key: str, *, batch: int = 1, endpoints: Sequence[str] = (), keyed: bool = False) -> None:
+        """Post to this server from now on, ``batch`` events a request; ``keyed``: each with an idempotency key.
 
         With ``endpoints`` each request goes to one of them: the sequence, which may repeat them, is gone through in
         turn.
         """
         host, _, port = url.removeprefix("http://").partition(":")
-        self.batch = batch
-        forms = {endpoint: _form(host, key, batch, endpoint) for endpoint in endpoints or ("",)}
+        self.batch, self._keyed = batch, keyed
+        forms = {endpoint: _form(host, key, batch, endpoint, keyed=keyed) for endpoint in endpoints or ("",)}
         self.forms = [forms[endpoint] for endpoint in endpoints or ("",)]
         for poster in self._posters:
             self.forget(poster.socket)
@@ -312,6 +313,8 @@ class Load:
     def request(self, first: int) -> bytes:
         """The request that posts the events from ``first``."""
         form = self.forms[first // self.batch % len(self.forms)]
+        if self._keyed:
+            return form % tuple([number for number in range(first, first + self.batch) for _ in range(2)])
         return form % first if self.batch == 1 else form % tuple(range(first, first + self.batch))
 
     def _sweep(self) -> None:
@@ -552,12 +555,13 @@ def number_of(request: bytes) -> int:
         return -1
 
 
-def _form(host: str, key: str, batch: int, endpoint: str) -> bytes:
-    """A whole request as a format: ``form % number``, for a batch ``form % (number, …)``."""
+def _form(host: str, key: str, batch: int, endpoint: str, *, keyed: bool = False) -> bytes:
+    """A whole request as a format: ``form % number``, for a batch ``form % (number, …)``; with keys each twice."""
     to = f',"target_endpoints":["{endpoint}"]'.encode() if endpoint else b""
-    event = b'{"type":"%b"%b,"payload":%b}' % (EVENT_TYPE.encode(), to, PAYLOAD)
+    own = b',"idempotency_key":"key-%010d"' if keyed else b""
+    event = b'{"type":"%b"%b%b,"payload":%b}' % (EVENT_TYPE.encode(), to, own, PAYLOAD)
     body = event if batch == 1 else b'{"events":[' + b",".join([event] * batch) + b"]}"
-    size = len(body) + batch * (NUMBER_DIGITS - len(b"%010d"))
+    size = len(body) + batch * (1 + keyed) * (NUMBER_DIGITS - len(b"%010d"))
     path = "/v1/events" if batch == 1 else "/v1/events/batch"
     head = (
         f"POST {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n"

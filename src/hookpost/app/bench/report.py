@@ -72,6 +72,7 @@ TARGETS = [
     ),
     # An event and an attempt; the progress rows of the settles are what is above 2.
     Target("row writes a delivery", _figure("e2e", "row_writes_per_delivery"), 2.05, at_most=True),
+    Target("row writes, with an idempotency key", _figure("e2e_keyed", "row_writes_per_delivery"), 3.05, at_most=True),
     Target("transactions a delivery", _figure("e2e", "transactions_per_delivery"), 0.05, at_most=True),
     Target(
         "attempt row, bytes without response head",

@@ -73,6 +73,20 @@ def e2e_fanout(run: Run) -> Figures:
     return _e2e(run, fan_out=FAN_OUT)
 
 
+def e2e_keyed(run: Run) -> Figures:
+    """The same as ``e2e``, alone, each event with an idempotency key: a row more."""
+    with run.server() as server, run.load() as load:
+        server.subscribe(load.listen())
+        load.target(server.url, server.key, keyed=True)
+        window = run.in_balance(server, load)
+        return {
+            **window.figures(),
+            **window.latencies(),
+            **run.writes(server, load, work=load.sustained),
+            **run.accounts(server, load),
+        }
+
+
 def _e2e(run: Run, *, fan_out: int) -> Figures:
     with at_rest(run) as yardsticks, ExitStack() as stack, run.server() as server, run.load(slots=fan_out) as load:
         if fan_out == 1:
@@ -280,6 +294,7 @@ SCENARIOS: dict[str, Callable[[Run], Figures]] = {
         ingest_batch,
         e2e,
         e2e_fanout,
+        e2e_keyed,
         own_core,
         latency,
         domains,
