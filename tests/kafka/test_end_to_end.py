@@ -83,15 +83,16 @@ async def look_while_no_database_answers(server: Hookpost, post: Poster) -> set[
 
 
 async def look_while_no_broker_runs(server: Hookpost) -> None:
-    """Refused, though no broker says no, and the readiness says why."""
-    status, _, headers = await server.call("POST", "/v1/events", {"type": "a", "payload": 1})
-    assert (status, int(headers["retry-after"]) >= 1) == (503, True)
+    """Refused, though no broker says no, and the readiness says why. That it was lost is not to be told from the log: on a
+    busy machine it may have been for a moment before, and an answer of before may come to light behind that."""
     async with asyncio.timeout(WAIT_S):
         while True:
             status, ready, _ = await server.call("GET", "/readyz")
-            assert (status, ready["journal"] in ("unreachable", None)) == (503, True)
-            if ready["store"] == "reachable":
+            if (status, ready["journal"], ready["store"]) == (503, "unreachable", "reachable"):
                 break
+            await asyncio.sleep(0.1)
+    status, _, headers = await server.call("POST", "/v1/events", {"type": "a", "payload": 1})
+    assert (status, int(headers["retry-after"]) >= 1) == (503, True)
 
 
 async def look_while_one_broker_is_away(cluster: Cluster) -> None:
@@ -136,8 +137,8 @@ async def test_whoever_dies_nothing_acknowledged_is_lost_and_answers_are_true(cl
             server.kill_child("api-1")
             await load.until(SOME)
             cluster.kill()
-            await server.until_line("kafka_lost")
             await look_while_no_broker_runs(server)
+            await server.until_line("kafka_lost")
             await asyncio.to_thread(cluster.start)
             await load.until(SOME)
         acknowledged = load.accepted | unasked
