@@ -93,6 +93,8 @@ async def look_while_no_broker_runs(server: Hookpost) -> None:
             await asyncio.sleep(0.1)
     status, _, headers = await server.call("POST", "/v1/events", {"type": "a", "payload": 1})
     assert (status, int(headers["retry-after"]) >= 1) == (503, True)
+    status, ready, _ = await server.call("GET", "/readyz")
+    assert (status, ready["journal"] in ("unreachable", None)) == (503, True)
 
 
 async def look_while_one_broker_is_away(cluster: Cluster) -> None:

@@ -35,6 +35,8 @@ _JSON = (b"content-type", b"application/json")
 _PLAIN = [_JSON, (b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
 Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class _Event(msgspec.Struct):
@@ -46,8 +48,7 @@ class _Event(msgspec.Struct):
 
 
 class BareApp:
-    """Answers 202 and hands over; without a pipe it only answers. Whatever is no event ends as an error of its server,
-    which the load counts."""
+    """Answers 202 and hands over; without a pipe it only answers."""
 
     def __init__(self, pipe: asyncio.WriteTransport | None) -> None:
         self._pipe = pipe
@@ -55,25 +56,18 @@ class BareApp:
         self._decode = msgspec.json.Decoder(_Event).decode
         self._loop = asyncio.get_running_loop()
 
-    async def __call__(
-        self,
-        _scope: Scope,
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
-        """Take an event as an ASGI application does, in a task; all of it arrives at once, as the load sends it."""
-        message = await receive()
-        answer = self._take(message["body"])
-        headers = [*_PLAIN, (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 202, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Refuse what did not arrive as a whole: the load sends nothing of the kind, and counts it."""
+        await send({"type": "http.response.start", "status": 501, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
 
     def in_place(self, _fields: Fields, body: bytes, reply: Reply) -> bool:
         """Take an event as the product does."""
-        reply(202, _PLAIN, self._take(body))
+        reply(202, _PLAIN, self.take(body))
         return True
 
-    def _take(self, body: bytes) -> bytes:
+    def take(self, body: bytes) -> bytes:
+        """The answer to an event, which is handed over."""
         event_id = uuid_utils.uuid7()
         event = self._decode(body)
         if self._pipe is not None:
@@ -86,6 +80,18 @@ class BareApp:
         assert self._pipe is not None
         self._pipe.write(b"".join(self._frames))
         self._frames.clear()
+
+
+class PlainApp(BareApp):
+    """The same as an ASGI application does it, in a task for each request."""
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Take an event; all of it arrives at once, as the load sends it, and half of one ends as a 500."""
+        message = await receive()
+        answer = self.take(message["body"])
+        headers = [*_PLAIN, (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 202, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
 
 
 class _Server(uvicorn.Server):
@@ -114,7 +120,7 @@ async def _serve(listener_fd: int, pipe_fd: int, *, plain: bool) -> None:
     pipe = None
     if pipe_fd >= 0:
         pipe, _ = await loop.create_connection(asyncio.Protocol, sock=socket.socket(fileno=pipe_fd))
-    app = BareApp(pipe)
+    app = PlainApp(pipe) if plain else BareApp(pipe)
     # The options of compose.run_api.
     server = _Server(
         uvicorn.Config(
