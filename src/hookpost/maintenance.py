@@ -1,6 +1,6 @@
 """Maintenance: partitions ahead of time, expired idempotency keys, old progress, what is older than it is kept,
-payloads that no event refers to, certificates that end, tenants spread as their load asks; bulk replays and rollups,
-step by step.
+payloads that no event refers to, certificates that end, tenants spread as their load asks, plans of tables that have
+grown; bulk replays and rollups, step by step.
 
 Every task is harmless when it runs twice or on several nodes at once; one that fails is tried again at the next turn.
 """
@@ -70,6 +70,10 @@ ROLLUPS_REST = 4.0
 ROLLUPS_BEHIND_S = 30.0
 # Between two looks for rollups that are old enough to be removed.
 PRUNE_EVERY_S = 300.0
+# A statement planned while its table was empty may read all of it each time, and the server itself looks once a minute:
+# by then an outage has stored a million retries. A look takes 0.7 ms.
+PLANS_EVERY_S = 1.0
+PLANS_AGAIN_S = 30.0
 # Between two looks at how much shards hold. A look takes some 0.1 ms of the database for each shard.
 SPREAD_EVERY_S = 10.0
 # Objects of removed payloads that are removed before they are noted as gone.
@@ -315,6 +319,29 @@ class Rollups:
             self._parts = min(STEP_PARTS_MAX, self._parts * 2)
         elif took_s < STEP_S / 4:
             self._parts = max(1, self._parts // 2)
+
+
+class Plans:
+    """The loop that has the plans of grown tables made anew: ``await run(stop)``. The eldest worker alone does it."""
+
+    def __init__(self, store: MaintenanceStore, *, node_id: UUID) -> None:
+        self._store = store
+        self._node_id = node_id
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until ``stop`` is set."""
+        await repeat(self.once, stop)
+
+    async def once(self) -> float:
+        """One look; returns the seconds until the next."""
+        try:
+            for table in await self._store.analyse_grown(self._node_id):
+                telemetry.log("table_grown", table=table)
+        except (StoreUnavailable, DataRejected) as error:
+            telemetry.count("maintenance_failures")
+            telemetry.log("maintenance_failed", task="analyse tables that have grown", reason=error)
+            return PLANS_AGAIN_S
+        return PLANS_EVERY_S
 
 
 class Spreading:

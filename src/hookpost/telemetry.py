@@ -324,6 +324,11 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             "{rejected} events refused in {seconds} s: {reason}",
             "Coalesced: one line per reason and period, however many requests. Producers got 429 or 503.",
         ),
+        "table_grown": Event(
+            logging.DEBUG,
+            "table {table} has grown, what reads it is planned anew",
+            "Many times what it was: a plan made for a few rows may read all of them.",
+        ),
         "tenant_spread": Event(
             logging.INFO,
             "tenant {tenant_id} is at home in {count} shards now, it was in {was}",

@@ -28,7 +28,7 @@ from hookpost.engine.limits import Limits, Policies
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, UnknownTenant
 from hookpost.intake import Refused, Submission
 from hookpost.mail import MailError, MailServer, send_mail
-from hookpost.maintenance import Maintenance, Replays, Rollups, Spreading
+from hookpost.maintenance import Maintenance, Plans, Replays, Rollups, Spreading
 from hookpost.metrics import Board, Reporter
 from hookpost.model import RetryPolicy, Timeouts
 from hookpost.policy.alerts import mail_text
@@ -375,6 +375,7 @@ async def run_worker(
             tasks.create_task(rollups.run(stop)),
             tasks.create_task(alerts.run(stop)),
             tasks.create_task(spreading.run(stop)),
+            tasks.create_task(Plans(store, node_id=node_id).run(stop)),
         ]
         pump = make_pump(settings, store, worker, clock)
         if pump is not None:

@@ -94,6 +94,10 @@ class MaintenanceTables:
         now = self._db.now()
         return node_id == min((n for n, node in self._db.nodes.items() if node.expires_at > now), default=None)
 
+    async def analyse_grown(self, node_id: UUID) -> list[str]:  # noqa: ARG002 - nothing is planned here
+        await self._pause()
+        return []
+
     async def shard_loads(self) -> list[ShardLoad]:
         await self._pause()
         return [ShardLoad(s.shard, s.journal.last_seq, s.depth) for s in self._db.shards.values()]

@@ -12,6 +12,8 @@ from hookpost.storage.postgres.connection import Connections, translated
 from hookpost.storage.postgres.queries import load
 
 SQL = load("maintenance")
+# Pages (8 KiB) below which it does not matter how a table is read, and above which it is known to be large.
+YOUNG_PAGES_MIN, YOUNG_PAGES_MAX = 10, 1_000
 # DDL gives up rather than make appends queue behind it.
 DDL_LOCK_TIMEOUT = "2s"
 
@@ -72,6 +74,15 @@ class MaintenanceQueries:
         async with self._connections.use("look for the eldest worker") as connection:
             eldest: bool = await connection.fetchval(SQL["is_eldest"], node_id)
             return eldest
+
+    async def analyse_grown(self, node_id: UUID) -> list[str]:
+        async with self._connections.use("look which tables have grown") as connection:
+            rows = await connection.fetch(SQL["grown"], node_id, YOUNG_PAGES_MIN, YOUNG_PAGES_MAX)
+            names = [row["name"] for row in rows]
+            for name in names:
+                # All sessions make their plans anew where the table occurs.
+                await connection.execute(f"analyze (skip_locked) {name}")
+        return names
 
     async def shard_loads(self) -> list[ShardLoad]:
         async with self._connections.use("look how much shards hold") as connection:

@@ -70,6 +70,22 @@ from tenants t
 where t.spread is null and t.deleted_at is null
   and (t.tenant_id = any ($1) or cardinality(t.home_shards) > 1)
 
+-- name: grown
+-- Tables that have four times the pages they had when they were last looked at ($2: at least so many count), up to a size
+-- ($3) behind which no plan changes any more; for the eldest worker $1 alone. Not those that are being looked at, nor
+-- another's, nor days that are over, or are moved into segments: nobody reads those before they are whole.
+select quote_ident(c.relname) as name
+from (
+    select oid, relname, relowner, relpages from pg_class
+    where relkind = 'r' and relpages <= $3 and relnamespace = current_schema()::regnamespace and relname !~ '^cold_'
+      and (not relispartition or right(relname, 8) >= to_char((select hookpost_today()) - 1, 'YYYYMMDD'))
+    offset 0
+) c
+where pg_relation_size(c.oid) >= 4 * greatest(c.relpages, $2) * current_setting('block_size')::bigint
+  and pg_has_role(c.relowner, 'usage')
+  and not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'ShareUpdateExclusiveLock')
+  and $1 = (select node_id from nodes where expires_at > clock_timestamp() order by node_id limit 1)
+
 -- name: swept_to
 -- How far the payload store was swept; the first one to ask begins with this hour.
 with begun as (
