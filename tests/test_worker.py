@@ -69,6 +69,7 @@ class Leases:
         self.rung: Collection[int] | None = None
         self.rows: dict[int, list[JournalRow]] = {}
         self.changes: dict[UUID, float] = {}
+        self.endpoint_changes: dict[UUID, float] = {}
         self.health: dict[UUID, Health] = {}
         self.health_heard = 0
         self.lanes: tuple[LaneSummary, ...] = ()
@@ -183,6 +184,10 @@ class Leases:
         await self.tell()
         return dict(self.changes), self.clock.time
 
+    async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
+        assert set(tenant_ids) == {TENANT}
+        return dict(self.endpoint_changes)
+
     async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
         self.health_heard += 1
         await self.tell()
@@ -204,6 +209,7 @@ class Leases:
 
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         self.loads.append("endpoints")
+        self.loaded = list(endpoint_ids)
         return [Endpoint(each, TENANT, "https://a.example/", self.status) for each in endpoint_ids]
 
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
@@ -530,14 +536,47 @@ async def test_a_shard_that_goes_while_it_is_asked_whether_others_wait_is_not_re
 async def test_a_change_that_was_taken_over_is_not_taken_over_again(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Leases(Clock())
     async with working(store, monkeypatch):
-        store.rows = {0: [row(0, 1)]}
+        store.rows = {0: [structs.replace(row(0, 1), owed=[E1])]}
         await store.until(lambda: store.loads == ["tenants", "endpoints"])
         for changed_at in (7.0, 8.0):
             store.loads.clear()
+            store.endpoint_changes = {E1: changed_at, uuid7(): 7.0}
             store.changes = {TENANT: changed_at, uuid7(): 7.0}
             looks = store.looks
             await store.until(lambda seen=looks: store.looks > seen + 4)  # type: ignore[misc]
             assert sorted(store.loads) == ["endpoints", "tenants"]
+            assert store.loaded == [E1]
+
+
+async def test_of_a_tenant_that_has_changed_only_the_endpoints_that_have_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A breaker of one receiver, or one endpoint edited: the others, a hundred thousand maybe, are left alone."""
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.rows = {0: [structs.replace(row(0, 1), owed=[E1])]}
+        await store.until(lambda: store.loads == ["tenants", "endpoints"])
+        store.loads.clear()
+        store.changes = {TENANT: 7.0}
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 4)
+        assert store.loads == ["tenants"]
+
+
+async def test_what_is_missing_is_loaded_at_once_and_what_has_changed_looked_for_in_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        monkeypatch.setattr(module, "CONFIG_S", 1e6)
+        looks = store.looks
+        await store.until(lambda: store.looks > looks)
+        looks = store.looks
+        for seq in range(1, 4):
+            store.loads.clear()
+            store.rows = {0: [structs.replace(row(0, seq), owed=[uuid7()])]}
+            await store.until(lambda: store.loads == ["tenants", "endpoints"])
+        assert store.looks == looks
 
 
 async def test_a_notice_in_the_journal_has_the_configuration_loaded_before_the_rows_behind_it(

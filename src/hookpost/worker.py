@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -211,8 +211,10 @@ class Worker:
         self._health: dict[UUID, Health] = {}
         self._health_due = 0.0
         self._health_heard_to = 0.0
-        # Changes of tenants that were taken over: the store tells of each again for a while.
+        # Changes of tenants and endpoints that were taken over, as the store tells of each again for a while; when to
+        # look for more, by the clock of the loop.
         self._refreshed: dict[UUID, float] = {}
+        self._refresh_due = 0.0
         self._settle_waiters: list[asyncio.Future[None]] = []
         # Taken from the engine and not known to be committed: until it is, no later one may be written.
         self._settling: Settle | None = None
@@ -662,7 +664,8 @@ class Worker:
         tenants = {row.tenant_id for row in rows if row.kind == Kind.CONTROL and row.type == RECONFIGURED}
         if tenants:
             async with self._configuring:
-                await self._reload(tenants & set(self._engine.known_tenants))
+                known = tenants & set(self._engine.known_tenants)
+                await self._reload(known, self._engine.endpoints_of(known))
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
@@ -877,6 +880,7 @@ class Worker:
         except StoreUnavailable as error:
             self._note_store(error)
         if gone:
+            self._refresh_due = 0.0
             self._config_wanted.set()
 
     async def _tell_breakers(self) -> None:
@@ -926,13 +930,17 @@ class Worker:
     # ---- configuration --------------------------------------------------------------------------------------------
 
     async def _config_loop(self) -> None:
+        """What is missing is loaded at once; what has changed is looked for now and then, however much is missing."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._config_wanted.wait(), CONFIG_S)
+                await asyncio.wait_for(self._config_wanted.wait(), max(0.0, self._refresh_due - self._loop.time()))
             self._config_wanted.clear()
             try:
                 async with self._configuring:
                     await self._load_missing()
+                if self._loop.time() < self._refresh_due:
+                    continue
+                self._refresh_due = self._loop.time() + CONFIG_S
                 await self._store.lift_barriers()
                 await self._refresh()
                 await self._heed_pause()
@@ -974,14 +982,15 @@ class Worker:
         async with self._configuring:
             changed, now = await self._store.changed_tenants(self._configured_at)
             known = self._engine.known_tenants
-            await self._reload({t for t, at in changed.items() if t in known and self._refreshed.get(t) != at})
+            if tenants := {t for t, at in changed.items() if t in known and self._refreshed.get(t) != at}:
+                endpoints = await self._store.changed_endpoints(tenants, self._configured_at)
+                fresh = [e for e, at in endpoints.items() if self._refreshed.get(e) != at]
+                await self._reload(tenants, self._engine.known_among(fresh))
+                changed.update(endpoints)
             self._refreshed, self._configured_at = changed, now
 
-    async def _reload(self, tenant_ids: Collection[UUID]) -> None:
-        if not tenant_ids:
-            return
+    async def _reload(self, tenant_ids: Collection[UUID], endpoint_ids: Sequence[UUID]) -> None:
         self._engine.configure(await self._store.load_tenants(tenant_ids), (), now=self._clock.now())
-        endpoint_ids = self._engine.endpoints_of(tenant_ids)
         for start in range(0, len(endpoint_ids), CONFIG_BATCH):
             endpoints = await self._store.load_endpoints(endpoint_ids[start : start + CONFIG_BATCH])
             self._engine.configure((), endpoints, now=self._clock.now())

@@ -171,6 +171,10 @@ class Engine:
         """The endpoints of these tenants whose configuration this engine holds."""
         return self._roster.endpoints_of(tenants)
 
+    def known_among(self, endpoint_ids: Iterable[UUID]) -> list[UUID]:
+        """Of these endpoints those whose configuration this engine holds."""
+        return self._roster.known_among(endpoint_ids)
+
     def configure(self, tenants: Iterable[Tenant], endpoints: Iterable[Endpoint], *, now: float) -> None:
         """Take over loaded or changed configuration; lanes open and close as it says."""
         for tenant in tenants:

@@ -7,7 +7,7 @@ lives as long as it has a lane or a request under way, and a lane without work i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from uuid import UUID
 
 from hookpost.engine.findings import Findings
@@ -44,6 +44,11 @@ class Roster:
         """The endpoints of these tenants whose configuration this engine holds."""
         known = (self.tenants[tenant_id] for tenant_id in tenants if tenant_id in self.tenants)
         return [e.endpoint_id for tenant in known for e in tenant.endpoints.values() if e.config is not None]
+
+    def known_among(self, endpoint_ids: Iterable[UUID]) -> list[UUID]:
+        """Of these endpoints those whose configuration this engine holds."""
+        known = self.endpoints
+        return [each for each in endpoint_ids if (state := known.get(each)) is not None and state.config is not None]
 
     def lane(self, shard: Shard, endpoint_id: UUID, tenant_id: UUID, now: float) -> Lane:
         """The lane for a delivery that comes in."""

@@ -465,6 +465,10 @@ class WorkerStore(Protocol):
     async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
         """Tenants whose configuration changed after ``since`` (with an overlap) and when, and the database's time."""
 
+    async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
+        """Of these tenants the endpoints of which something has changed after ``since`` (with the same overlap), and
+        when: all that ``load_endpoints`` tells but their health. Their tenants count as changed, too."""
+
     async def lift_barriers(self) -> int:
         """Lift the barriers, and forget the shards departed from, whose deliveries are done; returns how many of both.
         The tenants concerned count as changed."""

@@ -25,7 +25,7 @@ from hookpost.app.bench.machine import off_the_first_core
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.server import Server
 from hookpost.app.bench.slices import Contender, alternate, costs
-from hookpost.model import WaitReason
+from hookpost.model import WaitReason, show_id
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
 
 # Healthy receivers that a store is drained to: more than the tenant's cap of 512 needs at 64 each.
@@ -36,6 +36,9 @@ RECOVER_EVENTS_PER_S = 50_000
 MEMORY_EVENTS_PER_S = 100_000
 WORKERS_EVENTS_PER_S = 10_000
 TENANTS_PER_S, TENANTS_MAX = 1_000, 10_000
+CHANGES_ENDPOINTS_PER_S, CHANGES = 1_000, 20
+# Long enough for the worker to hear of it.
+CHANGE_EVERY_S = 0.7
 ENDPOINTS_A_TENANT = 10
 # One receiver stands for the hosts of so many endpoints.
 ENDPOINTS_A_LISTENER = 100
@@ -136,6 +139,46 @@ def scale(run: Run) -> Figures:
             "started_empty_in_s": round(empty_s, 2), "api_mb": memory["api"], "worker_mb": memory["worker"], **waiting,
             **run.accounts(server, load, all_delivered=False),
         }  # fmt: skip
+
+
+def changes(run: Run) -> Figures:
+    """A tenant with 10,000 endpoints, all of them known to the worker: what it costs to change one by the API, and what
+    a breaker costs that opens or closes (which counts as a change of its tenant), in milliseconds of CPU."""
+    endpoints = round(run.seconds * CHANGES_ENDPOINTS_PER_S)
+    with run.server() as server, run.load() as load:
+        [tenant] = add_tenants(server, load, 1, endpoints)
+        refill(server, lambda connection: fill.backlog_of_all(connection, reason=WaitReason.RETRY, due_in_s=-1.0))
+        take_over(load.ledger, endpoints)
+        server.start()
+        load.drain(quiet_s=QUIET_S)
+        until_none(server, _PLAIN_SECRETS)
+        numbers = iter(range(CHANGES))
+
+        def edit() -> None:
+            path = f"/v1/webhook_endpoints/{show_id('ep', tenant.endpoints[0])}"
+            server.call("PATCH", path, {"max_in_flight": 10 + next(numbers)}, key=tenant.key)
+
+        def touch() -> None:
+            server.sql("update tenants set changed_at = clock_timestamp() where tenant_id = $1", tenant.tenant_id)
+
+        rest = _per_change(server, load, lambda: None)
+        figures = {
+            f"{role}_ms_of_{name}": round(max(0.0, used - rest[role]), 2)
+            for name, change in (("an_edit", edit), ("a_breaker", touch))
+            for role, used in _per_change(server, load, change).items()
+            if role in {"api", "worker", "postgres"}
+        }
+        return {"endpoints": endpoints, "changes": CHANGES, **figures, **run.accounts(server, load)}
+
+
+def _per_change(server: Server, load: Load, change: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of CPU by role for each of several changes, with what the server does meanwhile."""
+    load.idle(CHANGE_EVERY_S)
+    before = server.cpu()
+    for _ in range(CHANGES):
+        change()
+        load.idle(CHANGE_EVERY_S)
+    return {role: (used - before[role]) / CHANGES * 1e3 for role, used in server.cpu().items()}
 
 
 def workers(run: Run) -> Figures:
@@ -396,4 +439,4 @@ def _status_kib(pid: int, field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-SCENARIOS = {"deliver": deliver, "recover": recover, "memory": memory, "scale": scale, "workers": workers}
+SCENARIOS = {each.__name__: each for each in (deliver, recover, memory, scale, changes, workers)}

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from hookpost.engine.work import Attempt, BacklogChange, DeadLetter, Kind, Progress, ShardSettle
+from hookpost.model import Endpoint
 from hookpost.policy.alerts import Alert, Notice, Standing
 from hookpost.policy.breaker import BreakerRecord
 from hookpost.storage.contract import Channel, NotFound, StoreUnavailable
@@ -169,6 +170,8 @@ class Database:
         self.tenants: dict[UUID, dict[str, Any]] = {}
         self.endpoints: dict[UUID, dict[str, Any]] = {}
         self.by_tenant: dict[UUID, list[UUID]] = {}
+        # Endpoints as workers were told last, and since when they are so.
+        self.shown: dict[UUID, tuple[Endpoint, float]] = {}
         self.secrets: dict[UUID, list[tuple[bytes, float, float | None]]] = {}
         self.by_event: dict[UUID, list[Event]] = {}
         self.keys: dict[tuple[UUID, str], Key] = {}

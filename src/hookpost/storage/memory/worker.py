@@ -9,7 +9,7 @@ from uuid import UUID
 
 from hookpost.engine.lanes import NEVER
 from hookpost.engine.work import BacklogChange, BacklogRow, Fetch, JournalRow, Kind, LaneSummary, Takeover, Wanted
-from hookpost.model import Endpoint, EndpointStatus, Health, OperationalType, Tenant
+from hookpost.model import HEALTHY, Endpoint, EndpointStatus, Health, OperationalType, Tenant
 from hookpost.policy.alerts import Notice
 from hookpost.policy.breaker import STEP_S, BreakerRecord, BreakerState, Probe
 from hookpost.storage.contract import RECOVERED_S, Claimed, Survey
@@ -275,6 +275,17 @@ class WorkerTables:
         await self._pause()
         behind = since - CHANGES_OVERLAP_S
         return {t: row["changed_at"] for t, row in self._db.tenants.items() if row["changed_at"] > behind}, now
+
+    async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
+        """What has changed is seen when it is looked for, and counts from then on: no earlier than it was."""
+        await self._pause()
+        changed = {}
+        for endpoint_id in (each for tenant_id in tenant_ids for each in self._db.by_tenant.get(tenant_id, ())):
+            shown = replace(self._loaded(endpoint_id), health=HEALTHY)
+            if self._db.shown.get(endpoint_id, (None, 0.0))[0] != shown:
+                self._db.shown[endpoint_id] = shown, self._db.now()
+            changed[endpoint_id] = self._db.shown[endpoint_id][1]
+        return {each: moment for each, moment in changed.items() if moment > since - CHANGES_OVERLAP_S}
 
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         await self._pause()

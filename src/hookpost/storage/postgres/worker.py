@@ -236,6 +236,11 @@ class WorkerQueries(AuditQueries):
             rows = await connection.fetch(SQL["changed_tenants"], since - CHANGES_OVERLAP_S)
         return {row["tenant_id"]: row["changed_at"] for row in rows}, now
 
+    async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
+        async with self._connections.use("look for changed endpoints") as connection:
+            rows = await connection.fetch(SQL["changed_endpoints"], list(tenant_ids), since - CHANGES_OVERLAP_S)
+        return {row["endpoint_id"]: row["changed_at"] for row in rows}
+
     async def lift_barriers(self) -> int:
         async with self._connections.use("lift barriers") as connection:
             lifted: int = await connection.fetchval(SQL["lift_barriers"])

@@ -298,6 +298,15 @@ from tenants t where t.tenant_id = any ($1)
 -- Which tenants to look at again. The overlap catches transactions that were slow to commit.
 select tenant_id, changed_at from tenants where changed_at > $1
 
+-- name: changed_endpoints
+-- Of these tenants the endpoints that have changed, with the overlap of changed_tenants. Side by side, so that nobody's
+-- others are looked at.
+select e.endpoint_id, e.changed_at
+from unnest($1::uuid[]) t (tenant_id)
+cross join lateral (
+    select c.endpoint_id, c.changed_at from endpoints c where c.tenant_id = t.tenant_id and c.changed_at > $2 offset 0
+) e
+
 -- name: lift_barriers
 select hookpost_lift()
 
