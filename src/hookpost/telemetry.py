@@ -205,6 +205,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
             logging.ERROR,
             "payloads cannot be read: {reason}",
             "Deliveries of large payloads wait and are tried again; no endpoint is charged for it. Told once a minute.",
+            every_s=60.0,
         ),
         "payload_store_foreign": Event(
             logging.ERROR,

@@ -92,8 +92,6 @@ HEALTH_BATCH = 500
 HEALTH_HEARD = 2_000
 # While the clock stands it is looked so often whether it goes on.
 STANDING_S = 0.001
-# That payloads cannot be read is told at most so often.
-PAYLOADS_TOLD_S = 60.0
 # Waits between tries while the store is away.
 STORE_RETRY_S = 0.1
 STORE_RETRY_S_MAX = 1.0
@@ -167,7 +165,6 @@ class Worker:
         """``trace`` is called at the end of every attempt; None: nobody wants spans."""
         self._store = store
         self._payloads = payloads
-        self._payloads_told_at = 0.0
         self._paused = False
         self._sender = sender
         self._clock = clock
@@ -743,7 +740,7 @@ class Worker:
             engine.on_no_payload(work, missing=True, now=now())
         except StoreUnavailable as error:
             telemetry.count("payload_reads_failed")
-            self._note_payloads(error)
+            telemetry.log("payload_store_failed", reason=error)
             engine.on_no_payload(work, missing=False, now=now())
         else:
             if not self._has_lease():
@@ -751,12 +748,6 @@ class Worker:
             elif engine.on_payload(work, now=now()):
                 self._send_payload(work, payload, now())
         self._kick()
-
-    def _note_payloads(self, error: StoreUnavailable) -> None:
-        """One line now and then: each delivery that waits would make one."""
-        if self._clock.monotonic() >= self._payloads_told_at:
-            self._payloads_told_at = self._clock.monotonic() + PAYLOADS_TOLD_S
-            telemetry.log("payload_store_failed", reason=error)
 
     def _send_payload(self, work: Work, payload: bytes, now: float) -> None:
         entry = work.entry
