@@ -34,7 +34,7 @@ from tests.engine.model import NEVER, column
 
 NOW = 1_800_000_000.0
 TENANT, OTHER_TENANT = UUID(int=0x10), UUID(int=0x20)
-E1, E2 = UUID(int=0x11), UUID(int=0x12)
+E1, E2, E3 = UUID(int=0x11), UUID(int=0x12), UUID(int=0x13)
 OK = Outcome(None, 200)
 BROKEN = Outcome(ErrorCode.HTTP_5XX, 500)
 GONE = Outcome(ErrorCode.HTTP_410, 410)
@@ -857,6 +857,62 @@ def test_fan_outs_done_in_part_are_written_down_up_to_a_bound() -> None:
     part = bench.settle()
     assert len(part.progress.partial) <= 10
     assert len(part.upserts) + len(part.progress.partial) == 50
+
+
+def test_the_bound_is_one_for_all_shards_of_a_settle() -> None:
+    """A tenant at home in ten shards has its slow endpoint's holes in each of them, and each settle writes them all."""
+    shards = (0, 1, 2, 3)
+    bench = Bench(
+        endpoint(E1, cap=10_000), endpoint(E2, cap=1), shards=shards, limits=Limits(fragments=400), tenant_cap=10_000
+    )
+    for shard in shards:
+        bench.post(E1, E2, shard=shard, count=150)
+    for work in bench.sends():
+        if work.lane.endpoint.endpoint_id == E1:
+            bench.end(work, OK)
+    parts = bench.take().shards
+    assert sum(len(part.progress.open) + len(part.progress.partial) for part in parts) <= 200 + len(shards)
+    assert {endpoint_id for part in parts for endpoint_id, _ in part.upserts} == {E2}
+
+
+def test_few_fragments_are_no_trouble_however_many_shards_there_are() -> None:
+    shards = tuple(range(100))
+    bench = Bench(endpoint(E1, cap=10_000), endpoint(E2, cap=0), shards=shards, tenant_cap=10_000)
+    for shard in shards:
+        bench.post(E1, E2, shard=shard, count=10)
+    for work in bench.sends(2000):
+        if work.lane.endpoint.endpoint_id == E1:
+            bench.end(work, OK)
+    assert not any(part.upserts for part in bench.take().shards)
+
+
+def test_holes_of_requests_under_way_send_nobody_else_to_the_backlog_each_time() -> None:
+    """They cannot be mended: the next time is when there are twice as many."""
+    bench = Bench(
+        endpoint(E1, cap=1),
+        endpoint(E2, cap=1000),
+        endpoint(E3, cap=1000),
+        limits=Limits(fragments=20),
+        tenant_cap=1000,
+    )
+
+    def hang(count: int) -> None:
+        for _ in range(count):
+            bench.post(E2)
+            bench.post(E3)
+        for work in bench.sends():
+            if work.lane.endpoint.endpoint_id == E3:
+                bench.end(work, OK)
+
+    hang(30)
+    bench.post(E1, count=3)
+    bench.sends()
+    assert len(bench.settle().upserts) == 2
+    for _ in range(3):
+        bench.post(E1, count=2)
+        assert bench.settle().upserts == {}
+    hang(40)
+    assert len(bench.settle().upserts) == 6
 
 
 def test_what_was_fetched_from_the_backlog_is_not_put_back_to_mend_a_settle() -> None:

@@ -632,9 +632,7 @@ class Engine:
         """All that happened since the last one; None when nothing did. Must be committed before the next is taken."""
         if not self._books.touched:
             return None
-        for shard in self._books.touched:
-            if shard.progress.fragments > self._limits.fragments:
-                self._spill.mend(shard, now)
+        self._spill.mend(self._books.touched, now)
         self._spill.make_room(now)
         return self._books.take_settle(now)
 

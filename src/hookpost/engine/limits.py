@@ -15,8 +15,8 @@ from hookpost.policy.health import HealthPolicy
 class Limits:
     """Bounds of one worker. ``buffer_*``: fresh deliveries waiting in memory; ``in_flight_*``: requests under way.
 
-    ``fragments``: ranges of open entries and fan-outs done in part that a shard may have, as every settle writes them
-    down. Where a slow endpoint leaves holes behind healthy ones, what waits longest goes to the backlog.
+    ``fragments``: ranges of open entries and fan-outs done in part that the shards of a settle may have, as it writes
+    them down. Where a slow endpoint leaves holes behind healthy ones, what waits longest goes to the backlog.
     ``parked``: when a gate closes, so many of the fresh deliveries behind it go to the backlog with one settle.
     ``loads``: payloads read from the payload store at once, of at most half of ``in_flight_bytes``; they count as
     requests, in bytes too.

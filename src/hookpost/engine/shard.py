@@ -20,7 +20,7 @@ class Shard:
     __slots__ = (
         "attempts", "dead", "deletes", "delivered_after_s", "doubt_stored", "doubtful_until", "draining",
         "dropped_lanes", "fence", "in_flight", "lanes", "notices", "number", "opened_at", "progress", "quiet_until",
-        "read_created_at", "revived", "settle_no", "touched", "upserts",
+        "read_created_at", "revived", "settle_no", "touched", "unmended", "upserts",
     )  # fmt: skip
 
     def __init__(self, takeover: Takeover, now: float) -> None:
@@ -36,6 +36,8 @@ class Shard:
         self.doubt_stored = False
         self.read_created_at = 0.0
         self.in_flight = 0
+        # Fragments that could not be mended (spill).
+        self.unmended = 0
         self.draining = False
         self.touched = False
         self.attempts: list[Attempt] = []

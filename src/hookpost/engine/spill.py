@@ -6,7 +6,7 @@ never stops for one tenant while others are behind it, and of what is spilled a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from heapq import heapify, heappop, heappush
 from uuid import UUID
@@ -39,6 +39,9 @@ SLOW_PART = 0.15
 STUCK_S = 3.0
 # How long the pace is measured, at least and at most.
 PACE_S, PACE_S_MAX = 0.25, 0.5
+
+# So many fragments a shard may have, whatever number of shards there are.
+FRAGMENTS_MIN = 32
 
 # Which delivery of a lane goes first, the least first of all; None: it has none.
 _Place = Callable[[Lane], tuple[float, int] | None]
@@ -169,17 +172,28 @@ class Spill:
         books, limits = self._books, self._limits
         return books.buffered >= limits.buffer * SPILL_FROM or books.buffered_bytes >= limits.buffer_bytes * SPILL_FROM
 
-    def mend(self, shard: Shard, now: float) -> None:
-        """Too much to write down in each settle: the oldest open deliveries go to the backlog."""
-        half = self._limits.fragments // 2
-        self._put_away(shard.lanes.values(), _oldest, SPILL_AT_ONCE, lambda: shard.progress.fragments > half, now)
+    def mend(self, shards: Collection[Shard], now: float) -> None:
+        """Too much to write down in each settle of these shards: the oldest open deliveries go to the backlog, until
+        half of it is left. What is under way cannot go: where that is more, it is tried again at twice as much."""
+        fragments = self._limits.fragments
+        most = min(fragments, max(FRAGMENTS_MIN, fragments // len(shards)))
+        for shard in shards:
+            there = shard.progress.fragments
+            shard.unmended = min(shard.unmended, there)
+            if there > max(most, 2 * shard.unmended):
+                self._mend(shard, most // 2, now)
+
+    def _mend(self, shard: Shard, left: int, now: float) -> None:
+        progress = shard.progress
+        all_gone = self._put_away(shard.lanes.values(), _oldest, SPILL_AT_ONCE, lambda: progress.fragments > left, now)
+        shard.unmended = progress.fragments if all_gone else 0
 
     def _put_away(
         self, lanes: Iterable[Lane], first: _Place, count: int, needed: Callable[[], bool], now: float
-    ) -> None:
+    ) -> bool:
         """As long as it is needed, at most ``count``, the ``first`` of all these lanes each time: one lane after the
         other would leave a hole at each of their rows. What keeps an order goes at once, and nothing before its
-        endpoint's configuration is known."""
+        endpoint's configuration is known. Is there nothing left that could go?"""
         known = [lane for lane in lanes if lane.endpoint.config is not None]
         heap = [(place, number, lane) for number, lane in enumerate(known) if (place := first(lane)) is not None]
         heapify(heap)
@@ -197,6 +211,7 @@ class Spill:
                 heappush(heap, (place, number, lane))
         for lane in reasons:
             self._backlog.consider(lane, now)
+        return not heap
 
     def _reason(self, lane: Lane, now: float) -> WaitReason:
         """What its rows are shown to wait for."""
