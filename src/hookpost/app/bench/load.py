@@ -128,6 +128,8 @@ class Load:
         # Status and seconds of every answer, where a scenario asks for them by a list.
         self.answer_s: list[tuple[str, float]] | None = None
         self.listeners: list[Listener] = []
+        # Another load, whose receivers go on answering while this one is at work.
+        self.beside: Load | None = None
         self.batch = 1
         self._keyed = False
         self._clock = self.now = clock
@@ -272,7 +274,12 @@ class Load:
         return self.ledger.delivered >= self.ledger.accepted * self.ledger.slots
 
     def _turn(self, timeout_s: float) -> None:
-        """Wait for sockets or timers, and serve them."""
+        """Wait for sockets or timers, and serve them; then those of the load beside, without waiting."""
+        self._serve(timeout_s)
+        if self.beside is not None:
+            self.beside._serve(0.0)
+
+    def _serve(self, timeout_s: float) -> None:
         timers = self._timers
         if timers:
             timeout_s = max(0.0, min(timeout_s, timers[0][0] - self._clock()))

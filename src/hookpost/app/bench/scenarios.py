@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 
@@ -13,7 +13,7 @@ from hookpost.app.bench.ledger import VoidRun, percentile
 from hookpost.app.bench.limits import BARE_COST_MAX, at_rest, bare_at_rest, curl_at_rest, of_its_parts
 from hookpost.app.bench.load import Load
 from hookpost.app.bench.machine import CORES, off_the_first_core
-from hookpost.app.bench.run import Figures, Run
+from hookpost.app.bench.run import Figures, Run, Window
 from hookpost.app.bench.server import Server
 from hookpost.app.bench.slices import Contender, Rounds, alternate, costs, measured_slice, slices
 
@@ -32,6 +32,8 @@ IDLE_S_MAX = 10.0
 # How long to look when a rate is needed that no scenario of this run has measured.
 SHORT_S = 5.0
 OUTAGE_LOAD = 0.6
+# Turns of each of the two, and which of the ten are healthy with both.
+OUTAGE_ROUNDS, _HEALTHY = 5, range(2, FAN_OUT)
 # Less than this part of a fixed rate is not a fixed rate.
 KEPT_UP = 0.95
 # Below the time to the first byte that endpoints have by default (10 s): slow, and a success.
@@ -213,32 +215,40 @@ def _sustained_rate(run: Run, server: Server, load: Load) -> float:
 
 
 def outage(run: Run) -> Figures:
-    """Every event is owed to ten endpoints. Once all are healthy; once one is dead and one answers after 8 s.
+    """Every event is owed to ten endpoints: of one server all are healthy, of another one is dead and one answers after
+    8 s. Compared are the eight that are always healthy, in turns, as the machine's speed changes.
 
-    The rate is fixed, at six tenths of what ten healthy ones sustain. Compared are the eight that are always healthy.
+    The rate is fixed, at six tenths of what ten healthy ones sustain.
     """
-    with run.server() as server, run.load(slots=FAN_OUT) as load:
-        server.subscribe(load.listen(FAN_OUT, own_slots=True))
-        load.target(server.url, server.key)
-        capacity = run.per_second("e2e_fanout") or _sustained_rate(run, server, load)
-        rate = OUTAGE_LOAD * capacity / FAN_OUT
-        well = _at_rate(run, server, load, rate)
-        run.accounts(server, load)
-    with run.server() as server, run.load(slots=FAN_OUT) as load:
-        dead, slow = load.listen(own_slots=True, dead=True), load.listen(own_slots=True, delay_s=SLOW_S)
-        server.subscribe([*dead, *slow, *load.listen(FAN_OUT - 2, own_slots=True)])
-        load.target(server.url, server.key)
-        ill = _at_rate(run, server, load, rate)
+    with ExitStack() as stack:
+        sound, ill = (
+            _Fixed(run, stack.enter_context(run.server()), stack.enter_context(run.load(slots=FAN_OUT)))
+            for _ in range(2)
+        )
+        sound.load.beside, ill.load.beside = ill.load, sound.load
+        dead, slow = ill.load.listen(own_slots=True, dead=True), ill.load.listen(own_slots=True, delay_s=SLOW_S)
+        ill.server.subscribe([*dead, *slow, *ill.load.listen(FAN_OUT - 2, own_slots=True)])
+        sound.server.subscribe(sound.load.listen(FAN_OUT, own_slots=True))
+        for each in (sound, ill):
+            each.load.target(each.server.url, each.server.key)
+        rate = OUTAGE_LOAD * (run.per_second("e2e_fanout") or _sustained_rate(run, sound.server, sound.load)) / FAN_OUT
+        for each in (sound, ill):
+            each.go(rate, run.warm_up_s)
+        for _ in range(OUTAGE_ROUNDS):
+            for each in (sound, ill):
+                each.measure(rate, run.seconds / OUTAGE_ROUNDS)
+        well, found = sound.figures(), ill.figures()
+        run.accounts(sound.server, sound.load)
         # What the dead and the slow one are owed goes on waiting.
-        books = run.accounts(server, load, all_delivered=False)
+        books = run.accounts(ill.server, ill.load, all_delivered=False)
     figures: Figures = {
-        "per_second": ill["per_second"],
-        "p50_ms": ill["p50_ms"],
-        "p99_ms": ill["p99_ms"],
+        "per_second": found["per_second"],
+        "p50_ms": found["p50_ms"],
+        "p99_ms": found["p99_ms"],
         "scheduled_per_second": round(rate * (FAN_OUT - 2)),
         "all_healthy": well,
-        "healthy_throughput_ratio": round(ill["per_second"] / max(1.0, well["per_second"]), 3),
-        "healthy_p99_ratio": round(ill["p99_ms"] / max(0.01, well["p99_ms"]), 2),
+        "healthy_throughput_ratio": round(found["per_second"] / max(1.0, well["per_second"]), 3),
+        "healthy_p99_ratio": round(found["p99_ms"] / max(0.01, well["p99_ms"]), 2),
         **books,
     }
     if well["per_second"] < KEPT_UP * rate * (FAN_OUT - 2):
@@ -246,25 +256,47 @@ def outage(run: Run) -> Figures:
     return figures
 
 
-def _at_rate(run: Run, server: Server, load: Load, rate: float) -> dict[str, float]:
-    """Throughput, latency and cost of the slots that are always healthy, at a fixed rate of events."""
-    slots = range(2, FAN_OUT)
-    load.open_loop(run.warm_up_s, rate)
-    with run.measure(server, load) as window:
-        load.open_loop(run.seconds, rate)
-    arrived = load.ledger.arrivals(window.began, window.ended, slots)
-    load.answered()
-    ledger = load.ledger
-    load.receive(lambda: all(ledger.delivered_to[slot] >= ledger.accepted for slot in slots))
-    found = ledger.latencies_ms(window.began, window.ended, slots)
-    costs = {name: used for name, used in window.figures().items() if isinstance(used, float)}
-    return {
-        "per_second": round(arrived / window.seconds),
-        "p50_ms": round(percentile(found, 0.5), 2),
-        "p99_ms": round(percentile(found, 0.99), 2),
-        "missing": len(slots) * (window.posted) - len(found),
-        **costs,
-    }
+@dataclass(slots=True)
+class _Fixed:
+    """A server under a fixed rate of events: throughput, latency and cost of the slots that are always healthy."""
+
+    run: Run
+    server: Server
+    load: Load
+    windows: list[Window] = field(default_factory=list)
+    arrived: int = 0
+
+    def go(self, rate: float, seconds: float) -> None:
+        """Post for so long, and wait until the healthy have what they are owed."""
+        self.load.open_loop(seconds, rate)
+        self._finish()
+
+    def measure(self, rate: float, seconds: float) -> None:
+        """The same, measured."""
+        with self.run.measure(self.server, self.load) as window:
+            self.load.open_loop(seconds, rate)
+        self.arrived += self.load.ledger.arrivals(window.began, window.ended, _HEALTHY)
+        self.windows.append(window)
+        self._finish()
+
+    def _finish(self) -> None:
+        ledger = self.load.ledger
+        self.load.answered()
+        self.load.receive(lambda: all(ledger.delivered_to[slot] >= ledger.accepted for slot in _HEALTHY))
+
+    def figures(self) -> dict[str, float]:
+        """Of all that was measured."""
+        ledger = self.load.ledger
+        found = sorted(ms for w in self.windows for ms in ledger.latencies_ms(w.began, w.ended, _HEALTHY))
+        delivered, seconds = sum(w.delivered for w in self.windows), sum(w.seconds for w in self.windows)
+        used = {role: sum(w.cpu[role] for w in self.windows) for role in self.windows[0].cpu}
+        return {
+            "per_second": round(self.arrived / seconds),
+            "p50_ms": round(percentile(found, 0.5), 2),
+            "p99_ms": round(percentile(found, 0.99), 2),
+            "missing": len(_HEALTHY) * sum(w.posted for w in self.windows) - len(found),
+            **{f"{role}_us": round(spent / max(1, delivered) * 1e6, 1) for role, spent in used.items()},
+        }
 
 
 def idle(run: Run) -> Figures:
