@@ -73,12 +73,13 @@ where t.spread is null and t.deleted_at is null
 -- name: grown
 -- Tables that have four times the pages they had when they were last looked at ($2: at least so many count), up to a size
 -- ($3) behind which no plan changes any more; for the eldest worker $1 alone. Not those that are being looked at, nor
--- another's, nor days that are over, or are moved into segments: nobody reads those before they are whole.
+-- another's, nor days that are moved into segments. Nor partitions: what is asked of them often leaves nothing to choose,
+-- and to look at one of attempts takes a core for 100 ms.
 select quote_ident(c.relname) as name
 from (
     select oid, relname, relowner, relpages from pg_class
-    where relkind = 'r' and relpages <= $3 and relnamespace = current_schema()::regnamespace and relname !~ '^cold_'
-      and (not relispartition or right(relname, 8) >= to_char((select hookpost_today()) - 1, 'YYYYMMDD'))
+    where relkind = 'r' and not relispartition and relpages <= $3 and relnamespace = current_schema()::regnamespace
+      and relname !~ '^cold_'
     offset 0
 ) c
 where pg_relation_size(c.oid) >= 4 * greatest(c.relpages, $2) * current_setting('block_size')::bigint
