@@ -593,6 +593,16 @@ async def test_a_notice_in_the_journal_has_the_configuration_loaded_before_the_r
         assert store.loads == ["tenants", "endpoints"]
 
 
+async def test_a_notice_of_a_tenant_of_which_nothing_is_known_has_nothing_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Leases(Clock())
+    async with working(store, monkeypatch):
+        store.rows = {0: [structs.replace(row(0, 1), kind=Kind.CONTROL, type=RECONFIGURED, owed=[])]}
+        await store.until(lambda: not store.rows and store.positions[0] == 1)
+        assert store.loads == []
+
+
 @pytest.mark.parametrize(("shards", "pace_s"), [(0, 0.01), (16, 0.01), (400, 0.02), (1000, 0.05), (9000, 0.05)])
 def test_the_more_shards_a_settle_touched_the_longer_the_next_one_gathers(
     shards: int, pace_s: float, monkeypatch: pytest.MonkeyPatch

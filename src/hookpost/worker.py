@@ -661,8 +661,8 @@ class Worker:
         tenants = {row.tenant_id for row in rows if row.kind == Kind.CONTROL and row.type == RECONFIGURED}
         if tenants:
             async with self._configuring:
-                known = tenants & set(self._engine.known_tenants)
-                await self._reload(known, self._engine.endpoints_of(known))
+                if known := tenants & set(self._engine.known_tenants):
+                    await self._reload(known, self._engine.endpoints_of(known))
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
