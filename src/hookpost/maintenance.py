@@ -335,8 +335,9 @@ class Plans:
     async def once(self) -> float:
         """One look; returns the seconds until the next."""
         try:
-            for table in await self._store.analyse_grown(self._node_id):
-                telemetry.log("table_grown", table=table)
+            if await self._store.is_eldest(self._node_id):
+                for table in await self._store.analyse_grown():
+                    telemetry.log("table_grown", table=table)
         except (StoreUnavailable, DataRejected) as error:
             telemetry.count("maintenance_failures")
             telemetry.log("maintenance_failed", task="analyse tables that have grown", reason=error)

@@ -122,7 +122,6 @@ async def test_plans_are_made_anew_as_tables_grow(driver: Driver, statement: str
     assert isinstance(driver, Postgres)
     tables, text, parameters = ASKED[statement]
     store = await driver.open()
-    node_id = await own(store)
     connection: Any = await driver.connect()
     await connection.execute("set plan_cache_mode = force_generic_plan")
     await prepare(connection)
@@ -131,7 +130,7 @@ async def test_plans_are_made_anew_as_tables_grow(driver: Driver, statement: str
     for last in range(STEP, ROWS + 1, STEP):
         for table in tables:
             await driver.run(FILL[table], last - STEP + 1, last)
-        await store.analyse_grown(node_id)
+        await store.analyse_grown()
         asked = range(last - ASKED_AT_ONCE, last)
         await connection.execute("begin")
         before = await connection.fetchval(LOOKED_AT, list(tables))
@@ -142,7 +141,7 @@ async def test_plans_are_made_anew_as_tables_grow(driver: Driver, statement: str
 
 
 async def test_only_the_eldest_worker_looks_and_only_until_a_table_is_known_to_be_large(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert isinstance(driver, Postgres)
     monkeypatch.setattr(maintenance, "YOUNG_PAGES_MAX", 100)
@@ -150,26 +149,32 @@ async def test_only_the_eldest_worker_looks_and_only_until_a_table_is_known_to_b
     first, second = await own(store), await own(store)
     await driver.run("alter table breakers set (autovacuum_enabled = false)")
     await driver.run(FILL["breakers"], 1, 5_000)
-    assert await store.analyse_grown(second) == []
-    assert await store.analyse_grown(first) == ["breakers"]
-    assert await store.analyse_grown(first) == []
+
+    async def analysed(node_id: UUID) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("DEBUG", logger="hookpost"):
+            assert await Plans(store, node_id=node_id).once() == PLANS_EVERY_S
+        return [record.hookpost_fields["table"] for record in caplog.records if record.hookpost_event == "table_grown"]  # type: ignore[attr-defined]
+
+    assert await analysed(second) == []
+    assert await analysed(first) == ["breakers"]
+    assert await analysed(first) == []
     await driver.run(FILL["breakers"], 5_001, 25_000)
-    assert await store.analyse_grown(first) == ["breakers"]
+    assert await analysed(first) == ["breakers"]
     await driver.run(FILL["breakers"], 25_001, 125_000)
-    assert await store.analyse_grown(first) == []
+    assert await analysed(first) == []
 
 
 async def test_a_table_that_somebody_looks_at_is_left_to_them(driver: Driver) -> None:
     assert isinstance(driver, Postgres)
     store = await driver.open()
-    node_id = await own(store)
     await driver.run("alter table breakers set (autovacuum_enabled = false)")
     await driver.run(FILL["breakers"], 1, 5_000)
     other = await driver.connect()
     await other.execute("begin; lock table breakers in share update exclusive mode")
-    assert await store.analyse_grown(node_id) == []
+    assert await store.analyse_grown() == []
     await other.execute("rollback")
-    assert await store.analyse_grown(node_id) == ["breakers"]
+    assert await store.analyse_grown() == ["breakers"]
 
 
 async def test_a_store_that_is_away_is_asked_again_later(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,8 +182,10 @@ async def test_a_store_that_is_away_is_asked_again_later(caplog: pytest.LogCaptu
     answers: list[list[str] | Exception] = [["backlog"], StoreUnavailable("away"), []]
 
     class Tables:
-        async def analyse_grown(self, node_id: UUID) -> list[str]:
-            assert node_id == NODE
+        async def is_eldest(self, node_id: UUID) -> bool:
+            return node_id == NODE
+
+        async def analyse_grown(self) -> list[str]:
             answer = answers.pop(0)
             if isinstance(answer, Exception):
                 raise answer

@@ -680,9 +680,9 @@ class MaintenanceStore(Protocol):
     async def is_eldest(self, node_id: UUID) -> bool:
         """Of all living workers, has this one been here longest? One at most is told so at a time."""
 
-    async def analyse_grown(self, node_id: UUID) -> list[str]:
+    async def analyse_grown(self) -> list[str]:
         """Have the plans made anew of whatever reads a table that has grown to many times what it was when they were
-        made; returns the tables. Only for the eldest worker, others find none."""
+        made; returns the tables."""
 
     async def shard_loads(self) -> list[ShardLoad]:
         """How much each shard holds."""

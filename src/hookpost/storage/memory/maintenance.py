@@ -94,7 +94,8 @@ class MaintenanceTables:
         now = self._db.now()
         return node_id == min((n for n, node in self._db.nodes.items() if node.expires_at > now), default=None)
 
-    async def analyse_grown(self, node_id: UUID) -> list[str]:  # noqa: ARG002 - nothing is planned here
+    async def analyse_grown(self) -> list[str]:
+        """Nothing is planned here."""
         await self._pause()
         return []
 

@@ -75,9 +75,9 @@ class MaintenanceQueries:
             eldest: bool = await connection.fetchval(SQL["is_eldest"], node_id)
             return eldest
 
-    async def analyse_grown(self, node_id: UUID) -> list[str]:
+    async def analyse_grown(self) -> list[str]:
         async with self._connections.use("look which tables have grown") as connection:
-            rows = await connection.fetch(SQL["grown"], node_id, YOUNG_PAGES_MIN, YOUNG_PAGES_MAX)
+            rows = await connection.fetch(SQL["grown"], YOUNG_PAGES_MIN, YOUNG_PAGES_MAX)
             names = [row["name"] for row in rows]
             for name in names:
                 # All sessions make their plans anew where the table occurs.

@@ -71,21 +71,20 @@ where t.spread is null and t.deleted_at is null
   and (t.tenant_id = any ($1) or cardinality(t.home_shards) > 1)
 
 -- name: grown
--- Tables that have four times the pages they had when they were last looked at ($2: at least so many count), up to a size
--- ($3) behind which no plan changes any more; for the eldest worker $1 alone. Not those that are being looked at, nor
--- another's, nor days that are moved into segments. Nor partitions: what is asked of them often leaves nothing to choose,
--- and to look at one of attempts takes a core for 100 ms.
+-- Tables that have four times the pages they had when they were last looked at ($1: at least so many count), up to a size
+-- ($2) behind which no plan changes any more. Not those that are being looked at, nor another's, nor days that are moved
+-- into segments. Nor partitions: what is asked of them often leaves nothing to choose, and to look at one of attempts takes
+-- a core for 100 ms.
 select quote_ident(c.relname) as name
 from (
     select oid, relname, relowner, relpages from pg_class
-    where relkind = 'r' and not relispartition and relpages <= $3 and relnamespace = current_schema()::regnamespace
+    where relkind = 'r' and not relispartition and relpages <= $2 and relnamespace = current_schema()::regnamespace
       and relname !~ '^cold_'
     offset 0
 ) c
-where pg_relation_size(c.oid) >= 4 * greatest(c.relpages, $2) * current_setting('block_size')::bigint
+where pg_relation_size(c.oid) >= 4 * greatest(c.relpages, $1) * current_setting('block_size')::bigint
   and pg_has_role(c.relowner, 'usage')
   and not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'ShareUpdateExclusiveLock')
-  and $1 = (select node_id from nodes where expires_at > clock_timestamp() order by node_id limit 1)
 
 -- name: swept_to
 -- How far the payload store was swept; the first one to ask begins with this hour.
