@@ -24,8 +24,10 @@ on endpoints for each row execute function hookpost_endpoint_changed();
 create function hookpost_endpoints_touched() returns trigger language plpgsql as
 $$
 begin
-    perform from endpoints e where e.endpoint_id in (select t.endpoint_id from touched t) order by e.endpoint_id for no key update;
-    update endpoints e set changed_at = clock_timestamp() where e.endpoint_id in (select t.endpoint_id from touched t);
+    update endpoints set changed_at = clock_timestamp() where endpoint_id = any (array(
+        select e.endpoint_id from endpoints e where e.endpoint_id in (select t.endpoint_id from touched t)
+        order by e.endpoint_id for no key update
+    ));
     return null;
 end
 $$;
