@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -32,8 +32,8 @@ IDLE_S_MAX = 10.0
 # How long to look when a rate is needed that no scenario of this run has measured.
 SHORT_S = 5.0
 OUTAGE_LOAD = 0.6
-# Turns of each of the two, and which of the ten are healthy with both.
-OUTAGE_ROUNDS, _HEALTHY = 5, range(2, FAN_OUT)
+# Those of the ten that are healthy on both servers.
+_HEALTHY = range(2, FAN_OUT)
 # Less than this part of a fixed rate is not a fixed rate.
 KEPT_UP = 0.95
 # Below the time to the first byte that endpoints have by default (10 s): slow, and a success.
@@ -220,27 +220,21 @@ def outage(run: Run) -> Figures:
 
     The rate is fixed, at six tenths of what ten healthy ones sustain.
     """
-    with ExitStack() as stack:
-        sound, ill = (
-            _Fixed(run, stack.enter_context(run.server()), stack.enter_context(run.load(slots=FAN_OUT)))
-            for _ in range(2)
-        )
-        sound.load.beside, ill.load.beside = ill.load, sound.load
-        dead, slow = ill.load.listen(own_slots=True, dead=True), ill.load.listen(own_slots=True, delay_s=SLOW_S)
-        ill.server.subscribe([*dead, *slow, *ill.load.listen(FAN_OUT - 2, own_slots=True)])
-        sound.server.subscribe(sound.load.listen(FAN_OUT, own_slots=True))
-        for each in (sound, ill):
-            each.load.target(each.server.url, each.server.key)
-        rate = OUTAGE_LOAD * (run.per_second("e2e_fanout") or _sustained_rate(run, sound.server, sound.load)) / FAN_OUT
-        for each in (sound, ill):
-            each.go(rate, run.warm_up_s)
-        for _ in range(OUTAGE_ROUNDS):
-            for each in (sound, ill):
-                each.measure(rate, run.seconds / OUTAGE_ROUNDS)
-        well, found = sound.figures(), ill.figures()
-        run.accounts(sound.server, sound.load)
+    with (
+        run.server() as sound, run.load(slots=FAN_OUT) as easy, run.server() as ill, run.load(slots=FAN_OUT) as hard
+    ):  # fmt: skip
+        easy.beside, hard.beside = hard, easy
+        dead, slow = hard.listen(own_slots=True, dead=True), hard.listen(own_slots=True, delay_s=SLOW_S)
+        ill.subscribe([*dead, *slow, *hard.listen(FAN_OUT - 2, own_slots=True)])
+        sound.subscribe(easy.listen(FAN_OUT, own_slots=True))
+        easy.target(sound.url, sound.key)
+        hard.target(ill.url, ill.key)
+        rate = OUTAGE_LOAD * (run.per_second("e2e_fanout") or _sustained_rate(run, sound, easy)) / FAN_OUT
+        rounds = alternate(run, {"sound": _fixed(sound, easy, rate), "ill": _fixed(ill, hard, rate)})
+        well, found = (_of_the_healthy(rounds.windows(n), load) for n, load in (("sound", easy), ("ill", hard)))
+        run.accounts(sound, easy)
         # What the dead and the slow one are owed goes on waiting.
-        books = run.accounts(ill.server, ill.load, all_delivered=False)
+        books = run.accounts(ill, hard, all_delivered=False)
     figures: Figures = {
         "per_second": found["per_second"],
         "p50_ms": found["p50_ms"],
@@ -256,47 +250,30 @@ def outage(run: Run) -> Figures:
     return figures
 
 
-@dataclass(slots=True)
-class _Fixed:
-    """A server under a fixed rate of events: throughput, latency and cost of the slots that are always healthy."""
+def _fixed(server: Server, load: Load, rate: float) -> Contender:
+    """A server under a fixed rate of events, that rests when the healthy have what they are owed."""
+    ledger = load.ledger
 
-    run: Run
-    server: Server
-    load: Load
-    windows: list[Window] = field(default_factory=list)
-    arrived: int = 0
+    def rest() -> None:
+        load.answered()
+        load.receive(lambda: all(ledger.delivered_to[slot] >= ledger.accepted for slot in _HEALTHY))
 
-    def go(self, rate: float, seconds: float) -> None:
-        """Post for so long, and wait until the healthy have what they are owed."""
-        self.load.open_loop(seconds, rate)
-        self._finish()
+    return Contender(subject=server, load=load, work=lambda seconds: load.open_loop(seconds, rate), rest=rest)
 
-    def measure(self, rate: float, seconds: float) -> None:
-        """The same, measured."""
-        with self.run.measure(self.server, self.load) as window:
-            self.load.open_loop(seconds, rate)
-        self.arrived += self.load.ledger.arrivals(window.began, window.ended, _HEALTHY)
-        self.windows.append(window)
-        self._finish()
 
-    def _finish(self) -> None:
-        ledger = self.load.ledger
-        self.load.answered()
-        self.load.receive(lambda: all(ledger.delivered_to[slot] >= ledger.accepted for slot in _HEALTHY))
-
-    def figures(self) -> dict[str, float]:
-        """Of all that was measured."""
-        ledger = self.load.ledger
-        found = sorted(ms for w in self.windows for ms in ledger.latencies_ms(w.began, w.ended, _HEALTHY))
-        delivered, seconds = sum(w.delivered for w in self.windows), sum(w.seconds for w in self.windows)
-        used = {role: sum(w.cpu[role] for w in self.windows) for role in self.windows[0].cpu}
-        return {
-            "per_second": round(self.arrived / seconds),
-            "p50_ms": round(percentile(found, 0.5), 2),
-            "p99_ms": round(percentile(found, 0.99), 2),
-            "missing": len(_HEALTHY) * sum(w.posted for w in self.windows) - len(found),
-            **{f"{role}_us": round(spent / max(1, delivered) * 1e6, 1) for role, spent in used.items()},
-        }
+def _of_the_healthy(windows: Sequence[Window], load: Load) -> dict[str, float]:
+    """Throughput, latency and cost of the slots that are always healthy, over all slices."""
+    ledger = load.ledger
+    found = sorted(ms for w in windows for ms in ledger.latencies_ms(w.began, w.ended, _HEALTHY))
+    arrived = sum(ledger.arrivals(w.began, w.ended, _HEALTHY) for w in windows)
+    delivered = max(1, sum(w.delivered for w in windows))
+    return {
+        "per_second": round(arrived / sum(w.seconds for w in windows)),
+        "p50_ms": round(percentile(found, 0.5), 2),
+        "p99_ms": round(percentile(found, 0.99), 2),
+        "missing": len(_HEALTHY) * sum(w.posted for w in windows) - len(found),
+        **{f"{role}_us": round(sum(w.cpu[role] for w in windows) / delivered * 1e6, 1) for role in windows[0].cpu},
+    }
 
 
 def idle(run: Run) -> Figures:

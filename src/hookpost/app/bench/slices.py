@@ -52,6 +52,10 @@ class Rounds:
         """One more slice of this contender."""
         self._windows[name].append(window)
 
+    def windows(self, name: str) -> Sequence[Window]:
+        """The slices of this contender."""
+        return self._windows[name]
+
     def figures(self, name: str) -> Figures:
         """Medians over the slices. ``measured_us``: CPU of the subject alone, without the load."""
         found = [self._of(name, window) for window in self._windows[name]]
