@@ -13,7 +13,7 @@ from hookpost.policy.journal import parse_address
 from hookpost.storage.contract import StoreUnavailable
 from hookpost.storage.kafka.clients import Patience, Tail
 from hookpost.web.auth import KEY_CACHE_S
-from tests.e2e.harness import ADMIN_KEY, WAIT_S, Hookpost, Load, Receiver, command, receiver, running
+from tests.e2e.harness import ADMIN_KEY, AGAIN_S, WAIT_S, Hookpost, Load, Receiver, command, receiver, running
 from tests.e2e.processes import stopped
 from tests.kafka.cluster import Cluster
 
@@ -90,7 +90,7 @@ async def look_while_no_broker_runs(server: Hookpost) -> None:
             status, ready, _ = await server.call("GET", "/readyz")
             if (status, ready["journal"], ready["store"]) == (503, "unreachable", "reachable"):
                 break
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(AGAIN_S)  # nobody tells that the readiness has changed
     status, _, headers = await server.call("POST", "/v1/events", {"type": "a", "payload": 1})
     assert (status, int(headers["retry-after"]) >= 1) == (503, True)
     status, ready, _ = await server.call("GET", "/readyz")
