@@ -474,6 +474,51 @@ def test_endpoints_of_a_tenant_take_turns() -> None:
     assert order == [E1, E2] * 3
 
 
+def test_an_endpoint_has_no_more_turns_for_lying_in_more_shards() -> None:
+    bench = Bench(endpoint(E1), endpoint(E2), shards=(0, 1))
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.configure()
+    for shard in (0, 1):
+        bench.post(E1, shard=shard, count=3)
+    bench.post(E2, count=3)
+    order = [work.lane.endpoint.endpoint_id for work in bench.sends(6)]
+    assert order == [E1, E2] * 3
+
+
+@pytest.mark.parametrize("cap", [1, 64])
+def test_the_shard_that_has_fallen_behind_goes_first(cap: int) -> None:
+    """With equal turns what was accepted seconds ago waits beside what was accepted just now."""
+    bench = Bench(endpoint(cap=cap), endpoint(E2), shards=(0, 1))
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.configure()
+    bench.post(shard=0, count=1)
+    bench.wait(1.0)
+    bench.post(shard=1, count=1)
+    bench.wait(1.0)
+    bench.post(shard=1, count=2)
+    bench.wait(1.0)
+    bench.post(shard=0, count=3)
+    bench.post(shard=1, count=1)
+    order = []
+    for _ in range(8):
+        [work] = bench.sends(1)
+        order.append(work.entry.shard)
+        bench.end(work, OK)
+    assert order == [0, 1, 1, 1, 0, 1, 0, 0]
+
+
+def test_one_that_is_behind_leaves_other_endpoints_their_turns() -> None:
+    bench = Bench(endpoint(E1), endpoint(E2), shards=(0, 1))
+    bench.tenants = [Tenant(TENANT, (0, 1))]
+    bench.configure()
+    bench.post(E1, shard=0, count=4)
+    bench.wait(1.0)
+    bench.post(E1, shard=1, count=1)
+    bench.post(E2, count=2)
+    order = [(work.entry.shard, work.lane.endpoint.endpoint_id) for work in bench.sends(4)]
+    assert order == [(0, E1), (0, E2), (0, E1), (0, E2)]
+
+
 def test_a_place_of_the_endpoint_goes_to_the_lane_that_waited() -> None:
     bench = Bench(endpoint(cap=1), shards=(0, 1))
     bench.tenants = [Tenant(TENANT, (0, 1))]

@@ -7,7 +7,6 @@ never exceeded; nothing is sent twice while one owner lives; what a settle says 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from random import Random
 from typing import assert_never
@@ -18,7 +17,7 @@ from hookpost.engine.backlog import Backlog
 from hookpost.engine.books import Books
 from hookpost.engine.findings import Findings
 from hookpost.engine.gates import Gates, Receiver
-from hookpost.engine.lanes import NEVER, NO_CANCELS, NO_LANES, NO_QUEUE, EndpointState, Lane, TenantState
+from hookpost.engine.lanes import NEVER, NO_CANCELS, NO_QUEUE, EndpointState, Lane, TenantState
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.loads import AGAIN_S, Loads
 from hookpost.engine.roster import Roster
@@ -403,10 +402,7 @@ class Engine:
     def _hold_back(self, lane: Lane, wait: Wait, now: float) -> None:
         endpoint = lane.endpoint
         if wait.reason is WaitReason.IN_FLIGHT_CAP:
-            lane.blocked = True
-            if endpoint.waiting is NO_LANES:
-                endpoint.waiting = deque()
-            endpoint.waiting.append(lane)
+            self._turns.block(lane)
             return
         # It does not take the place that was free for it: the lanes behind it must hear of the gate, too.
         self._turns.wake_waiting(endpoint)
@@ -571,7 +567,7 @@ class Engine:
             self._roster.forget_idle(endpoint)
         if endpoint.waiting:
             self._turns.wake_waiting(endpoint)
-        if tenant.lanes and not tenant.turning:
+        if tenant.ready and not tenant.turning:
             self._turns.resume(tenant)
 
     # ---- time -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import cast
 from uuid import UUID
 
-from hookpost.engine.work import HELD, REPLAY, Named, Ready, Work
+from hookpost.engine.work import HELD, REPLAY, Named, Work
 from hookpost.model import HEALTHY, Endpoint, OnDead, Tenant
 from hookpost.policy.breaker import Breaker
 from hookpost.policy.rate import TokenBucket
@@ -23,7 +23,7 @@ FROM_START = (0.0, -1)
 # What a lane and its endpoint hold before they need containers of their own: of a hundred thousand most have nothing to
 # do now, and their empty containers took 1.5 KB each. Adding to one of these raises.
 NO_QUEUE = cast("deque[Work]", ())
-NO_LANES = cast("deque[Lane]", ())
+NO_LANES = cast("list[Lane]", ())
 NO_POSITIONS = cast("set[int]", frozenset())
 NONE_RELEASED = cast("list[int]", ())
 NO_NAMES = cast("deque[Named]", ())
@@ -35,13 +35,16 @@ LATER_EVERY = 4
 
 
 class TenantState:
-    """One tenant's share of this worker. ``buffered``: its deliveries that wait in memory; ``started``: requests since
-    the beginning; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``: when others were seen
-    to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and forgotten with the next
-    change."""
+    """One tenant's share of this worker.
+
+    ``buffered``: its deliveries that wait in memory; ``started``: requests since the beginning; ``ready``: endpoints with
+    a ready lane; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``: when others were seen to
+    recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and forgotten with the next
+    change.
+    """
 
     __slots__ = (
-        "breakers", "buffered", "cap", "config", "endpoints", "in_flight", "lanes", "origins", "recovered", "started",
+        "breakers", "buffered", "cap", "config", "endpoints", "in_flight", "origins", "ready", "recovered", "started",
         "tenant_id", "turning",
     )  # fmt: skip
 
@@ -53,7 +56,7 @@ class TenantState:
         self.buffered = 0
         self.started = 0
         self.cap = 0
-        self.lanes: Ready = deque()
+        self.ready: deque[EndpointState] = deque()
         self.turning = False
         self.breakers: dict[str, Breaker] = {}
         self.recovered: dict[str, float] = {}
@@ -76,11 +79,13 @@ class EndpointState:
     """One endpoint's share of this worker; ``config`` is None until it was loaded.
 
     ``origin``: its receiver's scheme, host and port. ``bucket``: of its rate limit; no token before ``rate_until``.
+    ``ready``: its lanes that have something that may start; ``turning``: it is in the round of its tenant's endpoints;
+    ``waiting``: its lanes that wait for a place.
     """
 
     __slots__ = (
         "bucket", "cap", "config", "endpoint_id", "health", "hold_until", "in_flight", "lanes", "origin", "rate_until",
-        "tenant", "waiting",
+        "ready", "tenant", "turning", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint_id: UUID, tenant: TenantState) -> None:
@@ -95,6 +100,8 @@ class EndpointState:
         self.cap = 0
         self.hold_until = 0.0
         self.lanes: list[Lane] = []
+        self.ready = NO_LANES
+        self.turning = False
         self.waiting = NO_LANES
 
 
@@ -183,6 +190,11 @@ class Lane:
     def has_work(self) -> bool:
         """Is something in memory that may start?"""
         return bool(self.queue or self.later)
+
+    def is_behind(self, other: Lane) -> bool:
+        """Was what it would start earlier accepted than what the other one would? Of fresh deliveries alone."""
+        ours, theirs = self.queue, other.queue
+        return bool(ours and theirs) and ours[0].entry.created_at < theirs[0].entry.created_at
 
     def due_soonest(self) -> float:
         """No row of the backlog that is not in memory is due before, committed or not."""

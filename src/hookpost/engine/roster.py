@@ -102,7 +102,7 @@ class Roster:
         self.missing.pop(endpoint.endpoint_id, None)
         tenant.endpoints.pop(endpoint.endpoint_id, None)
         tenant.origins = None
-        if not tenant.endpoints and not tenant.lanes:
+        if not tenant.endpoints and not tenant.ready:
             self.tenants.pop(tenant.tenant_id, None)
             self.leave_home(tenant)
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: tenants first, then the lanes of a tenant.
+"""Whose turn it is: tenants first, then the endpoints of a tenant, then the lanes of an endpoint.
 
 Relies on: `enter` whenever a lane has something that may start, `resume` and `wake_waiting` whenever a place is free.
 Promises: fair turns; a tenant never has more under way than its cap, and no more than its share while places are
@@ -16,7 +16,10 @@ SCARCE_PART = 0.5
 
 
 class Turns:
-    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes.
+    """Round robin over tenants that have a lane ready, over that tenant's endpoints, then over that one's ready lanes.
+
+    A lane that is behind the next one goes before it, until it is not any more: shards fill unevenly, and with equal turns
+    one that has fallen behind would stay behind as long as more comes than can be sent.
 
     ``places`` are shared by all tenants. While more than SCARCE_PART of them are taken, a tenant that holds its
     fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
@@ -63,13 +66,17 @@ class Turns:
         if lane.ready or lane.blocked:
             return
         lane.ready = True
-        tenant = lane.endpoint.tenant
-        tenant.lanes.append(lane)
-        self.resume(tenant)
+        endpoint = lane.endpoint
+        endpoint.ready = _lined_up(lane, endpoint.ready)
+        if not endpoint.turning:
+            endpoint.turning = True
+            tenant = endpoint.tenant
+            tenant.ready.append(endpoint)
+            self.resume(tenant)
 
     def resume(self, tenant: TenantState) -> None:
         """The tenant has a place free again, if it has a ready lane."""
-        if not tenant.turning and tenant.lanes and self._has_place(tenant):
+        if not tenant.turning and tenant.ready and self._has_place(tenant):
             tenant.turning = True
             self._tenants.append(tenant)
 
@@ -89,22 +96,43 @@ class Turns:
         while self._tenants:
             tenant = self._tenants.popleft()
             tenant.turning = False
-            if not tenant.lanes or not self._has_place(tenant):
+            if not tenant.ready or not self._has_place(tenant):
                 continue
-            lane = tenant.lanes.popleft()
+            endpoint = tenant.ready.popleft()
+            lane = endpoint.ready.pop(0)
             lane.ready = False
-            if tenant.lanes:
+            if endpoint.ready:
+                tenant.ready.append(endpoint)
+            else:
+                endpoint.turning = False
+            if tenant.ready:
                 tenant.turning = True
                 self._tenants.append(tenant)
             return lane
         return None
 
+    def block(self, lane: Lane) -> None:
+        """The lane waits for a place of its endpoint."""
+        lane.blocked = True
+        lane.endpoint.waiting = _lined_up(lane, lane.endpoint.waiting)
+
     def wake_waiting(self, endpoint: EndpointState, *, everyone: bool = False) -> None:
-        """A place of the endpoint is free: the lane that waited longest gets its turn."""
+        """A place of the endpoint is free: the lane that waited longest gets its turn, or one that is behind it."""
         while endpoint.waiting:
-            lane = endpoint.waiting.popleft()
+            lane = endpoint.waiting.pop(0)
             lane.blocked = False
             if lane.has_work():
                 self.enter(lane)
                 if not everyone:
                     return
+
+
+def _lined_up(lane: Lane, lanes: list[Lane]) -> list[Lane]:
+    """With the lane behind the others, or before them if it is behind the first one."""
+    if not lanes:
+        return [lane]
+    if lane.is_behind(lanes[0]):
+        lanes.insert(0, lane)
+    else:
+        lanes.append(lane)
+    return lanes

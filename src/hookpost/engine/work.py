@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
 from typing import TYPE_CHECKING, Any, cast
@@ -335,6 +334,3 @@ class Gone:
     tenant_id: UUID
     endpoint_id: UUID
     reason: str
-
-
-Ready = deque["Lane"]
