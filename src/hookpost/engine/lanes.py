@@ -37,10 +37,10 @@ LATER_EVERY = 4
 class TenantState:
     """One tenant's share of this worker.
 
-    ``buffered``: its deliveries that wait in memory; ``started``: requests since the beginning; ``ready``: endpoints with
-    a ready lane; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``: when others were seen to
-    recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and forgotten with the next
-    change.
+    ``buffered``: its deliveries that wait in memory; ``started``: requests since the beginning; ``ready``: endpoints
+    with a ready lane; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``: when others were
+    seen to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and forgotten with the
+    next change.
     """
 
     __slots__ = (

@@ -18,8 +18,8 @@ SCARCE_PART = 0.5
 class Turns:
     """Round robin over tenants that have a lane ready, over that tenant's endpoints, then over that one's ready lanes.
 
-    A lane that is behind the next one goes before it, until it is not any more: shards fill unevenly, and with equal turns
-    one that has fallen behind would stay behind as long as more comes than can be sent.
+    A lane that is behind the next one goes before it, until it is not any more: shards fill unevenly, and with equal
+    turns one that has fallen behind would stay behind as long as more comes than can be sent.
 
     ``places`` are shared by all tenants. While more than SCARCE_PART of them are taken, a tenant that holds its
     fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
