@@ -15,7 +15,7 @@ from hookpost import telemetry
 from hookpost.model import Outcome, Request, Timeouts, show_id
 from hookpost.policy.alerts import AGAIN_S_MAX, again_s
 from hookpost.policy.signing import signature_header
-from hookpost.steps import repeat
+from hookpost.steps import note_failure, repeat
 from hookpost.storage.contract import AlertStore, Channel, DataRejected, DueAlert, StoreUnavailable
 
 # How often the outbox and what is due are looked at.
@@ -58,8 +58,7 @@ class Alerts:
             try:
                 return 0.0 if await turn() else EVERY_S
             except (StoreUnavailable, DataRejected) as error:
-                telemetry.count("maintenance_failures")
-                telemetry.log("maintenance_failed", task="alerts", reason=error)
+                note_failure("alerts", error)
                 return EVERY_S
 
         await repeat(step, stop)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from hookpost import telemetry
-from hookpost.steps import repeat
+from hookpost.steps import note_failure, repeat
 from hookpost.storage.contract import DataRejected, MaintenanceStore, Moved, MoveState, PayloadStore, StoreUnavailable
 
 # A segment: put within the time of one request of the payload store also over 10 Mbit/s, and large enough that a
@@ -50,8 +50,7 @@ class ColdPayloads:
                 self._payloads.put, age_s=self._age_s, rows_max=SEGMENT_ROWS, bytes_max=SEGMENT_BYTES
             )
         except (StoreUnavailable, DataRejected) as error:
-            telemetry.count("maintenance_failures")
-            telemetry.log("maintenance_failed", task="move payloads", reason=error)
+            note_failure("move payloads", error)
             return AGAIN_S
         if moved is None:
             return EVERY_S

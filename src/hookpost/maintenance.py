@@ -17,7 +17,7 @@ from hookpost.model import show_id
 from hookpost.policy.grains import Grain
 from hookpost.policy.routing import HOMES_MAX
 from hookpost.policy.spread import Bounds, Load, Watch, judge, loads
-from hookpost.steps import repeat
+from hookpost.steps import note_failure, repeat
 from hookpost.storage.contract import (
     DataRejected,
     MaintenanceStore,
@@ -138,8 +138,7 @@ class Maintenance:
         try:
             await task()
         except (StoreUnavailable, DataRejected, SecretLocked) as error:
-            telemetry.count("maintenance_failures")
-            telemetry.log("maintenance_failed", task=name, reason=error)
+            note_failure(name, error)
             return False
         return True
 
@@ -241,8 +240,7 @@ class Replays:
                 return 0.0
             due_in_s = await self._store.next_replay_in()
         except (StoreUnavailable, DataRejected) as error:
-            telemetry.count("maintenance_failures")
-            telemetry.log("maintenance_failed", task="go on with replays", reason=error)
+            note_failure("go on with replays", error)
             return REPLAYS_AGAIN_S
         return REPLAYS_EVERY_S if due_in_s is None else min(max(due_in_s, REPLAYS_TAKEN_S), REPLAYS_EVERY_S)
 
@@ -284,8 +282,7 @@ class Rollups:
         try:
             more = await self._step()
         except (StoreUnavailable, DataRejected) as error:
-            telemetry.count("maintenance_failures")
-            telemetry.log("maintenance_failed", task="roll up", reason=error)
+            note_failure("roll up", error)
             return ROLLUPS_AGAIN_S
         now = self._monotonic()
         if more:
@@ -339,8 +336,7 @@ class Plans:
                 for table in await self._store.analyse_grown():
                     telemetry.log("table_grown", table=table)
         except (StoreUnavailable, DataRejected) as error:
-            telemetry.count("maintenance_failures")
-            telemetry.log("maintenance_failed", task="analyse tables that have grown", reason=error)
+            note_failure("analyse tables that have grown", error)
             return PLANS_AGAIN_S
         return PLANS_EVERY_S
 
@@ -367,8 +363,7 @@ class Spreading:
             try:
                 await self.look()
             except (StoreUnavailable, DataRejected, SecretLocked) as error:
-                telemetry.count("maintenance_failures")
-                telemetry.log("maintenance_failed", task="spread tenants", reason=error)
+                note_failure("spread tenants", error)
             return SPREAD_EVERY_S
 
         await repeat(step, stop)
