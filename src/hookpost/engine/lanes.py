@@ -37,10 +37,10 @@ LATER_EVERY = 4
 class TenantState:
     """One tenant's share of this worker.
 
-    ``buffered``: its deliveries that wait in memory; ``started``: requests since the beginning; ``ready``: endpoints
-    with a ready lane; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``: when others were
-    seen to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and forgotten with the
-    next change.
+    ``buffered``: its deliveries that wait in memory; ``started``: requests since the beginning; ``ready``: a turn for
+    each ready lane, of its endpoint; ``breakers``: of its receivers that are not at rest, by origin; ``recovered``:
+    when others were seen to recover; ``origins``: all of its endpoints by origin, made when a breaker asks for it and
+    forgotten with the next change.
     """
 
     __slots__ = (
@@ -79,13 +79,12 @@ class EndpointState:
     """One endpoint's share of this worker; ``config`` is None until it was loaded.
 
     ``origin``: its receiver's scheme, host and port. ``bucket``: of its rate limit; no token before ``rate_until``.
-    ``ready``: its lanes that have something that may start; ``turning``: it is in the round of its tenant's endpoints;
-    ``waiting``: its lanes that wait for a place.
+    ``ready``: its lanes that have something that may start; ``waiting``: those that wait for a place.
     """
 
     __slots__ = (
         "bucket", "cap", "config", "endpoint_id", "health", "hold_until", "in_flight", "lanes", "origin", "rate_until",
-        "ready", "tenant", "turning", "waiting",
+        "ready", "tenant", "waiting",
     )  # fmt: skip
 
     def __init__(self, endpoint_id: UUID, tenant: TenantState) -> None:
@@ -101,7 +100,6 @@ class EndpointState:
         self.hold_until = 0.0
         self.lanes: list[Lane] = []
         self.ready = NO_LANES
-        self.turning = False
         self.waiting = NO_LANES
 
 

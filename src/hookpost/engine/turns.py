@@ -1,4 +1,4 @@
-"""Whose turn it is: tenants first, then the endpoints of a tenant, then the lanes of an endpoint.
+"""Whose turn it is: tenants first, then the lanes of a tenant.
 
 Relies on: `enter` whenever a lane has something that may start, `resume` and `wake_waiting` whenever a place is free.
 Promises: fair turns; a tenant never has more under way than its cap, and no more than its share while places are
@@ -16,10 +16,11 @@ SCARCE_PART = 0.5
 
 
 class Turns:
-    """Round robin over tenants that have a lane ready, over that tenant's endpoints, then over that one's ready lanes.
+    """Round robin over tenants that have a lane ready, then over that tenant's ready lanes.
 
-    A lane that is behind the next one goes before it, until it is not any more: shards fill unevenly, and with equal
-    turns one that has fallen behind would stay behind as long as more comes than can be sent.
+    A lane's turn goes to the one of its endpoint that is furthest behind, as far as a look at a neighbour tells: shards
+    fill unevenly, and with equal turns one that has fallen behind would stay behind as long as more comes than can be
+    sent.
 
     ``places`` are shared by all tenants. While more than SCARCE_PART of them are taken, a tenant that holds its
     fair share gets no more: another one that comes finds some left, however slow the receivers of the first are.
@@ -68,11 +69,9 @@ class Turns:
         lane.ready = True
         endpoint = lane.endpoint
         endpoint.ready = _lined_up(lane, endpoint.ready)
-        if not endpoint.turning:
-            endpoint.turning = True
-            tenant = endpoint.tenant
-            tenant.ready.append(endpoint)
-            self.resume(tenant)
+        tenant = endpoint.tenant
+        tenant.ready.append(endpoint)
+        self.resume(tenant)
 
     def resume(self, tenant: TenantState) -> None:
         """The tenant has a place free again, if it has a ready lane."""
@@ -98,13 +97,8 @@ class Turns:
             tenant.turning = False
             if not tenant.ready or not self._has_place(tenant):
                 continue
-            endpoint = tenant.ready.popleft()
-            lane = endpoint.ready.pop(0)
+            lane = tenant.ready.popleft().ready.pop(0)
             lane.ready = False
-            if endpoint.ready:
-                tenant.ready.append(endpoint)
-            else:
-                endpoint.turning = False
             if tenant.ready:
                 tenant.turning = True
                 self._tenants.append(tenant)
