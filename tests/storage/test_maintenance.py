@@ -210,13 +210,15 @@ async def test_what_grows_is_analyzed_by_small_samples_and_payloads_not_at_all(d
     store = await database_driver.open()
     await store.make_partitions(days_ahead=5)
     rows = await database_driver.run(
-        "select r.relname as table, a.attname as column, a.attstattarget as target from pg_class r"
+        "select r.relname as table, a.attname as column, a.attstattarget as target, r.relispartition as partition,"
+        " coalesce(r.reloptions, '{}') as options from pg_class r"
         " join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped"
         " where r.relkind = 'r' and r.relname ~ '^((events|attempts|progress)_[0-9]{8}|backlog|idempotency_keys)$'"
     )
     targets: dict[str, dict[str, Any]] = {}
     for row in rows:
         targets.setdefault(row["table"], {})[row["column"]] = row["target"]
+        assert ("autovacuum_analyze_scale_factor=1" in row["options"]) == row["partition"], row["table"]
     assert len(targets) >= 3 * 6 + 2
     for table, of in targets.items():
         assert set(of.values()) <= {0, 20}, table

@@ -16,8 +16,7 @@ begin
             part := parent || '_' || to_char(d, 'YYYYMMDD');
             if to_regclass(part) is null then
                 execute format('create table %I (like %I including all)', part, parent);
-                perform hookpost_sample_less(part);
-                execute format('alter table %I set (autovacuum_analyze_scale_factor = 1)', part);
+                perform hookpost_sample_less(part, 1);
                 execute format('alter table %I attach partition %I for values from (%L) to (%L)', parent, part, d, d + 1);
                 made := made + 1;
             end if;
@@ -27,8 +26,9 @@ begin
 end
 $$;
 
--- No plan asks about the columns that are left out, and to analyze them is to read and sort every payload.
-create function hookpost_sample_less(part text) returns void language plpgsql as
+-- Its sample is smaller, and it is analyzed when it has grown by this part (null: as the server has it). No plan asks about the
+-- columns that are left out, and to analyze them is to read and sort every payload.
+create function hookpost_sample_less(part text, grown_by float) returns void language plpgsql as
 $$
 declare
     left_out name[] := '{payload,owed,idempotency_key,trace_id,trace_span,response_head,response_hash,address,protocol,worker,open,partial}';
@@ -36,13 +36,16 @@ declare
 begin
     select string_agg(format('alter %I set statistics %s', attname, case when attname = any (left_out) then 0 else 20 end), ', ')
     into changes from pg_attribute where attrelid = to_regclass(part) and attnum > 0 and not attisdropped;
+    if grown_by is not null then
+        changes := changes || format(', set (autovacuum_analyze_scale_factor = %s)', grown_by);
+    end if;
     execute format('alter table %I %s', part, changes);
 end
 $$;
 
 -- Those that are still written to, and what grows beside them. An ALTER of this kind holds up neither readers nor writers.
-select hookpost_sample_less(r.relname)
+select hookpost_sample_less(r.relname, 1)
 from pg_inherits i join pg_class r on r.oid = i.inhrelid
 where i.inhparent in ('events'::regclass, 'attempts'::regclass, 'progress'::regclass)
   and right(r.relname, 8) >= to_char(hookpost_today() - 1, 'YYYYMMDD');
-select hookpost_sample_less(t) from unnest(array['backlog', 'dead_letters', 'idempotency_keys']) t;
+select hookpost_sample_less(t, null) from unnest(array['backlog', 'dead_letters', 'idempotency_keys']) t;
