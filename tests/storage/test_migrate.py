@@ -201,6 +201,51 @@ async def test_rollups_of_the_release_before_count_the_same_in_all_grains_and_it
         await connection.close()
 
 
+BEFORE_TALLIES = f"""
+insert into rollup_counts
+select 60, {HOUR}, t.tenant, e.endpoint, k.outcome, k.error_code, false, k.ms, k.attempts, 9, 10, 20
+from (values ('00000000-0000-0000-0000-000000000000'::uuid), ('10000000-0000-0000-0000-000000000000')) t (tenant)
+cross join (values ('00000000-0000-0000-0000-000000000000'::uuid), ('20000000-0000-0000-0000-000000000000')) e (endpoint)
+cross join (values ('delivered', '', 8, 5), ('delivered', '', 64, 1), ('retry', 'http_5xx', 8, 2),
+                   ('dead', 'total_timeout', 8, 1), ('arrived', '', 16, 4), ('arrived', '', 64, 2))
+     k (outcome, error_code, ms, attempts);
+update rollup_grains set bucket = {HOUR} where grain = 1800;
+update rollup_state set counted_until = {HOUR}
+"""
+
+
+async def test_rollups_become_tallies_that_say_the_same_and_the_builder_of_before_stands_still(empty: str) -> None:
+    before, after = re.split(r"(?=-- Running upgrade \w+ -> 0025)", migrate.upgrade_sql(None))
+    connection = await asyncpg.connect(empty)
+    try:
+        await connection.execute(before)
+        await connection.execute(BEFORE_TALLIES)
+        await connection.execute(after)
+        async with connected_store(empty) as whole:
+            start = JAN_3 + 2 * 86_400 + 8 * 3_600
+            series = await whole.series(None, None, start=start, end=start + 60, step_s=60)
+        assert series.complete_until == start
+        point = series.points[0]
+        assert point.counts == {
+            ("delivered", "", False): 6, ("retry", "http_5xx", False): 2, ("dead", "total_timeout", False): 1
+        }  # fmt: skip
+        assert (point.latencies, point.arrivals) == ({8: 8, 64: 1}, {16: 4, 64: 2})
+        rows = await connection.fetch("select failed, cardinality(tallies) as tallies from rollup_tallies")
+        assert [(row["failed"], row["tallies"]) for row in rows] == [(3, 6)] * 4
+        reached = await connection.fetchval(f"select bucket = {HOUR} from rollup_reach where grain = 1800")
+        assert reached is True
+        for statement in (
+            "insert into rollup_counts select * from rollup_counts where false",
+            "update rollup_grains set bucket = bucket where false",
+            "update rollup_state set counted_until = counted_until where false",
+        ):
+            with pytest.raises(asyncpg.PostgresError, match="by processes of a newer release"):
+                await connection.execute(statement)
+        assert await connection.fetchval("select count(*) from rollup_counts") == 24
+    finally:
+        await connection.close()
+
+
 # ---- bootstrap ------------------------------------------------------------------------------------------------------
 
 

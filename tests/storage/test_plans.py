@@ -28,7 +28,7 @@ ROLLUPS, STATS = load("rollups"), load("stats")
 DAYS = 30
 LOOKED_AT_S = 600.0
 HOT = ("events", "attempts", "progress", "backlog", "dead_letters", "idempotency_keys", "endpoints", "endpoint_secrets",
-       "rollup_counts", "metering")  # fmt: skip
+       "rollup_tallies", "metering")  # fmt: skip
 FILL = """
 select hookpost_make_partitions(hookpost_today() - 29, hookpost_today() + 3);
 insert into tenants (tenant_id, name, home_shards)
@@ -53,10 +53,10 @@ insert into attempts
            false, 'delivered', null, 'w', '', '', null, ''
     from generate_series(0, 3) shard, generate_series(1, 100 * 30) n;
 insert into rollup_progress select shard, 2990, 5990, hookpost_today() from generate_series(0, 3) shard;
-insert into rollup_counts
+insert into rollup_tallies
     select grain, timestamptz '2026-01-01 00:00:00Z' + make_interval(secs => grain * b), md5('t' || e % 10)::uuid,
-           case when e < 50 then md5('e' || e)::uuid else '00000000-0000-0000-0000-000000000000' end, 'delivered', '',
-           false, 8, 1, 9, 10, 20
+           case when e < 50 then md5('e' || e)::uuid else '00000000-0000-0000-0000-000000000000' end, 0,
+           array[row('delivered', '', false, 8, 9, 1)::rollup_tally]
     from unnest(array[60, 1800, 3600, 86400]) grain, generate_series(0, 99) b, generate_series(0, 59) e;
 insert into metering (day, tenant_id, attempts)
     select date '2026-01-01' + n, md5('t' || t)::uuid, 1 from generate_series(0, 99) n, generate_series(1, 100) t;
@@ -397,17 +397,23 @@ async def test_whether_progress_is_needed_is_looked_up(db: Any) -> None:
 
 
 async def test_pending_settles_are_found_behind_the_marks(db: Any) -> None:
-    plan = await explain(db, ROLLUPS["pending_settles"], "5", "12")
+    plan = await explain(db, ROLLUPS["to_count"])
+    assert plan.scanned_whole() <= {"shards", "rollup_progress"}, plan  # a row for each shard
+    assert plan.rows_read("progress") <= 4 * DAYS, plan
+    assert plan.rows_read("events") <= 4 * DAYS, plan
+    plan = await explain(
+        db, ROLLUPS["settles"], "array[0, 1]", "array[2990, 2980]::bigint[]", "array[2995, 2982]::bigint[]"
+    )
     assert plan.scanned_whole() == set(), plan
-    assert plan.indexes() >= {"progress_…_pkey"}, plan
-    assert plan.rows_read("progress") <= 4 * (5 + DAYS + 5), plan
+    assert plan.indexes() == {"progress_…_pkey"}, plan
+    assert plan.rows_read("progress") <= 5 + 2 + 2 * DAYS, plan
 
 
 async def test_a_step_reads_the_attempts_of_its_settles_in_their_partitions_alone(db: Any) -> None:
     days = f"array[{TODAY}, {TODAY}, {TODAY} - 1]"
     plan = await explain(
         db, ROLLUPS["roll_up"], "array[0, 1, 1]", "array[2999, 2998, 2899]::bigint[]", days, f"{TODAY} - 1", TODAY,
-        "array[0, 8, 100, 200]",
+        "array[0, 8, 100, 200]", "array[0, 1]", "array[2999, 2998]::bigint[]",
     )  # fmt: skip
     assert plan.scanned_whole() == set(), plan
     assert {index for index in plan.indexes() if index.startswith("attempts")} == {"attempts_…_shard_settle_no_idx"}
@@ -416,7 +422,14 @@ async def test_a_step_reads_the_attempts_of_its_settles_in_their_partitions_alon
 
 
 async def test_accepted_events_are_read_behind_the_marks(db: Any) -> None:
-    plan = await explain(db, ROLLUPS["count_accepted"], "20", "100")
+    plan = await explain(
+        db,
+        ROLLUPS["count_accepted"],
+        "array[0, 1, 2, 3]",
+        "array[5990, 5990, 5990, 5980]::bigint[]",
+        "array[6000, 6000, 5995, 5990]::bigint[]",
+        f"array[{TODAY}, {TODAY}, {TODAY}, {TODAY}]",
+    )
     assert plan.scanned_whole() == set(), plan
     assert {index for index in plan.indexes() if index.startswith("events")} == {"events_…_pkey"}, plan
     assert plan.rows_read("events") <= 4 * 10 * 2, plan
@@ -424,17 +437,17 @@ async def test_accepted_events_are_read_behind_the_marks(db: Any) -> None:
 
 async def test_building_and_pruning_look_up_what_they_touch(db: Any) -> None:
     plan = await explain(db, ROLLUPS["oldest_unbuilt"], "60", "3600")
-    assert plan.scanned_whole() <= {"rollup_grains"}, plan  # four rows
-    assert plan.rows_read("rollup_counts") <= 1, plan
+    assert plan.scanned_whole() <= {"rollup_reach"}, plan  # four rows
+    assert plan.rows_read("rollup_tallies") <= 1, plan
     plan = await explain(
         db, ROLLUPS["build"], "60", "1800", "'2026-01-01 00:00:00Z'", "md5('t1')::uuid", "md5('e1')::uuid", "7"
     )
-    assert plan.scanned_whole() <= {"rollup_grains"}, plan
-    assert plan.rows_read("rollup_counts") <= 30 * 60 * 2, plan  # the limit looked for, then read: of one half hour
+    assert plan.scanned_whole() <= {"rollup_reach"}, plan
+    assert plan.rows_read("rollup_tallies") <= 30 * 60 * 2, plan  # the limit looked for, then read: of one half hour
     plan = await explain(db, ROLLUPS["prune"], "60", "'2026-01-01 01:00:00Z'", "50")
     assert plan.scanned_whole() == set(), plan
     assert "Tid Scan" in plan.kinds(), plan
-    assert plan.rows_read("rollup_counts") <= 50 * 3, plan  # found, fetched, deleted
+    assert plan.rows_read("rollup_tallies") <= 50 * 3, plan  # found, fetched, deleted
 
 
 async def test_a_series_reads_the_rows_it_shows(db: Any) -> None:
@@ -444,8 +457,8 @@ async def test_a_series_reads_the_rows_it_shows(db: Any) -> None:
     )  # fmt: skip
     plan = await explain(db, STATS["series"], "md5('t7')::uuid", "md5('e7')::uuid", *window)
     assert plan.scanned_whole() == set(), plan
-    assert plan.indexes() == {"rollup_counts_pkey"}, plan
-    assert plan.rows_read("rollup_counts") <= 22 + 8, plan
+    assert plan.indexes() == {"rollup_tallies_pkey"}, plan
+    assert plan.rows_read("rollup_tallies") <= 22 + 8, plan
 
 
 PRESENT = {

@@ -94,8 +94,11 @@ class Years:
 
     async def count(self) -> None:
         """Bring the rollups up to date: what is not counted does not leave."""
-        while (step := await self.store.roll_up(settles_max=1_000, events_max=10_000)) is not None and step.more:
-            pass
+        left = None
+        while step := await self.store.roll_up(settles_max=1_000, events_max=10_000, left=left):
+            left = step.left
+            if left is None:
+                break
 
     async def retire(self) -> tuple[int, int]:
         """Count, and let leave what is over: how many partitions of events were dropped, and how many held."""

@@ -14,8 +14,7 @@ from uuid_utils.compat import uuid7
 from hookpost.model import DeadReason
 from hookpost.policy.grains import FINER, Grain
 from hookpost.policy.latency import LOWS, bucket_low
-from hookpost.storage.contract import NotFound, Series, Store, StoreUnavailable, Unfit
-from hookpost.storage.postgres.rollups import SHARD_PART
+from hookpost.storage.contract import NotFound, PointRows, Series, Store, StoreUnavailable, Unfit
 from tests.storage.driver import (
     SHARDS,
     Driver,
@@ -52,12 +51,12 @@ async def database_driver(driver: Driver) -> Postgres:
 
 async def roll_up(store: Store, **limits: int) -> tuple[int, int]:
     """Step by step until there is nothing left; attempts and events that were counted."""
-    attempts = events = 0
+    attempts, events, left = 0, 0, None
     while True:
-        step = await store.roll_up(**{"settles_max": 100, "events_max": 100, **limits})
+        step = await store.roll_up(**{"settles_max": 100, "events_max": 100, **limits}, left=left)
         assert step is not None
-        attempts, events = attempts + step.attempts, events + step.events
-        if not step.more:
+        attempts, events, left = attempts + step.attempts, events + step.events, step.left
+        if left is None:
             return attempts, events
 
 
@@ -224,21 +223,47 @@ async def test_accepted_events_are_counted_once_and_only_those_of_producers(data
 # ---- one step --------------------------------------------------------------------------------------------------------
 
 
-async def test_steps_are_bounded_take_from_all_shards_and_end_complete(driver: Driver) -> None:
+async def test_steps_are_bounded_go_from_shard_to_shard_and_end_complete(driver: Driver) -> None:
     store = await driver.open()
     await own(store)
     for number in range(1, 8):
         await store.settle([settle(0, settle_no=number, attempts=[ended(uuid7(), settle_no=number)])])
     await store.settle([settle(1, attempts=[ended(uuid7(), shard=1)])])
-    step = await store.roll_up(settles_max=2 * SHARD_PART, events_max=100)
-    assert step is not None
-    assert (step.attempts, step.more) == (3, True)  # two of the busy shard, and the other one's
-    assert (await of_platform(store)).complete_until is None
-    before = await store.ping()
-    assert await roll_up(store, settles_max=2 * SHARD_PART) == (5, 0)
+    steps, left, before = [], None, await store.ping()
+    for number in (8, 9, 10):
+        assert (await of_platform(store)).complete_until is None
+        step = await store.roll_up(settles_max=3, events_max=100, left=left)
+        assert step is not None
+        steps.append(step.attempts)
+        left = step.left
+        # What comes meanwhile is of the next turn.
+        await store.settle([settle(0, settle_no=number, attempts=[ended(uuid7(), settle_no=number)])])
+    # Some of the busy shard; more of it; the rest of it, and the other one's.
+    assert (steps, left) == ([3, 3, 2], None)
     complete_until = (await of_platform(store)).complete_until
     assert complete_until is not None
     assert before <= complete_until <= await store.ping()
+    assert await roll_up(store) == (3, 0)
+
+
+async def test_what_another_builder_has_counted_meanwhile_is_not_counted_again(driver: Driver) -> None:
+    store, other = await driver.open(), await driver.open()
+    await own(store)
+    tenant = await new_tenant(store, (0, 1))
+    for number in range(1, 6):
+        await store.settle([settle(0, settle_no=number, attempts=[ended(uuid7(), settle_no=number)])])
+        await store.append(0, [event(tenant)], await version(store, tenant))
+    await store.settle([settle(1, attempts=[ended(uuid7(), shard=1)])])
+    step = await store.roll_up(settles_max=2, events_max=2)
+    assert step is not None
+    assert (step.attempts, step.events) == (2, 2)
+    assert await roll_up(other) == (4, 3)
+    assert step.left is not None
+    late = await store.roll_up(settles_max=100, events_max=100, left=step.left)
+    assert late is not None
+    assert (late.attempts, late.events, late.left) == (0, 0, None)
+    assert await counted(store) == 6
+    assert await roll_up(store) == (0, 0)
 
 
 async def blocked_at(driver: Postgres, table: str, work: Callable[[], Awaitable[Any]]) -> tuple[Any, Any, int]:
@@ -251,7 +276,7 @@ async def blocked_at(driver: Postgres, table: str, work: Callable[[], Awaitable[
     return task, gate, blocked["pid"]
 
 
-@pytest.mark.parametrize("table", ["rollup_counts", "metering", "rollup_progress", "rollup_state"])
+@pytest.mark.parametrize("table", ["rollup_tallies", "metering", "rollup_progress", "rollup_state"])
 async def test_a_builder_killed_within_a_step_has_counted_nothing(database_driver: Postgres, table: str) -> None:
     store, other = await database_driver.open(), await database_driver.open()
     await own(store)
@@ -282,11 +307,13 @@ async def test_builders_at_once_killed_again_and_again_count_each_attempt_once(d
     written = 0
 
     async def build(store: Store) -> None:
+        left = None
         while not done.is_set():
             try:
-                step = await store.roll_up(settles_max=SHARD_PART * 2, events_max=100)
+                step = await store.roll_up(settles_max=8, events_max=100, left=left)
             except StoreUnavailable:
                 continue
+            left = None if step is None else step.left
             if step is None:
                 await asyncio.sleep(0)
 
@@ -374,6 +401,54 @@ async def test_the_time_since_acceptance_is_counted_of_first_deliveries_alone(dr
         assert sum(sum(point.counts.values()) for point in series.points.values()) == 5
 
 
+async def test_however_many_kinds_of_attempts_and_steps_each_is_counted(database_driver: Postgres) -> None:
+    """A row keeps what it is given one by one, and adds it up when it is much: then nothing may be lost or doubled."""
+    rng = Random(5)
+    store = await database_driver.open()
+    await own(store)
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    expected, failed, kinds = PointRows(), 0, set()
+    for number in range(1, 41):
+        attempts = []
+        for _ in range(rng.choice((1, 2, 3, 60))):
+            code, retries = rng.choice(("http_5xx", "http_429", "total_timeout")), rng.randrange(2)
+            outcome = rng.choice(("delivered", "delivered", "delivered", "retry", "dead"))
+            generation, latency_ms, since_ms = rng.randrange(2), 2 ** rng.randrange(10), 2 ** rng.randrange(9, 16) + 20
+            error = None if outcome == "delivered" else code
+            finished_at = MINUTE + 0.001 * rng.randrange(59_000)
+            kinds |= {(outcome, error, retries, latency_ms), (outcome == "delivered" and not generation, since_ms)}
+            attempts.append(
+                ended(
+                    endpoint, finished_at, tenant_id=tenant, event_id=accepted_at(finished_at - since_ms / 1000),
+                    settle_no=number, outcome=outcome, error_code=error, retry_count=retries, latency_ms=latency_ms,
+                    generation=generation,
+                )
+            )  # fmt: skip
+            kind = (outcome, error or "", retries > 0)
+            expected.counts[kind] = expected.counts.get(kind, 0) + 1
+            low = bucket_low(latency_ms)
+            expected.latencies[low] = expected.latencies.get(low, 0) + 1
+            failed += outcome != "delivered"
+            if outcome == "delivered" and not generation:
+                low = bucket_low(since_ms)
+                expected.arrivals[low] = expected.arrivals.get(low, 0) + 1
+        await store.settle([settle(settle_no=number, attempts=attempts)])
+        await roll_up(store)
+    for of in ((tenant, endpoint), (tenant, None), (None, None)):
+        series = await store.series(*of, start=MINUTE, end=MINUTE + 60, step_s=60)
+        assert series.points == {0: expected}
+    rows = await database_driver.run("select failed::int, cardinality(tallies) as tallies from rollup_tallies")
+    assert [row["failed"] for row in rows] == [failed] * 3
+    assert max(row["tallies"] for row in rows) <= 32 + len(kinds)
+    await database_driver.set_clock("2027-01-15 08:31:00Z")
+    await build(store)
+    for step_s in (60, 1800):
+        series = await store.series(tenant, endpoint, start=MINUTE, end=MINUTE + 1800, step_s=step_s)
+        assert series.points == {0: expected}
+    assert {row["failed"] for row in await database_driver.run("select failed::int from rollup_tallies")} == {failed}
+
+
 # ---- coarser grains --------------------------------------------------------------------------------------------------
 
 
@@ -395,7 +470,8 @@ async def prune(store: Store, grain: Grain, *, age_s: float = 0.0, rows_max: int
 async def grains(driver: Postgres) -> dict[int, int]:
     """Attempts by grain."""
     rows = await driver.run(
-        "select grain, sum(attempts)::int as attempts from rollup_counts where outcome <> 'arrived' group by grain"
+        "select grain, sum(t.attempts)::int as attempts from rollup_tallies r, unnest(r.tallies) t"
+        " where t.outcome is not null group by grain"
     )
     return {row["grain"]: row["attempts"] // 3 for row in rows}  # endpoint, tenant, platform
 
@@ -448,7 +524,7 @@ async def test_a_bucket_with_many_keys_is_built_in_bounded_steps_and_each_key_is
     assert await roll_up(store) == (60, 0)
     await database_driver.set_clock("2027-01-15 08:31:00Z")
     steps = 0
-    while await store.build_rollups(rows_max=30 * 6):
+    while await store.build_rollups(rows_max=30 * 4):
         steps += 1
         assert sum(sum(p.counts.values()) for p in (await of_platform(store, step_s=1800)).points.values()) == 60
     assert steps > 4
@@ -523,7 +599,7 @@ async def test_a_builder_killed_while_it_builds_or_removes_has_done_nothing(data
     await database_driver.set_clock("2027-01-15 10:01:00Z")
 
     async def killed(work: Callable[[], Awaitable[Any]]) -> None:
-        task, gate, pid = await blocked_at(database_driver, "rollup_grains", work)
+        task, gate, pid = await blocked_at(database_driver, "rollup_reach", work)
         await database_driver.run("select pg_terminate_backend($1, 5000)", pid)
         with pytest.raises(StoreUnavailable):
             await task
@@ -543,7 +619,7 @@ async def test_a_day_without_attempts_is_not_in_the_way_of_the_next(database_dri
     store = await filled(database_driver)
     await database_driver.set_clock("2027-01-19 00:02:00Z")
     await build(store)
-    rows = await database_driver.run("select grain, extract(epoch from bucket)::float8 as bucket from rollup_grains")
+    rows = await database_driver.run("select grain, extract(epoch from bucket)::float8 as bucket from rollup_reach")
     ends = {row["grain"]: row["bucket"] + row["grain"] for row in rows if row["grain"] != Grain.MINUTE}
     assert ends == dict.fromkeys(FINER, (MINUTE // DAY_S + 4) * DAY_S)
 

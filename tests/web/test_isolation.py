@@ -329,7 +329,7 @@ OF_A_TENANT = [
     "backlog",
     "dead_letters",
     "idempotency_keys",
-    "rollup_counts",
+    "rollup_tallies",
     "replays",
     "breakers",
     "audit_log",

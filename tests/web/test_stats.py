@@ -54,7 +54,7 @@ async def attempted(sql: Any, tenant: UUID, endpoint: UUID, *, settle_no: int = 
 async def roll_up(store: PostgresStore) -> None:
     step = await store.roll_up(settles_max=1000, events_max=1000)
     assert step is not None
-    assert not step.more
+    assert step.left is None
 
 
 async def ask(client: Any, path: str, **query: Any) -> dict[str, Any]:
@@ -181,7 +181,7 @@ async def test_a_bad_question_is_refused_by_field(tenant: TenantClient, query: d
 async def test_a_step_finer_than_what_is_kept_is_refused_with_one_that_is_not(
     tenant: TenantClient, sql: Any, endpoint: dict[str, Any]
 ) -> None:
-    await sql.execute("update rollup_grains set kept_from = '2026-01-03' where grain = 60")
+    await sql.execute("update rollup_reach set kept_from = '2026-01-03' where grain = 60")
     answer = await tenant.get(STATS, params={**WINDOW, "step": 60})
     assert answer.status_code == 422
     [error] = answer.json()["errors"]

@@ -701,20 +701,33 @@ class MaintenanceStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ToCount:
+    """What there was to count at ``moment`` (Unix seconds of the database) and is left of it: shards, and up to which
+    of their settles and events."""
+
+    moment: float
+    settles: tuple[tuple[int, int], ...]
+    events: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RolledUp:
-    """What one step of the builder of rollups counted, and whether there is more to count at once."""
+    """What one step of the builder of rollups counted, how many ``rows`` it added the attempts to, and what is left to
+    count; None: nothing."""
 
     attempts: int
     events: int
-    more: bool
+    rows: int
+    left: ToCount | None
 
 
 class RollupStore(Protocol):
     """What the builder of rollups asks of the store. Harmless from several nodes at once: one of them does it."""
 
-    async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp | None:
-        """Count the attempts of at most so many settles, and so many events, behind those counted last; None while
-        another node does it. One transaction: whatever ends it, nothing is counted twice or missed."""
+    async def roll_up(self, *, settles_max: int, events_max: int, left: ToCount | None = None) -> RolledUp | None:
+        """Count the attempts of at most so many settles, and so many events, of what the step before has ``left``
+        (None: of all there is now), one shard after the other. None while another node does it. One transaction:
+        whatever ends it, and whoever counted meanwhile, nothing is counted twice or missed."""
 
     async def build_rollups(self, *, rows_max: int) -> bool:
         """One step of building coarser grains of what is over, by some ``rows_max`` finer rows; is there more to build?

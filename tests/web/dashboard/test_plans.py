@@ -10,15 +10,16 @@ from hookpost.storage.postgres.search import STATES_OF_MANY
 from tests.web.test_plans import LARGE, filled  # noqa: F401 - a fixture
 
 SQL = {**load("search"), "states_of_many": STATES_OF_MANY}
-HOT = (*LARGE, "rollup_counts", "metering")
+HOT = (*LARGE, "rollup_tallies", "metering")
 ROLLUPS = """
-insert into rollup_counts select 60, date_trunc('minute', at), tenant_id, endpoint_id, 'retry', 'http_5xx', false, 1, 1, 1, 1, 1
+insert into rollup_tallies select 60, date_trunc('minute', at), tenant_id, endpoint_id, 1,
+    array[row('retry', 'http_5xx', false, 1, null, 1)::rollup_tally]
 from filled on conflict do nothing;
 insert into breakers (tenant_id, origin, state, since)
 select o.tenant_id, 'https://' || g || '.example.com', case when g % 50 = 0 then 'open' else 'closed' end, now()
 from owners o, generate_series(1, 100) g;
 update events set trace_id = event_id, idempotency_key = seq::text;
-analyze rollup_counts; analyze breakers; analyze events; analyze endpoints
+analyze rollup_tallies; analyze breakers; analyze events; analyze endpoints
 """
 ANY = "null, null, null, null"
 PIECES = "array[60, 3600], array[now() - interval '1 day', now() - interval '30 days'], array[now(), now() - interval '1 day']"
@@ -38,8 +39,8 @@ PLANS: list[tuple[str, str, str]] = [
     ("scan_attempts_of_all", "'retry', 500, 599, null, null, 50, 51", "shard_settle_no_idx"),
     ("waiting_of_tenant", "tenant, null, null, null, 51", "backlog_pkey"),
     ("waiting_of_all", "null, null, null, 51", "backlog_pkey"),
-    ("failing_of_tenant", f"tenant, {PIECES}, 200, 8", "rollup_counts_failed"),
-    ("failing_of_all", f"{PIECES}, 200, 8", "rollup_counts_pkey"),
+    ("failing_of_tenant", f"tenant, {PIECES}, 200, 8", "rollup_tallies_failed"),
+    ("failing_of_all", f"{PIECES}, 200, 8", "rollup_tallies_pkey"),
     ("open_breakers_of_tenant", "tenant, 8", "breakers_pkey"),
     # One row for each receiver that ever failed: read whole, and sorted no further than what is told.
     ("open_breakers_of_all", "8", "top-N heapsort"),

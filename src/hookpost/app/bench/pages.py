@@ -31,22 +31,23 @@ with tries as materialized (
            ($1::int[])[width_bucket(a.latency_ms + 3, $1::int[])] as arrived_ms
     from attempts a
 ), counted as (
-    select finished_at, tenant_id, endpoint_id, outcome, error_code, latency_ms from tries
-    union all
-    select finished_at, tenant_id, endpoint_id, 'arrived', '', arrived_ms from tries where outcome = 'delivered'
+    select g.grain,
+           date_bin(make_interval(secs => g.grain), c.finished_at, timestamptz '2000-01-01 00:00:00Z') as bucket,
+           c.tenant_id, c.endpoint_id, c.outcome, c.error_code, c.latency_ms,
+           case when outcome = 'delivered' then c.arrived_ms end as arrived_ms, count(*) as attempts
+    from (values (60, 2), (1800, 2), (3600, 90), (21600, 90), (86400, 90)) g (grain, days)
+    join tries c on c.finished_at >= hookpost_today() - g.days
+    group by 1, 2, 5, 6, 7, 8, grouping sets ((c.tenant_id, c.endpoint_id), (c.tenant_id), ())
 )
-insert into rollup_counts
-select g.grain, date_bin(make_interval(secs => g.grain), c.finished_at, timestamptz '2000-01-01 00:00:00Z'),
-       coalesce(c.tenant_id, '00000000-0000-0000-0000-000000000000'),
-       coalesce(c.endpoint_id, '00000000-0000-0000-0000-000000000000'), c.outcome, c.error_code, false, c.latency_ms,
-       count(*), sum(c.latency_ms), count(*) * 900, count(*) * 2
-from (values (60, 2), (1800, 2), (3600, 90), (21600, 90), (86400, 90)) g (grain, days)
-join counted c on c.finished_at >= hookpost_today() - g.days
-group by 1, 2, c.outcome, c.error_code, c.latency_ms,
-         grouping sets ((c.tenant_id, c.endpoint_id), (c.tenant_id), ())
+insert into rollup_tallies
+select grain, bucket, coalesce(tenant_id, '00000000-0000-0000-0000-000000000000'),
+       coalesce(endpoint_id, '00000000-0000-0000-0000-000000000000'),
+       coalesce(sum(attempts) filter (where outcome in ('retry', 'dead')), 0),
+       hookpost_add_up(array_agg(row(outcome, error_code, false, latency_ms, arrived_ms, attempts)::rollup_tally))
+from counted group by grain, bucket, tenant_id, endpoint_id
 """
 _BUILT = """
-update rollup_grains set
+update rollup_reach set
     bucket = date_bin(make_interval(secs => grain), now(), timestamptz '2000-01-01 00:00:00Z')
              - make_interval(secs => grain),
     kept_from = case when grain <= 1800 then hookpost_today() - 2 else '-infinity' end
@@ -58,7 +59,7 @@ select 'evt_' || replace(event_id::text, '-', '') as event, 'att_' || replace(at
 from attempts
 where outcome = 'delivered' and day = hookpost_today() - 3 limit 1
 """
-_KEPT = "select count(*) as rollups from rollup_counts"
+_KEPT = "select count(*) as rollups from rollup_tallies"
 
 
 def pages(run: Run) -> Figures:
@@ -86,7 +87,7 @@ async def _count(connection: Any) -> Figures:
     await connection.execute("set work_mem = '256MB'")
     await connection.execute(_COUNT, LOWS, timeout=None)
     await connection.execute(_BUILT)
-    await connection.execute("vacuum (analyze) rollup_counts")
+    await connection.execute("vacuum (analyze) rollup_tallies")
     return dict(await connection.fetchrow(_KEPT))
 
 

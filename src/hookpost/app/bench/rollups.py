@@ -17,7 +17,7 @@ from typing import Any
 from hookpost.app.bench import fill
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.waiting import on_database, receivers, refill
-from hookpost.maintenance import EVENTS_AT_ONCE, ROLLUPS_AT_ONCE, SETTLES_AT_ONCE, STEP_PARTS_MAX
+from hookpost.maintenance import EVENTS_AT_ONCE, ROLLUPS_AT_ONCE, SETTLES_AT_ONCE
 from hookpost.policy.grains import FINER
 from hookpost.storage.postgres.store import PostgresStore
 
@@ -51,10 +51,10 @@ insert into progress (day, shard, settle_no, fence, cursor, read_to, read_day)
 select distinct a.day, a.shard, a.settle_no, 1, 0, 0, a.day from attempts a on conflict do nothing
 """
 _UNCOUNT = """
-truncate rollup_progress, rollup_counts, metering;
-update rollup_grains set bucket = '-infinity', kept_from = '-infinity' where grain > 60
+truncate rollup_progress, rollup_tallies, metering;
+update rollup_reach set bucket = '-infinity', kept_from = '-infinity' where grain > 60
 """
-_KEPT = "select count(*) as rows, pg_total_relation_size('rollup_counts') as bytes from rollup_counts"
+_KEPT = "select count(*) as rows, pg_total_relation_size('rollup_tallies') as bytes from rollup_tallies"
 _WAL = "select pg_current_wal_lsn() - '0/0'"
 _BUILDER = "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
 
@@ -65,7 +65,7 @@ def rollups(run: Run) -> Figures:
     stores = {
         "busy": _store(run, count, BUSY, partial(fill.finished, count=count, days=2)),
         "quiet": _store(run, count, QUIET, partial(fill.finished, count=count, days=2)),
-        "spread": _store(run, count, BUSY, partial(_spread, count=count), parts=STEP_PARTS_MAX),
+        "spread": _store(run, count, BUSY, partial(_spread, count=count)),
     }
     return {
         "attempts": count,
@@ -80,9 +80,7 @@ async def _spread(connection: Any, owed: fill.Owed, *, count: int) -> None:
     await connection.execute(_SPREAD_EVENTS, SPREAD_TENANTS)
 
 
-def _store(
-    run: Run, count: int, endpoints: int, filler: Callable[[Any, fill.Owed], Awaitable[None]], *, parts: int = 1
-) -> Figures:
+def _store(run: Run, count: int, endpoints: int, filler: Callable[[Any, fill.Owed], Awaitable[None]]) -> Figures:
     with run.server() as server, run.load() as load:
         owed = receivers(server, load, count=endpoints)
 
@@ -91,10 +89,10 @@ def _store(
             await connection.execute(_PROGRESS)
 
         refill(server, filling)
-        return on_database(server, lambda connection: _build(connection, server.dsn, count, parts))
+        return on_database(server, lambda connection: _build(connection, server.dsn, count))
 
 
-async def _build(connection: Any, dsn: str, count: int, parts: int) -> Figures:
+async def _build(connection: Any, dsn: str, count: int) -> Figures:
     await connection.execute(_UNCOUNT)
     store = PostgresStore(dsn, size_max=1)
     await store.open()
@@ -102,13 +100,11 @@ async def _build(connection: Any, dsn: str, count: int, parts: int) -> Figures:
         await store.ping()
         pid = await connection.fetchval(_BUILDER)
         before, used_s, started = await connection.fetchval(_WAL), _cpu_s(pid), time.monotonic()
-        steps = attempts = 0
-        while True:
-            step = await store.roll_up(settles_max=SETTLES_AT_ONCE // parts, events_max=EVENTS_AT_ONCE // parts)
+        steps, attempts, left = 0, 0, None
+        while steps == 0 or left is not None:
+            step = await store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE, left=left)
             assert step is not None, "nobody else builds"
-            steps, attempts = steps + 1, attempts + step.attempts
-            if not step.more:
-                break
+            steps, attempts, left = steps + 1, attempts + step.attempts, step.left
         built_s, cpu_s = time.monotonic() - started, _cpu_s(pid) - used_s
         wal = await connection.fetchval(_WAL) - before
         assert attempts == count, f"{attempts} of {count} were counted"

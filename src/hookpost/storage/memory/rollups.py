@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from hookpost.engine.work import ATTEMPT_COLUMNS, Attempt, Kind
 from hookpost.policy.grains import Grain
-from hookpost.storage.contract import RolledUp
+from hookpost.storage.contract import RolledUp, ToCount
 from hookpost.storage.memory.journal import Event
 from hookpost.storage.memory.tables import Database, Marks, Metered, Shard, day_of
 
@@ -23,11 +23,12 @@ class RollupTables:
     _db: Database
     _pause: Callable[[], Awaitable[None]]
 
-    async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp | None:
+    async def roll_up(self, *, settles_max: int, events_max: int, left: ToCount | None = None) -> RolledUp | None:  # noqa: ARG002 - it looks anew
         await self._pause()
         attempts, settles = self._count_attempts(settles_max)
         events = sum(self._count_accepted(shard, events_max) for shard in self._db.shards.values())
-        return RolledUp(attempts, events, settles >= settles_max or events >= events_max)
+        more = settles >= settles_max or events >= events_max
+        return RolledUp(attempts, events, attempts, ToCount(0.0, (), ()) if more else None)
 
     def _count_attempts(self, settles_max: int) -> tuple[int, int]:
         """The attempts of the next settles of each shard; how many of both."""

@@ -8,20 +8,21 @@ that counts is enough.
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from hookpost.policy.grains import FINER, Grain
 from hookpost.policy.latency import LOWS
-from hookpost.storage.contract import RolledUp
+from hookpost.storage.contract import RolledUp, ToCount
 from hookpost.storage.postgres.connection import Connections
 from hookpost.storage.postgres.grains import ALL, GrainState, grains
 from hookpost.storage.postgres.queries import load
 
 SQL = load("rollups")
-# No shard keeps the others from their turn, and none that is alone is held up.
-SHARD_PART = 4
+# Shards that one step counts of, at most: their marks are looked up in each.
+SHARDS_AT_ONCE = 100
 # How long after its end a bucket is built into a coarser one: by then nearly all of it is settled and counted. What
 # comes later is added to both, so this is about work alone.
 SETTLED_S = 60.0
@@ -32,17 +33,25 @@ class RollupQueries:
 
     _connections: Connections
 
-    async def roll_up(self, *, settles_max: int, events_max: int) -> RolledUp | None:
+    async def roll_up(self, *, settles_max: int, events_max: int, left: ToCount | None = None) -> RolledUp | None:
         async with self._connections.use("roll up") as connection, connection.transaction():
             mine, moment = await connection.fetchrow(SQL["turn"])
             if not mine:
                 return None
-            attempts, more_attempts = await _roll_up(connection, settles_max)
-            events, more_events = await _count_accepted(connection, events_max)
-            more = more_attempts or more_events
-            if not more:
-                await connection.execute(SQL["complete"], moment)
-            return RolledUp(attempts, events, more)
+            if left is None:
+                left = await _to_count(connection, moment)
+            settles, events = left.settles[:SHARDS_AT_ONCE], left.events[:SHARDS_AT_ONCE]
+            # Not where the step before has come to: another node may have counted meanwhile.
+            marks = await _marks(connection, {shard for shard, _ in (*settles, *events)})
+            settles = _first(settles, {shard: mark.settle_no for shard, mark in marks.items()}, settles_max)
+            events = _first(events, {shard: mark.seq for shard, mark in marks.items()}, events_max)
+            attempts, rows = await _roll_up(connection, settles, marks)
+            accepted = await _count_accepted(connection, events, marks)
+            left = replace(left, settles=_rest(left.settles, settles), events=_rest(left.events, events))
+            if left.settles or left.events:
+                return RolledUp(attempts, accepted, rows, left)
+            await connection.execute(SQL["complete"], left.moment)
+            return RolledUp(attempts, accepted, rows, None)
 
     async def build_rollups(self, *, rows_max: int) -> bool:
         async with self._connections.use("build rollups") as connection, connection.transaction():
@@ -87,18 +96,69 @@ async def _next_place(connection: Any, built: GrainState, fine: Grain, until: fl
     return None
 
 
-async def _roll_up(connection: Any, settles_max: int) -> tuple[int, bool]:
-    """How many attempts were counted, and whether there may be more."""
-    shard_max = settles_max // SHARD_PART
-    settles = await connection.fetch(SQL["pending_settles"], shard_max, settles_max)
-    if not settles:
-        return 0, False
-    shards, numbers, days = (list(column) for column in zip(*settles, strict=True))
-    attempts = await connection.fetchval(SQL["roll_up"], shards, numbers, days, min(days), max(days), LOWS)
-    return attempts, len(settles) == settles_max or max(Counter(shards).values()) == shard_max
+class _Mark(NamedTuple):
+    """Up to which settle and event a shard is counted, and a day of the next event or before it."""
+
+    settle_no: int
+    seq: int
+    day: Any
 
 
-async def _count_accepted(connection: Any, events_max: int) -> tuple[int, bool]:
-    shard_max = events_max // SHARD_PART
-    events, most = await connection.fetchrow(SQL["count_accepted"], shard_max, events_max)
-    return events, events == events_max or most == shard_max
+_Spans = tuple[tuple[int, int], ...]
+"""Shards, and up to which of their settles or events."""
+
+
+async def _to_count(connection: Any, moment: float) -> ToCount:
+    rows = await connection.fetch(SQL["to_count"])
+    settles, events = (tuple((row["shard"], row[of]) for row in rows if row[of]) for of in ("settle_no", "seq"))
+    return ToCount(moment, settles, events)
+
+
+async def _marks(connection: Any, shards: Iterable[int]) -> dict[int, _Mark]:
+    rows = await connection.fetch(SQL["marks"], list(shards))
+    return {row["shard"]: _Mark(row["settle_no"], row["seq"], row["day"]) for row in rows}
+
+
+def _first(spans: _Spans, marks: Mapping[int, int], most: int) -> _Spans:
+    """As many of them as hold so much behind the marks, the last one in part.
+
+    Shards one after the other and not all alike: a tenant is at home in one or some of them, so what is counted
+    together is of fewer tenants and endpoints, whose rows are written once for more of it.
+    """
+    found: list[tuple[int, int]] = []
+    for shard, up_to in spans:
+        if most <= 0:
+            break
+        part = min(max(0, up_to - marks[shard]), most)
+        found.append((shard, marks[shard] + part))
+        most -= part
+    return tuple(found)
+
+
+def _rest(spans: _Spans, counted: _Spans) -> _Spans:
+    """What is behind that: the last one of what was counted may have been counted in part."""
+    rest = spans[len(counted) :]
+    if counted and counted[-1][1] < spans[len(counted) - 1][1]:
+        rest = (spans[len(counted) - 1], *rest)
+    return rest
+
+
+async def _roll_up(connection: Any, spans: _Spans, marks: Mapping[int, _Mark]) -> tuple[int, int]:
+    """How many attempts were counted, and how many rows they are added to."""
+    if not spans:
+        return 0, 0
+    shards, up_to = [shard for shard, _ in spans], [number for _, number in spans]
+    settles = await connection.fetch(SQL["settles"], shards, [marks[shard].settle_no for shard in shards], up_to)
+    of, numbers, days = ([row[column] for row in settles] for column in ("shard", "settle_no", "day"))
+    between = (min(days, default=None), max(days, default=None))
+    counted = await connection.fetchrow(SQL["roll_up"], of, numbers, days, *between, LOWS, shards, up_to)
+    return counted["attempts"], counted["rows"]
+
+
+async def _count_accepted(connection: Any, spans: _Spans, marks: Mapping[int, _Mark]) -> int:
+    if not spans:
+        return 0
+    shards, up_to = [shard for shard, _ in spans], [number for _, number in spans]
+    behind, days = [marks[shard].seq for shard in shards], [marks[shard].day for shard in shards]
+    counted: int = await connection.fetchval(SQL["count_accepted"], shards, behind, up_to, days)
+    return counted

@@ -33,4 +33,4 @@ where m.day = hookpost_today() order by m.attempts desc, m.tenant_id limit $1
 
 -- name: rollups_behind
 -- Null: nothing was counted yet.
-select extract(epoch from clock_timestamp() - counted_until)::double precision from rollup_state where counted_until > '-infinity'
+select extract(epoch from clock_timestamp() - tallied_until)::double precision from rollup_state where tallied_until > '-infinity'

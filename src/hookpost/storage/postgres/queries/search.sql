@@ -178,13 +178,13 @@ order by b.shard, b.endpoint_id, b.position
 
 -- name: failing_of_tenant
 -- The endpoints with the most failed attempts in pieces (grain, from, to), by the newest $5 rollups that hold some.
-select e.endpoint_id, e.tenant_id, e.url, e.status, e.consecutive_failures, sum(r.attempts)::bigint as failed
+select e.endpoint_id, e.tenant_id, e.url, e.status, e.consecutive_failures, sum(r.failed)::bigint as failed
 from (
-    select n.endpoint_id, n.attempts
+    select n.endpoint_id, n.failed
     from unnest($2::int[], $3::timestamptz[], $4::timestamptz[]) p (grain, since, until)
     cross join lateral (
-        select m.endpoint_id, m.attempts, m.bucket from rollup_counts m
-        where m.tenant_id = $1 and m.grain = p.grain and m.outcome in ('retry', 'dead')
+        select m.endpoint_id, m.failed, m.bucket from rollup_tallies m
+        where m.tenant_id = $1 and m.grain = p.grain and m.failed > 0
           and m.endpoint_id <> '00000000-0000-0000-0000-000000000000' and m.bucket >= p.since and m.bucket < p.until
         order by m.bucket desc limit $5
     ) n
@@ -195,14 +195,14 @@ group by e.endpoint_id order by failed desc, e.endpoint_id limit $6
 
 -- name: failing_of_all
 -- The same across tenants, out of the newest $4 rollups of each piece, whatever they hold.
-select e.endpoint_id, e.tenant_id, e.url, e.status, e.consecutive_failures, sum(r.attempts)::bigint as failed
+select e.endpoint_id, e.tenant_id, e.url, e.status, e.consecutive_failures, sum(r.failed)::bigint as failed
 from unnest($1::int[], $2::timestamptz[], $3::timestamptz[]) p (grain, since, until)
 cross join lateral (
-    select m.endpoint_id, m.attempts, m.outcome from rollup_counts m
+    select m.endpoint_id, m.failed from rollup_tallies m
     where m.grain = p.grain and m.bucket >= p.since and m.bucket < p.until order by m.bucket desc limit $4
 ) r
 join endpoints e on e.endpoint_id = r.endpoint_id and e.deleted_at is null
-where r.outcome in ('retry', 'dead')
+where r.failed > 0
 group by e.endpoint_id order by failed desc, e.endpoint_id limit $5
 
 -- name: open_breakers_of_tenant

@@ -1,5 +1,5 @@
 -- name: complete_until
-select counted_until from rollup_state
+select tallied_until from rollup_state
 
 -- name: endpoint_owner
 -- Deleted endpoints have a history, too.
@@ -15,20 +15,27 @@ with buckets as materialized (
     select p.grain, t.bucket, (extract(epoch from t.bucket - $6::timestamptz)::bigint / $7::int)::int as point
     from unnest($3::int[], $4::timestamptz[], $5::timestamptz[]) p (grain, since, until)
     cross join lateral generate_series(
-        (select min(r.bucket) from rollup_counts r where r.grain = p.grain and r.bucket >= p.since and r.bucket < p.until),
-        (select max(r.bucket) from rollup_counts r where r.grain = p.grain and r.bucket >= p.since and r.bucket < p.until),
+        (select min(r.bucket) from rollup_tallies r where r.grain = p.grain and r.bucket >= p.since and r.bucket < p.until),
+        (select max(r.bucket) from rollup_tallies r where r.grain = p.grain and r.bucket >= p.since and r.bucket < p.until),
         make_interval(secs => p.grain)
     ) t (bucket)
+), tallies as materialized (
+    select b.point, t.*
+    from buckets b
+    cross join lateral (
+        select n.tallies from rollup_tallies n
+        where n.grain = b.grain and n.bucket = b.bucket and n.tenant_id = $1 and n.endpoint_id = $2 offset 0
+    ) r
+    cross join lateral unnest(r.tallies) t
 )
-select b.point, r.outcome, r.error_code, r.retry, r.arrived, r.latency_ms, sum(r.attempts)::bigint as attempts
-from buckets b
-cross join lateral (
-    select n.outcome, n.error_code, n.retry, n.outcome = 'arrived' as arrived, n.latency_ms, n.attempts
-    from rollup_counts n
-    where n.grain = b.grain and n.bucket = b.bucket and n.tenant_id = $1 and n.endpoint_id = $2 offset 0
-) r
-group by grouping sets ((1, r.outcome, r.error_code, r.retry), (1, r.arrived, r.latency_ms))
-having r.outcome is distinct from 'arrived'
+select point, outcome, error_code, retry, false as arrived, null::int as latency_ms, sum(attempts)::bigint as attempts
+from tallies where outcome is not null group by 1, 2, 3, 4
+union all
+select point, null, null, null, false, latency_ms, sum(attempts)::bigint
+from tallies where outcome is not null group by 1, 6
+union all
+select point, null, null, null, true, arrived_ms, sum(attempts)::bigint
+from tallies where arrived_ms is not null group by 1, 6
 order by 1
 
 -- name: waiting_of_endpoint
@@ -76,14 +83,14 @@ where $1::uuid is null or s.shard in (select unnest(t.home_shards) from tenants 
 
 -- name: usage_of_tenant
 -- Newest day first, behind a key.
-select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.counted_until) as complete
+select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.tallied_until) as complete
 from metering m cross join rollup_state s
 where m.tenant_id = $1 and m.day >= $2 and m.day < coalesce($4::date, $3)
 order by m.day desc limit $5
 
 -- name: usage_of_all
 -- Behind a key (day, tenant); without one, before the last day.
-select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.counted_until) as complete
+select m.*, extract(epoch from m.day + 1) <= extract(epoch from s.tallied_until) as complete
 from metering m cross join rollup_state s
 where m.day >= $1
   and (m.day, m.tenant_id) < (coalesce($3::date, $2), coalesce($4::uuid, '00000000-0000-0000-0000-000000000000'))
