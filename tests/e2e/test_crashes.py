@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from hookpost.storage.postgres.embedded import bin_dir, find_running
-from hookpost.worker import SETTLE_ROWS
+from hookpost.worker import UNSETTLED_MAX
 from tests.e2e.harness import ADMIN_KEY, WAIT_S, Hookpost, Load, Receiver, fresh_folder, receiver, running
 from tests.e2e.ports import free_port
 from tests.patience import until_tomorrow_s
@@ -62,6 +62,25 @@ def duplicates(ledger: Receiver) -> int:
     return sum(count - 1 for count in ledger.counts.values())
 
 
+async def delivered_attempts(server: Hookpost, events: set[str]) -> dict[str, tuple[int, bool]]:
+    """Of each event how often it is recorded as delivered, and whether each time as a possible duplicate; once all are."""
+    dsn = find_running(server.folder)
+    assert dsn is not None
+    operator = await asyncpg.connect(dsn)
+    try:
+        while True:
+            rows = await operator.fetch(
+                "select 'evt_' || replace(event_id::text, '-', '') as event, count(*)::int as count,"
+                " bool_and(possible_duplicate) as repeat from attempts where outcome = 'delivered' group by 1"
+            )
+            found = {row["event"]: (row["count"], row["repeat"]) for row in rows if row["event"] in events}
+            if found.keys() == events:
+                return found
+            await asyncio.sleep(0.05)
+    finally:
+        await operator.close()
+
+
 def alive(pid: int) -> bool:
     """A dead process that nobody has collected yet counts as dead."""
     try:
@@ -89,8 +108,14 @@ async def test_f2_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_
             await load.until(SOME)
         await ledger.until_all(load.accepted)
         check(load, ledger)
-        # What repeats is what was sent and not yet settled: in flight, or answered since the last settle was begun.
-        assert duplicates(ledger) <= 3 * (64 + SETTLE_ROWS)
+        # What repeats is what was sent and not yet settled: each event is recorded as delivered once, and where it arrived
+        # more than once the attempt that is recorded says that it may be a repeat. Beyond UNSETTLED_MAX nothing is sent.
+        recorded = await delivered_attempts(server, load.accepted)
+        assert recorded.keys() == load.accepted
+        assert {count for count, _ in recorded.values()} == {1}
+        repeated = {event_id for (_, event_id), count in ledger.counts.items() if count > 1}
+        assert all(recorded[event_id][1] for event_id in repeated)
+        assert duplicates(ledger) <= 3 * (64 + UNSETTLED_MAX)
         marked = await server.call("GET", "/v1/deliveries?limit=500", expect=200)
         assert {attempt["outcome"] for attempt in marked["data"]} == {"delivered"}
 
