@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 from standardwebhooks import Webhook
+
+from hookpost.storage.postgres.embedded import find_running
 
 # Against a hang alone: a machine that is slow and has other things to do must not fail a test.
 WAIT_S = 300.0
@@ -476,6 +479,18 @@ async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, st
     else:
         body = await reader.read()
     return int(head[0].split(" ")[1]), headers, body
+
+
+@contextlib.asynccontextmanager
+async def database(server: Hookpost) -> AsyncIterator[Any]:
+    """A connection to look behind it with."""
+    dsn = find_running(server.folder)
+    assert dsn is not None
+    operator = await asyncpg.connect(dsn)
+    try:
+        yield operator
+    finally:
+        await operator.close()
 
 
 class Load:

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from hookpost.storage.postgres.embedded import bin_dir, find_running
 from hookpost.worker import UNSETTLED_MAX
-from tests.e2e.harness import ADMIN_KEY, WAIT_S, Hookpost, Load, Receiver, fresh_folder, receiver, running
+from tests.e2e.harness import ADMIN_KEY, WAIT_S, Hookpost, Load, Receiver, database, fresh_folder, receiver, running
 from tests.e2e.ports import free_port
 from tests.patience import until_tomorrow_s
 
@@ -64,10 +64,7 @@ def duplicates(ledger: Receiver) -> int:
 
 async def delivered_attempts(server: Hookpost, events: set[str]) -> dict[str, tuple[int, bool]]:
     """Of each event how often it is recorded as delivered, and whether each time as a possible duplicate; once all are."""
-    dsn = find_running(server.folder)
-    assert dsn is not None
-    operator = await asyncpg.connect(dsn)
-    try:
+    async with database(server) as operator, asyncio.timeout(WAIT_S):
         while True:
             rows = await operator.fetch(
                 "select 'evt_' || replace(event_id::text, '-', '') as event, count(*)::int as count,"
@@ -76,9 +73,7 @@ async def delivered_attempts(server: Hookpost, events: set[str]) -> dict[str, tu
             found = {row["event"]: (row["count"], row["repeat"]) for row in rows if row["event"] in events}
             if found.keys() == events:
                 return found
-            await asyncio.sleep(0.05)
-    finally:
-        await operator.close()
+            await asyncio.sleep(0.05)  # the last ones have arrived and may not be settled yet
 
 
 def alive(pid: int) -> bool:
@@ -111,7 +106,6 @@ async def test_f2_a_worker_killed_in_the_middle_loses_nothing_and_only_requests_
         # What repeats is what was sent and not yet settled: each event is recorded as delivered once, and where it arrived
         # more than once the attempt that is recorded says that it may be a repeat. Beyond UNSETTLED_MAX nothing is sent.
         recorded = await delivered_attempts(server, load.accepted)
-        assert recorded.keys() == load.accepted
         assert {count for count, _ in recorded.values()} == {1}
         repeated = {event_id for (_, event_id), count in ledger.counts.items() if count > 1}
         assert all(recorded[event_id][1] for event_id in repeated)
@@ -184,10 +178,7 @@ async def test_postgresql_restarted_in_order_in_the_middle_loses_nothing(server:
 async def test_f10_a_dump_held_open_under_load_slows_nothing_down_to_a_stop(server: Hookpost) -> None:
     async with receiver() as ledger:
         await subscribe(server, ledger)
-        dsn = find_running(server.folder)
-        assert dsn is not None
-        dump = await asyncpg.connect(dsn)
-        try:
+        async with database(server) as dump:
             transaction = dump.transaction(isolation="repeatable_read", readonly=True)
             await transaction.start()
             seen = await dump.fetchval("select count(*) from events")
@@ -201,8 +192,6 @@ async def test_f10_a_dump_held_open_under_load_slows_nothing_down_to_a_stop(serv
                 "select relname, n_tup_upd from pg_stat_user_tables where relname ~ '^(events|attempts|progress)_'"
             )
             assert updated and all(row["n_tup_upd"] == 0 for row in updated)
-        finally:
-            await dump.close()
 
 
 async def test_a_real_dump_runs_beside_the_load(server: Hookpost) -> None:
@@ -262,10 +251,7 @@ async def test_f29_midnight_passes_under_load() -> None:
     await asyncio.sleep(until_tomorrow_s())
     async with running() as server, receiver() as ledger:
         await subscribe(server, ledger)
-        dsn = find_running(server.folder)
-        assert dsn is not None
-        operator = await asyncpg.connect(dsn)
-        try:
+        async with database(server) as operator:
             async with Load(server) as load:
                 await load.until(SOME)
                 await operator.execute(
@@ -287,8 +273,6 @@ async def test_f29_midnight_passes_under_load() -> None:
             async with asyncio.timeout(WAIT_S):
                 while await operator.fetchval("select count(distinct event_id) from attempts") < len(load.accepted):
                     await asyncio.sleep(0.02)
-        finally:
-            await operator.close()
 
 
 async def test_kill_9_of_the_whole_server_then_the_next_start_adopts_the_database_and_goes_on() -> None:
@@ -349,8 +333,7 @@ async def test_f3_f30_a_worker_stopped_for_longer_than_its_lease_writes_nothing_
         await subscribe(server, ledger)
         for name in ("worker-1", "worker-2"):
             await server.until_line(rf"{name}\s+shards_acquired")
-        operator = await asyncpg.connect(find_running(server.folder))
-        try:
+        async with database(server) as operator:
             async with Load(server) as load:
                 await load.until(SOME)
                 await stop_an_owner(server, operator)
@@ -367,8 +350,6 @@ async def test_f3_f30_a_worker_stopped_for_longer_than_its_lease_writes_nothing_
                 " having count(*) > 1) a"
             )
             assert twice == 0
-        finally:
-            await operator.close()
 
 
 async def test_i23_sigterm_finishes_what_is_in_flight_and_leaves_nothing_that_could_repeat() -> None:

@@ -8,11 +8,9 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
-import asyncpg
 import pytest
 
-from hookpost.storage.postgres.embedded import find_running
-from tests.e2e.harness import ADMIN_KEY, Hookpost, Load, Receiver, command, receiver, running
+from tests.e2e.harness import ADMIN_KEY, Hookpost, Load, Receiver, command, database, receiver, running
 
 pytestmark = pytest.mark.process
 
@@ -32,14 +30,9 @@ class Place:
 
     async def homes(self) -> list[int]:
         """The shards where the tenant is at home, the one of its ordered endpoints first."""
-        dsn = find_running(self.server.folder)
-        assert dsn is not None
-        operator = await asyncpg.connect(dsn)
-        try:
+        async with database(self.server) as operator:
             homes: list[int] = await operator.fetchval("select home_shards from tenants where name = 'hot'")
-            return homes
-        finally:
-            await operator.close()
+        return homes
 
     async def until_moved(self) -> None:
         await self.server.polled(self.path, lambda tenant: not tenant["moving"], key=ADMIN_KEY)

@@ -11,14 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import asyncpg
 import pytest
 import pytest_asyncio
 
 from hookpost.model import parse_id
-from hookpost.storage.postgres.embedded import find_running
 from hookpost.worker import SETTLE_ROWS
-from tests.e2e.harness import ADMIN_KEY, Arrival, Hookpost, Load, Receiver, answer, receiver, running
+from tests.e2e.harness import ADMIN_KEY, Arrival, Hookpost, Load, Receiver, answer, database, receiver, running
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
 
@@ -82,17 +80,6 @@ async def health(server: Hookpost, endpoint: dict[str, Any], *wanted: str) -> di
     """The endpoint's health once its breaker is in one of these states."""
     found = await server.polled(path_of(endpoint), lambda shown: shown["health"]["state"] in wanted)
     return dict(found["health"])
-
-
-@contextlib.asynccontextmanager
-async def database(server: Hookpost) -> AsyncIterator[Any]:
-    dsn = find_running(server.folder)
-    assert dsn is not None
-    operator = await asyncpg.connect(dsn)
-    try:
-        yield operator
-    finally:
-        await operator.close()
 
 
 # ---- rate limits ----------------------------------------------------------------------------------------------------

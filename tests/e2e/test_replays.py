@@ -6,11 +6,9 @@ import asyncio
 import json
 from typing import Any
 
-import asyncpg
 import pytest
 
-from hookpost.storage.postgres.embedded import find_running
-from tests.e2e.harness import Arrival, Hookpost, Receiver, accept, answer, command, receiver, running
+from tests.e2e.harness import Arrival, Hookpost, Receiver, accept, answer, command, database, receiver, running
 
 pytestmark = pytest.mark.process
 
@@ -43,13 +41,8 @@ async def ended(server: Hookpost, replay_id: str) -> dict[str, Any]:
 
 async def journal_rows_of_replays(server: Hookpost) -> list[int]:
     """How many each event has."""
-    dsn = find_running(server.folder)
-    assert dsn is not None
-    connection = await asyncpg.connect(dsn)
-    try:
-        rows = await connection.fetch("select count(*) from events where kind = 1 group by event_id")
-    finally:
-        await connection.close()
+    async with database(server) as operator:
+        rows = await operator.fetch("select count(*) from events where kind = 1 group by event_id")
     return [row["count"] for row in rows]
 
 

@@ -126,10 +126,10 @@ async def _maintain(dsn: str, folder: Path, over: threading.Event, rounds: list[
 
 async def _count(store: PostgresStore) -> None:
     """All there is; while the worker's own builder has its turn there is some more."""
-    step = left = None
-    while step is None or left is not None:
-        step = await store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE, left=left)
+    step = None
+    while step is None or step.left is not None:
         left = None if step is None else step.left
+        step = await store.roll_up(settles_max=SETTLES_AT_ONCE, events_max=EVENTS_AT_ONCE, left=left)
 
 
 async def _move(store: PostgresStore, objects: ObjectStore) -> None:

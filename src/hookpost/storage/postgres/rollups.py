@@ -8,7 +8,7 @@ that counts is enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -40,15 +40,14 @@ class RollupQueries:
                 return None
             if left is None:
                 left = await _to_count(connection, moment)
-            settles, events = left.settles[:SHARDS_AT_ONCE], left.events[:SHARDS_AT_ONCE]
             # Not where the step before has come to: another node may have counted meanwhile.
-            marks = await _marks(connection, {shard for shard, _ in (*settles, *events)})
-            settles = _first(settles, {shard: mark.settle_no for shard, mark in marks.items()}, settles_max)
-            events = _first(events, {shard: mark.seq for shard, mark in marks.items()}, events_max)
+            marks = await _marks(connection, (*left.settles[:SHARDS_AT_ONCE], *left.events[:SHARDS_AT_ONCE]))
+            settles, settles_left = _split(left.settles, {s: mark.settle_no for s, mark in marks.items()}, settles_max)
+            events, events_left = _split(left.events, {s: mark.seq for s, mark in marks.items()}, events_max)
             attempts, rows = await _roll_up(connection, settles, marks)
             accepted = await _count_accepted(connection, events, marks)
-            left = replace(left, settles=_rest(left.settles, settles), events=_rest(left.events, events))
-            if left.settles or left.events:
+            if settles_left or events_left:
+                left = replace(left, settles=settles_left, events=events_left)
                 return RolledUp(attempts, accepted, rows, left)
             await connection.execute(SQL["complete"], left.moment)
             return RolledUp(attempts, accepted, rows, None)
@@ -114,33 +113,28 @@ async def _to_count(connection: Any, moment: float) -> ToCount:
     return ToCount(moment, settles, events)
 
 
-async def _marks(connection: Any, shards: Iterable[int]) -> dict[int, _Mark]:
-    rows = await connection.fetch(SQL["marks"], list(shards))
+async def _marks(connection: Any, spans: _Spans) -> dict[int, _Mark]:
+    rows = await connection.fetch(SQL["marks"], list({shard for shard, _ in spans}))
     return {row["shard"]: _Mark(row["settle_no"], row["seq"], row["day"]) for row in rows}
 
 
-def _first(spans: _Spans, marks: Mapping[int, int], most: int) -> _Spans:
-    """As many of them as hold so much behind the marks, the last one in part.
+def _split(spans: _Spans, marks: Mapping[int, int], most: int) -> tuple[_Spans, _Spans]:
+    """As many of them as hold so much behind the marks, the last one in part; and what is left.
 
     Shards one after the other and not all alike: a tenant is at home in one or some of them, so what is counted
     together is of fewer tenants and endpoints, whose rows are written once for more of it.
     """
     found: list[tuple[int, int]] = []
-    for shard, up_to in spans:
-        if most <= 0:
-            break
-        part = min(max(0, up_to - marks[shard]), most)
-        found.append((shard, marks[shard] + part))
-        most -= part
-    return tuple(found)
-
-
-def _rest(spans: _Spans, counted: _Spans) -> _Spans:
-    """What is behind that: the last one of what was counted may have been counted in part."""
-    rest = spans[len(counted) :]
-    if counted and counted[-1][1] < spans[len(counted) - 1][1]:
-        rest = (spans[len(counted) - 1], *rest)
-    return rest
+    for place, (shard, up_to) in enumerate(spans):
+        if not most or place == SHARDS_AT_ONCE:
+            return tuple(found), spans[place:]
+        part = min(up_to - marks[shard], most)
+        if part > 0:
+            found.append((shard, marks[shard] + part))
+            most -= part
+        if marks[shard] + part < up_to:
+            return tuple(found), spans[place:]
+    return tuple(found), ()
 
 
 async def _roll_up(connection: Any, spans: _Spans, marks: Mapping[int, _Mark]) -> tuple[int, int]:

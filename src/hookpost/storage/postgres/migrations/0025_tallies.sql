@@ -33,6 +33,12 @@ $$
     ) t
 $$;
 
+-- So few of them that to add them up costs more than to keep them stay as they are.
+create function hookpost_tallied(p_tallies rollup_tally[]) returns rollup_tally[] immutable parallel safe language sql as
+$$
+    select case when cardinality(p_tallies) <= 32 then p_tallies else hookpost_add_up(p_tallies) end
+$$;
+
 -- The key begins with time, so what is written lies together, however many endpoints there are.
 create table rollup_tallies (
     grain       int not null check (grain in (60, 1800, 3600, 21600, 86400)),

@@ -84,13 +84,9 @@ with tries as materialized (
     from placed group by 1, 2, 3, 4
 ), rolled as (
     insert into rollup_tallies as r (grain, bucket, tenant_id, endpoint_id, failed, tallies)
-    select grain, bucket, tenant_id, endpoint_id, failed,
-           case when cardinality(tallies) <= 32 then tallies else hookpost_add_up(tallies) end
-    from keyed order by 1, 2, 3, 4
+    select grain, bucket, tenant_id, endpoint_id, failed, hookpost_tallied(tallies) from keyed order by 1, 2, 3, 4
     on conflict (grain, bucket, tenant_id, endpoint_id) do update
-        set failed = r.failed + excluded.failed,
-            tallies = case when cardinality(r.tallies) + cardinality(excluded.tallies) <= 32
-                      then r.tallies || excluded.tallies else hookpost_add_up(r.tallies || excluded.tallies) end
+        set failed = r.failed + excluded.failed, tallies = hookpost_tallied(r.tallies || excluded.tallies)
 ), metered as (
     insert into metering as m (
         day, tenant_id, attempts, delivered, dead, total_ms, request_bytes, response_bytes, retries, retries_ms,
@@ -119,7 +115,7 @@ with tries as materialized (
             rate_limited_response_bytes = m.rate_limited_response_bytes + excluded.rate_limited_response_bytes
 ), marked as (
     insert into rollup_progress as k (shard, settle_no) select * from unnest($7::int[], $8::bigint[])
-    on conflict (shard) do update set settle_no = greatest(k.settle_no, excluded.settle_no)
+    on conflict (shard) do update set settle_no = excluded.settle_no
 )
 select count(*) as attempts, (select count(*) from keyed) as rows from tries
 
@@ -142,7 +138,7 @@ with fresh as materialized (
     insert into rollup_progress as k (shard, seq, day)
     select s.shard, s.up_to, coalesce((select max(f.day) from fresh f where f.shard = s.shard), s.day)
     from unnest($1::int[], $3::bigint[], $4::date[]) s (shard, up_to, day)
-    on conflict (shard) do update set seq = greatest(k.seq, excluded.seq), day = greatest(k.day, excluded.day)
+    on conflict (shard) do update set seq = excluded.seq, day = excluded.day
 )
 select count(*) from fresh
 
@@ -197,9 +193,7 @@ with fine as materialized (
     from counted group by 1, 2
 ), built as (
     insert into rollup_tallies as r (grain, bucket, tenant_id, endpoint_id, failed, tallies)
-    select $2::int, $3::timestamptz, tenant_id, endpoint_id, failed,
-           case when cardinality(tallies) <= 32 then tallies else hookpost_add_up(tallies) end
-    from keyed order by 3, 4
+    select $2::int, $3::timestamptz, tenant_id, endpoint_id, failed, hookpost_tallied(tallies) from keyed order by 3, 4
     on conflict (grain, bucket, tenant_id, endpoint_id) do update
         set failed = excluded.failed, tallies = excluded.tallies
 )
