@@ -135,6 +135,16 @@ def test_the_first_start_makes_a_database_that_keeps_its_promises(data_dir: Path
         assert find_running(data_dir) == dsn
 
 
+def test_a_new_segment_of_the_log_is_not_filled_before_it_is_used(data_dir: Path) -> None:
+    """Filling one takes 60 ms and more, in which nothing can be committed."""
+    with started(data_dir) as (_, dsn):
+        sql(dsn, "SELECT pg_switch_wal()")
+        sql(dsn, "CREATE TABLE written AS SELECT 42 AS value")
+        newest = max((data_dir / "postgres" / "pg_wal").glob("[0-9A-F]" * 24)).stat()
+        assert newest.st_size == 16 * 1024 * 1024
+        assert newest.st_blocks * 512 < newest.st_size / 2
+
+
 def test_stop_really_stops_and_the_next_start_keeps_the_data(data_dir: Path) -> None:
     with started(data_dir) as (postgres, dsn):
         sql(dsn, "CREATE TABLE kept AS SELECT 42 AS value")
