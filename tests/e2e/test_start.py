@@ -137,6 +137,17 @@ async def test_a_database_that_may_lose_commits_is_refused_unless_a_setting_says
         await ledger.until_all({await server.post()})
 
 
+async def test_the_doctor_tells_what_makes_all_commits_wait(empty: str) -> None:
+    admin = await asyncpg.connect(empty)
+    name = await admin.fetchval("select current_database()")
+    await admin.execute(f"alter database {name} set wal_init_zero = on")
+    await admin.close()
+    doctor = await command("doctor", database_url=empty)
+    assert re.search(
+        r"^ok +write-ahead log: wal_init_zero is on: a pause of .*; set it to off", doctor.out, re.MULTILINE
+    )
+
+
 async def test_a_schema_newer_than_the_code_is_refused_and_left_alone(database: str, sql: Any) -> None:
     await sql.execute("update alembic_version set version_num = '9999'")
     for ended in await every(*SERVERS, database_url=database):
@@ -476,6 +487,9 @@ async def test_the_commands_work_on_a_running_server(place: Path) -> None:
             r"^ok +embedded PostgreSQL: running, at postgresql://\S+; its programs are in /", doctor.out, re.MULTILINE
         )
         assert re.search(r"^ok +schema: revision \d+", doctor.out, re.MULTILINE), doctor.out
+        assert re.search(
+            r"^ok +write-ahead log: wal_init_zero is off: it grows without a pause$", doctor.out, re.MULTILINE
+        )
         assert doctor.code == (1 if "BAD" in doctor.out else 0)
 
         acme = await done("tenants", "create", "acme", **admin)
