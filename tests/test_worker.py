@@ -341,6 +341,25 @@ async def test_shards_whose_claim_was_not_answered_are_freed_and_claimed_anew(mo
         assert set(store.fences.values()) == {2}
 
 
+async def test_a_shard_that_it_still_holds_and_claims_anew_is_lost_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lease ran out between its look at who owns what and its claim of what is free: by the database's clock, which
+    was set forward, or as the worker was frozen. It was given its own shards, and ended."""
+    store = Leases(Clock())
+    async with working(store, monkeypatch) as node_id:
+        store.before_renewal = asyncio.Event()
+        store.owners[max(SHARDS)] = uuid7()  # and whoever that is has died
+        store.slow_loop = "survey"
+        store.look.set()
+        await asyncio.wait_for(store.looked.wait(), PATIENCE_S)
+        store.expires[node_id] = 0.0
+        store.answer.set()
+        await store.until(lambda: store.fences[min(SHARDS)] == 2)
+        store.before_renewal.set()
+        store.reading = set()
+        await store.until(lambda: store.reading == SHARDS)
+        assert set(store.owners.values()) == {node_id}
+
+
 async def test_many_shards_are_taken_over_in_a_few_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TAKEOVERS_AT_ONCE", 3)
     store = Leases(Clock())

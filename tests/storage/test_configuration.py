@@ -123,6 +123,17 @@ async def check_told(store: Store, change: Change) -> None:
     assert await store.changed_endpoints([tenant], since + 1e6) == {}
 
 
+async def test_what_has_changed_back_is_news_to_who_loaded_it_meanwhile(driver: Driver) -> None:
+    store = await driver.open()
+    tenant = await new_tenant(store)
+    endpoint = await new_endpoint(store, tenant)
+    before = await store.changed_endpoints([tenant], 0.0)
+    await store.update_endpoint(tenant, endpoint, {"status": "paused"})
+    await load(store, endpoint)
+    await store.update_endpoint(tenant, endpoint, {"status": "enabled"})
+    assert (await store.changed_endpoints([tenant], 0.0))[endpoint] > before[endpoint]
+
+
 async def test_how_an_endpoint_is_doing_is_no_change_of_it(driver: Driver) -> None:
     store = await driver.open()
     tenant = await new_tenant(store)

@@ -243,7 +243,10 @@ class WorkerTables:
 
     async def load_endpoints(self, endpoint_ids: Collection[UUID]) -> list[Endpoint]:
         await self._pause()
-        return [self._loaded(endpoint_id) for endpoint_id in endpoint_ids if endpoint_id in self._db.endpoints]
+        known = [endpoint_id for endpoint_id in endpoint_ids if endpoint_id in self._db.endpoints]
+        for endpoint_id in known:
+            self._changed(endpoint_id)
+        return [self._loaded(endpoint_id) for endpoint_id in known]
 
     def _loaded(self, endpoint_id: UUID) -> Endpoint:
         row, now = self._db.endpoints[endpoint_id], self._db.now()
@@ -277,15 +280,18 @@ class WorkerTables:
         return {t: row["changed_at"] for t, row in self._db.tenants.items() if row["changed_at"] > behind}, now
 
     async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
-        """What has changed is seen when it is looked for, and counts from then on: no earlier than it was."""
         await self._pause()
-        changed = {}
-        for endpoint_id in (each for tenant_id in tenant_ids for each in self._db.by_tenant.get(tenant_id, ())):
-            shown = replace(self._loaded(endpoint_id), health=HEALTHY)
-            if self._db.shown.get(endpoint_id, (None, 0.0))[0] != shown:
-                self._db.shown[endpoint_id] = shown, self._db.now()
-            changed[endpoint_id] = self._db.shown[endpoint_id][1]
+        endpoints = (each for tenant_id in tenant_ids for each in self._db.by_tenant.get(tenant_id, ()))
+        changed = {each: self._changed(each) for each in endpoints}
         return {each: moment for each, moment in changed.items() if moment > since - CHANGES_OVERLAP_S}
+
+    def _changed(self, endpoint_id: UUID) -> float:
+        """When it last did. That is seen when it is looked for, and counts from then on: no earlier than it was. And when it
+        is loaded: what has changed back before anybody looked is news to whoever loaded it meanwhile."""
+        shown = replace(self._loaded(endpoint_id), health=HEALTHY)
+        if self._db.shown.get(endpoint_id, (None, 0.0))[0] != shown:
+            self._db.shown[endpoint_id] = shown, self._db.now()
+        return self._db.shown[endpoint_id][1]
 
     async def hold_endpoint(self, endpoint_id: UUID, until: float) -> None:
         await self._pause()
