@@ -582,6 +582,51 @@ async def test_of_a_tenant_that_has_changed_only_the_endpoints_that_have_are_loa
         assert store.loads == ["tenants"]
 
 
+class Dated(Leases):
+    """Answers with what has changed since then, by a clock of its own, as a database does; when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(Clock())
+        self.back_s = 0.0
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.waiting = asyncio.Event()
+
+    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+        self.waiting.set()
+        await self.answering.wait()
+        changed, now = await super().changed_tenants(since)
+        return {tenant: at for tenant, at in changed.items() if at > since - 10.0}, now - self.back_s
+
+    async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
+        changed = await super().changed_endpoints(tenant_ids, since)
+        return {endpoint: at for endpoint, at in changed.items() if at > since - 10.0}
+
+
+async def test_f29_what_was_changed_after_the_databases_clock_was_set_back_is_heard_by_who_looks_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a failover to a machine whose clock is behind. The change bore an earlier time than the look before it, by
+    more than looks overlap, and was never heard of: a paused endpoint that was resumed rested until the next change."""
+    store = Dated()
+    async with working(store, monkeypatch):
+        store.rows = {0: [structs.replace(row(0, 1), owed=[E1])]}
+        await store.until(lambda: store.loads == ["tenants", "endpoints"])
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 2)
+        store.loads.clear()
+        store.answering.clear()
+        store.waiting.clear()
+        await asyncio.wait_for(store.waiting.wait(), PATIENCE_S)
+        store.back_s = 20.0
+        store.changes = {TENANT: store.clock.time - 19.0}
+        store.endpoint_changes = {E1: store.clock.time - 19.0}
+        store.clock.time += 15.0
+        store.answering.set()
+        await store.until(lambda: sorted(store.loads) == ["endpoints", "tenants"])
+        assert store.loaded == [E1]
+
+
 async def test_what_is_missing_is_loaded_at_once_and_what_has_changed_looked_for_in_its_turn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -83,6 +83,9 @@ TAKEOVERS_AT_ONCE = 100
 HAND_OVER_S = 0.05
 # How often configuration changes are looked for.
 CONFIG_S = 0.5
+# A database's clock that shows so much less than it should was set back. Changes bear its times: what was changed since
+# may be older than the last look for changes, and older than what that look saw.
+SET_BACK_S = 1.0
 CONFIG_BATCH = 1_000
 # Endpoints' health is written down at most so often, so many of them at a time: one that fails changes it with every
 # attempt, and only people and a later owner read it.
@@ -193,7 +196,7 @@ class Worker:
         self._egress_down_since: float | None = None
         # Held from loading configuration to handing it over: what was loaded later is not overwritten by older.
         self._configuring = asyncio.Lock()
-        self._configured_at = 0.0
+        self._configured_at = self._looked_at = 0.0
         self._idle = asyncio.Event()
         self._gaps: set[int] = set()
         # Shards of others that this worker was told of, and that are to be rung for.
@@ -240,6 +243,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         await self._persist(self._register)
         self._configured_at = self._health_heard_to = self._clock.now()
+        self._looked_at = self._clock.monotonic()
         await self._persist(self._heed_pause)
         telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
         async with asyncio.TaskGroup() as tasks:
@@ -974,14 +978,20 @@ class Worker:
     async def _refresh(self) -> None:
         """Take over what was changed since the last look."""
         async with self._configuring:
+            sent, before = self._clock.monotonic(), self._looked_at
             changed, now = await self._store.changed_tenants(self._configured_at)
+            # When the last look was, by the clock that the database has now.
+            looked_at = now - (self._clock.monotonic() - before)
+            if looked_at < self._configured_at - SET_BACK_S:
+                self._configured_at = looked_at
+                changed, now = await self._store.changed_tenants(looked_at)
             known = self._engine.known_tenants
             if tenants := {t for t, at in changed.items() if t in known and self._refreshed.get(t) != at}:
                 endpoints = await self._store.changed_endpoints(tenants, self._configured_at)
                 fresh = [e for e, at in endpoints.items() if self._refreshed.get(e) != at]
                 await self._reload(tenants, self._engine.known_among(fresh))
                 changed.update(endpoints)
-            self._refreshed, self._configured_at = changed, now
+            self._refreshed, self._configured_at, self._looked_at = changed, now, sent
 
     async def _reload(self, tenant_ids: Collection[UUID], endpoint_ids: Sequence[UUID]) -> None:
         self._engine.configure(await self._store.load_tenants(tenant_ids), (), now=self._clock.now())

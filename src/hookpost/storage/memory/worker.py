@@ -286,8 +286,8 @@ class WorkerTables:
         return {each: moment for each, moment in changed.items() if moment > since - CHANGES_OVERLAP_S}
 
     def _changed(self, endpoint_id: UUID) -> float:
-        """When it last did: seen, and from then on, when somebody looks, so no earlier than it was; or loads it, as what
-        has changed back before anybody looks is news to whoever has loaded it meanwhile."""
+        """When it last did: seen when somebody looks, so no earlier than it was; or loads it, as what has changed back
+        before anybody looks is news to whoever has loaded it meanwhile."""
         shown = replace(self._loaded(endpoint_id), health=HEALTHY)
         if self._db.shown.get(endpoint_id, (None, 0.0))[0] != shown:
             self._db.shown[endpoint_id] = shown, self._db.now()
