@@ -978,10 +978,10 @@ class Worker:
     async def _refresh(self) -> None:
         """Take over what was changed since the last look."""
         async with self._configuring:
-            sent, before = self._clock.monotonic(), self._looked_at
+            sent = self._clock.monotonic()
             changed, now = await self._store.changed_tenants(self._configured_at)
             # When the last look was, by the clock that the database has now.
-            looked_at = now - (self._clock.monotonic() - before)
+            looked_at = now - (self._clock.monotonic() - self._looked_at)
             if looked_at < self._configured_at - SET_BACK_S:
                 self._configured_at = looked_at
                 changed, now = await self._store.changed_tenants(looked_at)

@@ -108,8 +108,8 @@ min_wal_size = 256MB
 checkpoint_timeout = 15min
 checkpoint_completion_target = 0.9
 {compression}
-# While a new segment of 16 MB is filled with zeros nobody commits: 60 ms, in each half second of a new database or of
-# the first load after a quiet night. Checkpoints keep segments that have been used, and those need none of it.
+# While a new segment of 16 MB is filled with zeros nobody commits: 60 ms, each half second of a flood into a new
+# database or behind a quiet night. Checkpoints keep segments that have been used, and those need none of it.
 wal_init_zero = off
 autovacuum_naptime = 15s
 autovacuum_vacuum_scale_factor = 0.05
