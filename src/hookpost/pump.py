@@ -331,19 +331,16 @@ class Pump:
         self, partition: int, fence: int, events: Sequence[_Event], end: int, reached_at: float
     ) -> PumpBatch:
         """A batch of these events as they are owed by the configuration of now. Events of a deleted tenant are gone."""
+        known = await self._routes_of(events)
         kept: list[NewEvent] = []
         homes: list[int] = []
         accepted: list[float] = []
-        versions: dict[UUID, int] = {}
         left: set[UUID] = set()
         for each in events:
             tenant_id = each.event.tenant_id
-            routes = self._routes.get(tenant_id)
-            if routes is None or routes.routes.config_version < each.version:
-                routes = await self._load(tenant_id)
+            routes = known.get(tenant_id)
             if routes is None:
                 continue
-            versions[tenant_id] = routes.routes.config_version
             event, home = each.event, partition
             if each.version != routes.routes.config_version:
                 event, home = _matched_anew(each, routes, partition)
@@ -361,9 +358,25 @@ class Pump:
             kept,
             homes,
             accepted,
-            versions,
+            {tenant_id: routes.routes.config_version for tenant_id, routes in known.items()},
             frozenset(left),
         )
+
+    async def _routes_of(self, events: Sequence[_Event]) -> dict[UUID, Routes]:
+        """The routes of the events' tenants, each tenant's at one version for all of its events: what other partitions
+        load meanwhile is not mixed in, as the store checks one version for all."""
+        newest: dict[UUID, int] = {}
+        for each in events:
+            tenant_id = each.event.tenant_id
+            newest[tenant_id] = max(newest.get(tenant_id, 0), each.version)
+        found: dict[UUID, Routes] = {}
+        for tenant_id, version in newest.items():
+            routes = self._routes.get(tenant_id)
+            if routes is None or routes.routes.config_version < version:
+                routes = await self._load(tenant_id)
+            if routes is not None:
+                found[tenant_id] = routes
+        return found
 
     async def _load(self, tenant_id: UUID) -> Routes | None:
         self._routes.pop(tenant_id, None)
