@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import wraps
 from random import Random
 from typing import Any, cast
@@ -53,6 +54,10 @@ class ScriptedStore:
         self.shards = tuple(shards)
         self.version = 1
         self.endpoints: list[EndpointFilter] = [EndpointFilter(uuid7(), ("*",), 64)]
+        # The versions in which endpoints changed and went, where that was not before the first.
+        self.routed_in: dict[UUID, int] = {}
+        self.gone_in: dict[UUID, int] = {}
+        self.endpoints_loaded = 0
         self.exists = True
         self.limit: float | None = None
         self.told: dict[UUID, dict[UUID, float]] = {}
@@ -101,10 +106,13 @@ class ScriptedStore:
             placed(place_in(each))
         return [Appended(Verdict.NEW, event.event_id, len(event.owed)) for event in events]
 
-    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+    async def load_routes(self, tenant_id: UUID, *, since: int | None = None) -> TenantRoutes | None:
         self.loads += 1
         homes = self.homes.get(tenant_id, self.shards)
-        routes = TenantRoutes(tenant_id, self.version, homes, 512, tuple(self.endpoints), self.limit)
+        told = tuple(e for e in self.endpoints if since is None or self.routed_in.get(e.endpoint_id, 0) >= since)
+        gone = frozenset(() if since is None else (e for e, version in self.gone_in.items() if version >= since))
+        self.endpoints_loaded += len(told)
+        routes = TenantRoutes(tenant_id, self.version, homes, 512, told, self.limit, since=since, gone=gone)
         exists = self.exists
         await self.loading.wait()
         return routes if exists else None
@@ -129,10 +137,21 @@ class ScriptedStore:
         self.limit = limit
         self.version += 1
 
+    def change_filter(self, endpoint: EndpointFilter, events: tuple[str, ...]) -> None:
+        self.endpoints[self.endpoints.index(endpoint)] = replace(endpoint, events=events)
+        self.version += 1
+        self.routed_in[endpoint.endpoint_id] = self.version
+
+    def delete_endpoint(self, endpoint_id: UUID) -> None:
+        self.endpoints = [each for each in self.endpoints if each.endpoint_id != endpoint_id]
+        self.version += 1
+        self.gone_in[endpoint_id] = self.version
+
     def add_endpoint(self) -> UUID:
         endpoint = EndpointFilter(uuid7(), ("*",), 64)
         self.endpoints.append(endpoint)
         self.version += 1
+        self.routed_in[endpoint.endpoint_id] = self.version
         return endpoint.endpoint_id
 
 
@@ -546,6 +565,61 @@ async def test_a_stale_match_is_made_anew() -> None:
     assert ingest.queued == (0, 0)
 
 
+@pytest.mark.parametrize("heard", ["by an append", "by a look"])
+async def test_of_the_endpoints_only_those_that_changed_are_loaded_again(heard: str) -> None:
+    store = ScriptedStore()
+    store.endpoints = [EndpointFilter(uuid7(), ("*",), 64) for _ in range(100)]
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    for loaded in (101, 102, 102):
+        if loaded == 101:
+            new = store.add_endpoint()
+        elif store.endpoints[0].events == ("*",):
+            store.change_filter(store.endpoints[0], ("other",))
+        else:
+            store.delete_endpoint(new)
+        if heard == "by a look":
+            await ingest.look()
+        [answer] = await ingest.submit(store.tenant, submissions(1))
+        assert isinstance(answer, Appended)
+        assert set(store.stored[-1].owed) == {e.endpoint_id for e in store.endpoints if e.events == ("*",)}
+        # Those of the version that is known may be told once more.
+        assert store.endpoints_loaded <= loaded + 2
+    assert store.endpoints_loaded > 101
+
+
+async def test_all_endpoints_are_loaded_again_where_home_shards_changed() -> None:
+    store = ScriptedStore()
+    store.endpoints = [EndpointFilter(uuid7(), ("*",), 2) for _ in range(10)]
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    store.shards = (0, 1, 2)
+    store.version += 1
+    for _ in range(8):
+        await ingest.submit(store.tenant, submissions(1))
+    # A cap of two cannot be divided among three.
+    assert {shard for shard, _ in store.calls} == {0}
+    assert store.endpoints_loaded == 20
+
+
+async def test_what_was_matched_before_a_change_is_matched_anew_behind_it() -> None:
+    """Its routes are changed in place, and still say that they are old."""
+    store = ScriptedStore()
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    store.open.clear()
+    tasks = await posted(ingest, store, 2)
+    await spin(lambda: len(store.calls) == 2)
+    waiting = await posted(ingest, store, 2)
+    new = store.add_endpoint()
+    [refused] = await ingest.submit(store.tenant, submissions(1, targets=(uuid7(),)))  # it has routes loaded
+    assert isinstance(refused, UnknownEndpoint)
+    store.open.set()
+    await asyncio.gather(*tasks, *waiting)
+    assert all(new in each.owed for each in store.stored[1:])
+    assert len(store.stored) == 5
+
+
 async def test_a_configuration_that_never_stands_still_ends_in_an_answer() -> None:
     class Restless(ScriptedStore):
         async def append(self, shard: int, events: Any, versions: Any, placed: Any = None) -> Any:
@@ -722,8 +796,8 @@ async def test_errors_that_nobody_waits_for_are_not_complained_about() -> None:
     loop.set_exception_handler(lambda _, context: complaints.append(context))
 
     class Failing(ScriptedStore):
-        async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
-            await super().load_routes(tenant_id)
+        async def load_routes(self, tenant_id: UUID, *, since: int | None = None) -> TenantRoutes | None:
+            await super().load_routes(tenant_id, since=since)
             raise StoreUnavailable("gone")
 
     store = Failing()

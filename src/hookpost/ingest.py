@@ -65,7 +65,7 @@ APPENDS_MAX = 4
 QUEUES_KEPT = 1_000
 # Times an event is matched anew because its tenant's configuration changed under it.
 STALE_MAX = 10
-# Tenants whose routes are remembered.
+# Tenants whose routes are remembered; and of so many more those that are out of date.
 ROUTES_MAX = 50_000
 # Workers are rung at most this often; NOTIFY takes a lock that is global to the database. It is less than events gather
 # for: a ring behind each append of a queue spares its events the wait for a worker's next look.
@@ -145,6 +145,8 @@ class Ingest:
         self._now = now
         self._limits = limits
         self._routes: dict[UUID, PostRoutes] = {}
+        # Those that are out of date, for what has not changed of them.
+        self._former: dict[UUID, PostRoutes] = {}
         self._loading: dict[UUID, asyncio.Task[PostRoutes | None]] = {}
         self._queues: dict[tuple[int, ...], Queue] = {}
         # Queues in line for the next append, others that join them when it is due, and shards that appends go to now.
@@ -434,7 +436,7 @@ class Ingest:
         for tenant_id, version in shared.changed.items():
             known = self._routes.get(tenant_id)
             if known is not None and known.routes.config_version != version:
-                del self._routes[tenant_id]
+                self._outdate(tenant_id)
         self._gate.share(demands, shared.others, processes=shared.processes, now=self._loop.time())
 
     # ---- routes ---------------------------------------------------------------------------------------------------
@@ -450,19 +452,28 @@ class Ingest:
 
     async def _load_now(self, tenant_id: UUID) -> PostRoutes | None:
         try:
-            loaded = await self._store.load_routes(tenant_id)
-            if loaded is None:
-                self._routes.pop(tenant_id, None)
-                return None
+            former = self._routes.get(tenant_id) or self._former.get(tenant_id)
+            known_as_of = None if former is None else former.routes.config_version
+            loaded = await self._store.load_routes(tenant_id, since=known_as_of)
+            if loaded is not None and former is not None and not former.fit(loaded):
+                loaded = await self._store.load_routes(tenant_id)
             self._routes.pop(tenant_id, None)
-            while len(self._routes) >= ROUTES_MAX:
-                del self._routes[next(iter(self._routes))]
+            self._former.pop(tenant_id, None)
+            if loaded is None:
+                return None
             now = self._loop.time()
             allowance = self._gate.allowance(tenant_id, loaded.ingest_rate_limit, now=now)
-            routes = self._routes[tenant_id] = PostRoutes(loaded, allowance)
+            routes = PostRoutes(loaded, allowance, former)
+            _keep(self._routes, tenant_id, routes)
             return routes
         finally:
             del self._loading[tenant_id]
+
+    def _outdate(self, tenant_id: UUID) -> None:
+        """Nothing is matched with the tenant's routes any more."""
+        routes = self._routes.pop(tenant_id, None)
+        if routes is not None:
+            _keep(self._former, tenant_id, routes)
 
     # ---- group commit ---------------------------------------------------------------------------------------------
 
@@ -638,7 +649,7 @@ class Ingest:
     async def _refresh(self, group: list[Pending], stale: Stale) -> None:
         """Some tenants' configuration changed: nothing was written; match theirs anew and append them all again."""
         for tenant_id in stale.tenants:
-            self._routes.pop(tenant_id, None)
+            self._outdate(tenant_id)
         await self._rematch([p for p in group if p.event.tenant_id in stale.tenants])
         for pending in group:
             if pending.event.tenant_id not in stale.tenants:
@@ -713,6 +724,13 @@ class Ingest:
             await self._store.ring(shards)
         except StoreUnavailable:
             return  # workers look by themselves
+
+
+def _keep(known: dict[UUID, PostRoutes], tenant_id: UUID, routes: PostRoutes) -> None:
+    """Remember a tenant's routes, instead of those that were remembered first where they are too many."""
+    while len(known) >= ROUTES_MAX:
+        del known[next(iter(known))]
+    known[tenant_id] = routes
 
 
 def _end_of(future: asyncio.Future[list[Answer]]) -> list[Answer] | None:

@@ -124,8 +124,8 @@ class PostRoutes(Routes):
 
     __slots__ = ("allowance",)
 
-    def __init__(self, routes: TenantRoutes, allowance: Allowance | None) -> None:
-        super().__init__(routes)
+    def __init__(self, routes: TenantRoutes, allowance: Allowance | None, former: PostRoutes | None = None) -> None:
+        super().__init__(routes, former)
         self.allowance = allowance
 
     def owed(self, submission: Submission) -> tuple[UUID, ...]:

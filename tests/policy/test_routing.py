@@ -83,6 +83,33 @@ def test_the_matcher_agrees_with_a_naive_one(all_patterns: list[list[str]], even
         assert matcher.match(event_type) == naive(filters, event_type)
 
 
+ids = st.integers(0, 5).map(lambda number: UUID(int=number))
+edits = st.lists(st.tuples(ids, st.one_of(st.none(), st.lists(patterns, max_size=3).map(tuple))), max_size=20)
+
+
+@given(edits, st.lists(types, min_size=1, max_size=4))
+def test_a_matcher_that_was_changed_is_one_that_was_made_anew(
+    changes: list[tuple[UUID, tuple[str, ...] | None]], event_types: list[str]
+) -> None:
+    """Whatever was put, put again, removed and asked in between; a removed one that comes back is the last."""
+    matcher = Matcher()
+    filters: dict[UUID, tuple[str, ...]] = {}
+    for endpoint, wanted in changes:
+        if wanted is None:
+            matcher.remove(endpoint)
+            filters.pop(endpoint, None)
+        else:
+            matcher.put(endpoint, wanted)
+            filters[endpoint] = wanted
+        for event_type in event_types:
+            assert matcher.match(event_type) == naive(list(filters.items()), event_type)
+    for endpoint in list(filters):
+        matcher.remove(endpoint)
+    assert not matcher._exact
+    assert not matcher._prefix
+    assert not matcher._everything
+
+
 # ---- shards -------------------------------------------------------------------------------------------------------
 
 

@@ -159,6 +159,11 @@ async def test_routes_and_keys_of_many_tenants(driver: Driver) -> None:
         unknown = uuid4()
         routes = await asyncio.gather(*(store.load_routes(tenant) for tenant in [*tenants, unknown]))
         assert [None if found is None else found.tenant_id for found in routes] == [*tenants, None]
+        changed = await asyncio.gather(*(store.load_routes(tenant, since=1) for tenant in [*tenants, unknown]))
+        assert [None if found is None else (found.tenant_id, found.since) for found in changed] == [
+            *((tenant, 1) for tenant in tenants),
+            None,
+        ]
         keys = await asyncio.gather(*(store.find_key(str(tenant)[:8]) for tenant in [*tenants, unknown]))
         assert [None if found is None else found.tenant_id for found in keys] == [*tenants, None]
     finally:

@@ -361,6 +361,15 @@ async def test_configuration_is_looked_up(db: Any) -> None:
     plan = await explain(db, INGEST["load_routes"], "array[md5('t7')::uuid, md5('t8')::uuid]")
     assert plan.scanned_whole() == set(), plan
     assert "tenants_pkey" in plan.indexes(), plan
+    await db.execute("update endpoints set tenant_id = md5('t7')::uuid where endpoint_id <> md5('e1')::uuid")
+    await db.execute("update tenants set config_version = 2 where tenant_id = md5('t7')::uuid")
+    await db.execute("update endpoints set max_in_flight = 7 where endpoint_id in (md5('e2')::uuid, md5('e3')::uuid)")
+    await db.execute("analyze endpoints")
+    plan = await explain(
+        db, INGEST["load_route_changes"], "array[md5('t7')::uuid, md5('t8')::uuid]", "array[2, 2]::bigint[]"
+    )
+    assert plan.scanned_whole() == set(), plan
+    assert plan.rows_read("endpoints") == 2, plan
     plan = await explain(db, INGEST["find_keys"], "array['k7', 'k8']")
     assert {"api_keys_pkey", "tenants_pkey"} == plan.indexes(), plan
     plan = await explain(db, INGEST["revoked_keys"], "11")

@@ -111,6 +111,7 @@ ASKED: dict[str, tuple[tuple[str, ...], str, list[Any]]] = {
     "asked_breakers": (("breakers",), WORKER["asked_breakers"], [_ids("t"), _origins]),
     "take_probes": (("breakers",), WORKER["take_probes"], [_ids("t"), _origins, uuid7(), 1.0, 0.001]),
     "load_routes": (("tenants", "endpoints"), INGEST["load_routes"], [_ids("t")]),
+    "load_route_changes": (("tenants", "endpoints"), INGEST["load_route_changes"], [_ids("t"), _each(1)]),
 }
 NODE = UUID(int=1)
 ROWS, STEP, ASKED_AT_ONCE = 20_000, 500, 5

@@ -42,26 +42,54 @@ class Matcher:
     A filter is an exact name, ``prefix.*`` (any depth below the prefix) or ``*`` (everything but ``hookpost.*``).
     """
 
-    __slots__ = ("_everything", "_exact", "_order", "_prefix", "_remembered")
+    __slots__ = ("_everything", "_exact", "_known", "_next", "_prefix", "_remembered")
 
-    def __init__(self, filters: Iterable[tuple[UUID, Sequence[str]]]) -> None:
-        self._order: dict[UUID, int] = {}
+    def __init__(self, filters: Iterable[tuple[UUID, Sequence[str]]] = ()) -> None:
+        # Of each endpoint its place in their order, and its patterns.
+        self._known: dict[UUID, tuple[int, Sequence[str]]] = {}
+        self._next = 0
         self._exact: dict[str, set[UUID]] = {}
         self._prefix: dict[str, set[UUID]] = {}
         self._everything: set[UUID] = set()
         self._remembered: dict[str, tuple[UUID, ...]] = {}
         for endpoint_id, patterns in filters:
-            self._order[endpoint_id] = len(self._order)
-            for pattern in patterns:
-                self._add(endpoint_id, pattern)
+            self.put(endpoint_id, patterns)
 
-    def _add(self, endpoint_id: UUID, pattern: str) -> None:
-        if pattern == "*":
-            self._everything.add(endpoint_id)
-        elif pattern.endswith(".*"):
-            self._prefix.setdefault(pattern[:-1], set()).add(endpoint_id)
+    def put(self, endpoint_id: UUID, patterns: Sequence[str]) -> None:
+        """An endpoint has this filter from now on: a new one, behind all others, or one that is known, in its place."""
+        known = self._known.get(endpoint_id)
+        if known is None:
+            place, self._next = self._next, self._next + 1
         else:
-            self._exact.setdefault(pattern, set()).add(endpoint_id)
+            place = known[0]
+            if known[1] == patterns:
+                return
+            self.remove(endpoint_id)
+        self._known[endpoint_id] = place, patterns
+        for pattern in patterns:
+            if pattern == "*":
+                self._everything.add(endpoint_id)
+            else:
+                index, name = self._index_of(pattern)
+                index.setdefault(name, set()).add(endpoint_id)
+        self._remembered.clear()
+
+    def remove(self, endpoint_id: UUID) -> None:
+        """An endpoint is gone; nothing happens if it is not known."""
+        _, patterns = self._known.pop(endpoint_id, (0, ()))
+        for pattern in dict.fromkeys(patterns):
+            if pattern == "*":
+                self._everything.remove(endpoint_id)
+            else:
+                index, name = self._index_of(pattern)
+                index[name].remove(endpoint_id)
+                if not index[name]:
+                    del index[name]
+        if patterns:
+            self._remembered.clear()
+
+    def _index_of(self, pattern: str) -> tuple[dict[str, set[UUID]], str]:
+        return (self._prefix, pattern[:-1]) if pattern.endswith(".*") else (self._exact, pattern)
 
     def match(self, event_type: str) -> tuple[UUID, ...]:
         """The endpoints an event of this type is owed to, in the order they were created."""
@@ -80,7 +108,8 @@ class Matcher:
         while dot != -1:
             found |= self._prefix.get(event_type[: dot + 1], set())
             dot = event_type.find(".", dot + 1)
-        return tuple(sorted(found, key=self._order.__getitem__))
+        # No two have the same place.
+        return tuple(sorted(found, key=self._known.__getitem__))
 
 
 def shard_for(event_id: UUID, home_shards: Sequence[int], *, pinned: bool) -> int:

@@ -209,7 +209,9 @@ class EndpointFilter:
 @dataclass(frozen=True, slots=True)
 class TenantRoutes:
     """A tenant as ingest needs it, at one config version. ``ingest_rate_limit``: events a second; ``schemas``: JSON
-    Schemas as text, by event type; ``left_behind``: shards that something of it waits for (only the pump asks)."""
+    Schemas as text, by event type; ``left_behind``: shards that something of it waits for (only the pump asks).
+    ``since``: of its endpoints only those that changed in that version or later, and those that are ``gone`` since;
+    None: all of them."""
 
     tenant_id: UUID
     config_version: int
@@ -219,6 +221,8 @@ class TenantRoutes:
     ingest_rate_limit: float | None = None
     schemas: Mapping[str, str] = field(default_factory=dict)
     left_behind: frozenset[int] = frozenset()
+    since: int | None = None
+    gone: frozenset[UUID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +284,11 @@ class IngestStore(Protocol):
         ``placed`` hears, before the answer, of each shard where those that are new stand; not if none is, nor where
         nobody can know yet (a journal in Kafka)."""
 
-    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
-        """The tenant's routes as committed now; None when there is no such tenant."""
+    async def load_routes(self, tenant_id: UUID, *, since: int | None = None) -> TenantRoutes | None:
+        """The tenant's routes as committed now; None when there is no such tenant.
+
+        ``since``: its endpoints are known as of that config version, and only what has changed of them is asked for
+        (more may be told)."""
 
     async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
         """Asked before an event is refused for its payload; None when there is no such tenant."""

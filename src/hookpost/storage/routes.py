@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import UUID
 
 from hookpost.policy.journal import owed_now
@@ -11,21 +12,39 @@ from hookpost.storage.contract import NewEvent, TenantRoutes
 
 
 class Routes:
-    """Whom a tenant's events are owed to, and to which shards they may go, at one version of its configuration."""
+    """Whom a tenant's events are owed to, and to which shards they may go, at one version of its configuration.
+
+    ``former`` is what they are made of where ``routes`` tell only what changed since (see ``fit``). Its endpoints are
+    changed in place, as there may be very many: it answers like the newer one from then on, and still says that it is
+    of the older version, so that no event that was matched with it is taken for one of the newer.
+    """
 
     __slots__ = ("home", "matcher", "pinned", "routes")
 
-    def __init__(self, routes: TenantRoutes) -> None:
-        self.routes = routes
-        self.matcher = Matcher((endpoint.endpoint_id, endpoint.events) for endpoint in routes.endpoints)
-        tenant_pinned = is_pinned(routes.max_in_flight, routes.home_shards)
-        self.pinned = {
-            e.endpoint_id: tenant_pinned or e.pinned or is_pinned(e.max_in_flight, routes.home_shards)
-            for e in routes.endpoints
-        }
+    def __init__(self, routes: TenantRoutes, former: Routes | None = None) -> None:
+        # Without the endpoints: what is asked of them is below.
+        self.routes = replace(routes, endpoints=(), gone=frozenset())
+        if former is None or routes.since is None:
+            self.matcher, self.pinned = Matcher(), dict[UUID, bool]()
+        else:
+            self.matcher, self.pinned = former.matcher, former.pinned
+        matcher, pinned, homes = self.matcher, self.pinned, routes.home_shards
+        for endpoint_id in routes.gone:
+            matcher.remove(endpoint_id)
+            pinned.pop(endpoint_id, None)
+        tenant_pinned = is_pinned(routes.max_in_flight, homes)
+        for each in routes.endpoints:
+            matcher.put(each.endpoint_id, each.events)
+            pinned[each.endpoint_id] = tenant_pinned or each.pinned or is_pinned(each.max_in_flight, homes)
         # Where every event goes, if that does not depend on whom it is owed to.
-        some, all_of_them = any(self.pinned.values()), tenant_pinned or all(self.pinned.values() or (False,))
-        self.home = routes.home_shards[:1] if all_of_them else None if some else routes.home_shards
+        some, all_of_them = any(pinned.values()), tenant_pinned or all(pinned.values() or (False,))
+        self.home = homes[:1] if all_of_them else None if some else homes
+
+    def fit(self, routes: TenantRoutes) -> bool:
+        """Can newer ones be made of these, and of what ``routes`` tell of the endpoints that changed since? Not where
+        what they do not tell of would change, too."""
+        known = self.routes
+        return (known.home_shards, known.max_in_flight) == (routes.home_shards, routes.max_in_flight)
 
     def owed_now(self, event: NewEvent, *, accepted_at: float) -> tuple[UUID, ...]:
         """To whom an event is owed that was matched at another version than this one, and was accepted at that time."""

@@ -7,6 +7,7 @@ Each fills the store while the server is stopped and starts it again: workers be
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -142,8 +143,9 @@ def scale(run: Run) -> Figures:
 
 
 def changes(run: Run) -> Figures:
-    """A tenant with 10,000 endpoints, all of them known to the worker: what it costs to change one by the API, and what
-    a breaker costs that opens or closes (which counts as a change of its tenant), in milliseconds of CPU."""
+    """A tenant with 10,000 endpoints, all of them known to worker and API: what it costs to change one by the API, to
+    change one's filter and post an event behind that, for which the API has to know it, and what a breaker costs that
+    opens or closes (which counts as a change of its tenant), in milliseconds of CPU."""
     endpoints = round(run.seconds * CHANGES_ENDPOINTS_PER_S)
     with run.server() as server, run.load() as load:
         [tenant] = add_tenants(server, load, 1, endpoints)
@@ -152,11 +154,16 @@ def changes(run: Run) -> Figures:
         server.start()
         load.drain(quiet_s=QUIET_S)
         until_none(server, _PLAIN_SECRETS)
-        numbers = iter(range(CHANGES))
+        numbers = itertools.count()
 
         def edit() -> None:
             path = f"/v1/webhook_endpoints/{show_id('ep', tenant.endpoints[0])}"
             server.call("PATCH", path, {"max_in_flight": 10 + next(numbers)}, key=tenant.key)
+
+        def edit_and_post() -> None:
+            filters = {"events": ["*", f"changed.{next(numbers)}"]}
+            server.call("PATCH", f"/v1/webhook_endpoints/{show_id('ep', tenant.endpoints[0])}", filters, key=tenant.key)
+            server.call("POST", "/v1/events", {"type": "a", "payload": {}, "target_endpoints": []}, key=tenant.key)
 
         def touch() -> None:
             server.sql("update tenants set changed_at = clock_timestamp() where tenant_id = $1", tenant.tenant_id)
@@ -164,7 +171,7 @@ def changes(run: Run) -> Figures:
         rest = _per_change(server, load, lambda: None)
         figures = {
             f"{role}_ms_of_{name}": round(max(0.0, used - rest[role]), 2)
-            for name, change in (("an_edit", edit), ("a_breaker", touch))
+            for name, change in (("an_edit", edit), ("a_filter_and_an_event", edit_and_post), ("a_breaker", touch))
             for role, used in _per_change(server, load, change).items()
             if role in {"api", "worker", "postgres"}
         }

@@ -32,8 +32,10 @@ _ENDPOINT: dict[str, Any] = {
 }  # fmt: skip
 _NEW: dict[str, Any] = {
     "hold_until": None, "consecutive_failures": 0, "failing_since": None, "health_at": 0.0, "deleted_at": None,
-    "ordered_shard": None, "ordered_seq": None,
+    "ordered_shard": None, "ordered_seq": None, "routed_in": 0,
 }  # fmt: skip
+# What ingest knows of an endpoint is made of these.
+_ROUTING = ("events", "max_in_flight", "pinned")
 # What a change of a tenant says of itself; its pool and spread are moves.
 TENANT_CHANGES = frozenset({"name", "ingest_rate_limit", "max_in_flight", "alert_email"})
 
@@ -141,9 +143,9 @@ class AdminTables:
         endpoint_id, tenant_id = values["endpoint_id"], values["tenant_id"]
         if len(self._db.endpoints_of(tenant_id)) >= endpoints_max:
             raise Conflict(f"the tenant has {endpoints_max} endpoints, which is the limit: delete some first")
-        with self._changing(tenant_id):
+        with self._changing(tenant_id) as tenant:
             row = {**_ENDPOINT, **_NEW, **_with_tls(_with_headers(_ENDPOINT, values))}
-            row["pinned"] = _is_pinned(row)
+            row["pinned"], row["routed_in"] = _is_pinned(row), tenant["config_version"]
             self._db.endpoints[endpoint_id] = row
             self._db.by_tenant.setdefault(tenant_id, []).append(endpoint_id)
             self._db.secrets[endpoint_id] = [(secret, self._db.now(), None)]
@@ -155,12 +157,14 @@ class AdminTables:
 
     async def update_endpoint(self, tenant_id: UUID, endpoint_id: UUID, changes: Mapping[str, Any]) -> dict[str, Any]:
         await self._pause()
-        with self._changing(tenant_id):
+        with self._changing(tenant_id) as tenant:
             row = self._db.endpoint(tenant_id, endpoint_id)
             before = dict(row)
             wanted = _with_tls(_with_headers(row, changes))
             row.update({name: value for name, value in wanted.items() if name in _ENDPOINT})
             row["pinned"] = _is_pinned(row)
+            if any(row[name] != before[name] for name in _ROUTING):
+                row["routed_in"] = tenant["config_version"]
             opened = row["status"] == EndpointStatus.ENABLED and before["status"] != EndpointStatus.ENABLED
             if opened or row["url"] != before["url"]:
                 row["consecutive_failures"], row["failing_since"] = 0, None
@@ -198,6 +202,7 @@ class AdminTables:
         """What is cancelled need not be waited for."""
         row["deleted_at"] = self._db.now()
         gone = row["endpoint_id"]
+        row["routed_in"] = self._db.tenants[row["tenant_id"]]["config_version"]
         self._db.barriers = {key: seq for key, seq in self._db.barriers.items() if key[0] != gone}
 
     # ---- single events ------------------------------------------------------------------------------------------

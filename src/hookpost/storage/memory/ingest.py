@@ -86,7 +86,7 @@ class IngestTables:
         )  # fmt: skip
         return Appended(Verdict.NEW, event.event_id, len(event.owed))
 
-    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
+    async def load_routes(self, tenant_id: UUID, *, since: int | None = None) -> TenantRoutes | None:
         await self._pause()
         row = self._db.tenants.get(tenant_id)
         if row is None or row["deleted_at"] is not None:
@@ -101,6 +101,7 @@ class IngestTables:
                     e["endpoint_id"], tuple(e["events"]), e["max_in_flight"] or self._endpoint_cap, e["pinned"]
                 )
                 for e in self._db.endpoints_of(tenant_id)
+                if since is None or e["routed_in"] >= since
             ),
             ingest_rate_limit=row["ingest_rate_limit"],
             schemas={
@@ -108,7 +109,13 @@ class IngestTables:
                 for (of, name), kind in self._db.event_types.items()
                 if of == tenant_id and kind["schema"] is not None
             },
+            since=since,
+            gone=frozenset() if since is None else self._gone(tenant_id, since),
         )
+
+    def _gone(self, tenant_id: UUID, since: int) -> frozenset[UUID]:
+        rows = [self._db.endpoints[endpoint_id] for endpoint_id in self._db.by_tenant.get(tenant_id, ())]
+        return frozenset(r["endpoint_id"] for r in rows if r["deleted_at"] is not None and r["routed_in"] >= since)
 
     async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
         await self._pause()

@@ -53,6 +53,7 @@ class IngestQueries(VaultQueries):
         """Of keys and routes, what many ask for at the same time is asked together."""
         self._keys = Gathered(self._find_keys)
         self._routes = Gathered(self._load_routes)
+        self._route_changes = Gathered(self._load_route_changes)
 
     async def append(
         self,
@@ -113,8 +114,8 @@ class IngestQueries(VaultQueries):
             for appended, verdict, first_id, first_count in zip(new, verdicts, first_ids, first_counts, strict=True)
         ]
 
-    async def load_routes(self, tenant_id: UUID) -> TenantRoutes | None:
-        row = await self._routes.get(tenant_id)
+    async def load_routes(self, tenant_id: UUID, *, since: int | None = None) -> TenantRoutes | None:
+        row = await (self._routes.get(tenant_id) if since is None else self._route_changes.get((tenant_id, since)))
         if row is None:
             return None
         # Taken apart by each who asked: a row that cannot be is nobody else's trouble.
@@ -131,6 +132,8 @@ class IngestQueries(VaultQueries):
             ingest_rate_limit=row["ingest_rate_limit"],
             schemas={} if row["schemas"] is None else msgspec.json.decode(row["schemas"], type=dict[str, str]),
             left_behind=frozenset(row["left_behind"]),
+            since=since,
+            gone=frozenset() if since is None else frozenset(row["gone"]),
         )
 
     async def _load_routes(self, tenant_ids: Sequence[UUID]) -> Mapping[UUID, Any]:
@@ -138,6 +141,14 @@ class IngestQueries(VaultQueries):
         async with self._connections.use(f"load routes of {of}") as connection:
             rows = await connection.fetch(SQL["load_routes"], tenant_ids)
         return {row["tenant_id"]: row for row in rows}
+
+    async def _load_route_changes(self, known: Sequence[tuple[UUID, int]]) -> Mapping[tuple[UUID, int], Any]:
+        of = f"tenant {known[0][0]}" if len(known) == 1 else f"{len(known)} tenants"
+        async with self._connections.use(f"load what changed of the routes of {of}") as connection:
+            rows = await connection.fetch(
+                SQL["load_route_changes"], [tenant_id for tenant_id, _ in known], [since for _, since in known]
+            )
+        return {(row["tenant_id"], row["since"]): row for row in rows}
 
     async def recall(self, tenant_id: UUID, key: str | None) -> Recalled | None:
         async with self._connections.use(f"recall a key of tenant {tenant_id}") as connection:

@@ -28,6 +28,26 @@ from tenants t cross join lateral (
 ) e
 where t.tenant_id = any ($1::uuid[]) and t.deleted_at is null
 
+-- name: load_route_changes
+-- The same of tenants ($1) whose endpoints are known as of a version ($2): only those that changed in it or later, and
+-- which are gone since. Fenced off, so that they are found by that, and not in the order they are asked for.
+select t.tenant_id, u.since, t.config_version, t.home_shards, t.max_in_flight, t.ingest_rate_limit, e.ids, e.filters, e.gone,
+       (select jsonb_object_agg(y.name, y.schema) from event_types y
+        where y.tenant_id = t.tenant_id and y.schema is not null)::text as schemas,
+       array(select d.shard from departures d where d.tenant_id = t.tenant_id
+             union select b.shard from barriers b where b.tenant_id = t.tenant_id) as left_behind
+from unnest($1::uuid[], $2::bigint[]) u (tenant_id, since)
+join tenants t on t.tenant_id = u.tenant_id cross join lateral (
+    select coalesce(array_agg(p.endpoint_id order by p.created_at, p.endpoint_id) filter (where p.deleted_at is null),
+                    '{}') as ids,
+           coalesce(jsonb_agg(jsonb_build_array(to_jsonb(p.events), p.max_in_flight, p.pinned)
+                              order by p.created_at, p.endpoint_id) filter (where p.deleted_at is null), '[]')::text
+               as filters,
+           coalesce(array_agg(p.endpoint_id) filter (where p.deleted_at is not null), '{}') as gone
+    from (select * from endpoints n where n.tenant_id = u.tenant_id and n.routed_in >= u.since offset 0) p
+) e
+where t.deleted_at is null
+
 -- name: recall
 -- Before an event is refused: is its tenant's configuration what it was checked against, and was its key answered before?
 select t.config_version, k.event_id, k.request_hash, k.delivery_count, k.reserved
