@@ -21,6 +21,7 @@ from hookpost import ingest as module
 from hookpost import intake
 from hookpost.ingest import Ingest, IngestLimits, Overloaded, RateLimited, UnknownTenant, request_hash
 from hookpost.intake import Refused, Submission, UnknownEndpoint
+from hookpost.policy.looks import Since
 from hookpost.storage.contract import (
     ApiKey,
     Appended,
@@ -58,6 +59,8 @@ class ScriptedStore:
         self.routed_in: dict[UUID, int] = {}
         self.gone_in: dict[UUID, int] = {}
         self.endpoints_loaded = 0
+        # By the database's clock.
+        self.time = self.changed_at = 1.8e9
         self.exists = True
         self.limit: float | None = None
         self.told: dict[UUID, dict[UUID, float]] = {}
@@ -118,10 +121,11 @@ class ScriptedStore:
         return routes if exists else None
 
     async def share_demand(
-        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, since: Since
     ) -> SharedDemand:
         self.told[node_id] = dict(demands)
-        return SharedDemand(self.processes, self.others, {self.tenant: self.version})
+        changed = {self.tenant: self.version} if self.changed_at > since.by(self.time) else {}
+        return SharedDemand(self.processes, self.others, changed, self.time)
 
     async def leave_ingest(self, node_id: UUID) -> None:
         del self.told[node_id]
@@ -136,6 +140,7 @@ class ScriptedStore:
     def set_limit(self, limit: float | None) -> None:
         self.limit = limit
         self.version += 1
+        self.changed_at = self.time
 
     def change_filter(self, endpoint: EndpointFilter, events: tuple[str, ...]) -> None:
         self.endpoints[self.endpoints.index(endpoint)] = replace(endpoint, events=events)
@@ -1090,6 +1095,21 @@ async def test_a_raised_limit_reaches_a_process_that_refuses_everything_with_its
     await ingest.look()
     assert await let_in(ingest, store, 5000)
     assert ingest.standing(store.tenant) is None
+    await ingest.close()
+
+
+@pytest.mark.parametrize("set_by_s", [3600.0, -3600.0])
+async def test_f29_a_limit_raised_before_the_databases_clock_was_set_is_heard_of(set_by_s: float) -> None:
+    store = ScriptedStore()
+    store.set_limit(0.001)
+    ingest = make(store)
+    assert await let_in(ingest, store, 1)
+    await ingest.look()
+    store.set_limit(None)
+    store.time += set_by_s
+    assert not await let_in(ingest, store, 1)
+    await ingest.look()
+    assert await let_in(ingest, store, 1)
     await ingest.close()
 
 

@@ -179,19 +179,22 @@ class Leases:
             self.settled[part.shard] = part.progress.read_to
         await self.tell()
 
-    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+    async def ping(self) -> float:
+        return self.clock.time
+
+    async def changed_tenants(self, since: float) -> dict[UUID, float]:
         self.looks += 1
         await self.tell()
-        return dict(self.changes), self.clock.time
+        return dict(self.changes)
 
     async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
         assert set(tenant_ids) == {TENANT}
         return dict(self.endpoint_changes)
 
-    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float | None]:
         self.health_heard += 1
         await self.tell()
-        return dict(self.health), since
+        return dict(self.health), None
 
     async def write_health(self, changed: Mapping[UUID, Health]) -> None:
         self.health.update(changed)
@@ -591,16 +594,24 @@ class Dated(Leases):
         self.answering = asyncio.Event()
         self.answering.set()
         self.waiting = asyncio.Event()
+        self.health_since: list[float] = []
+        self.unheard_after: float | None = None
 
-    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+    async def ping(self) -> float:
         self.waiting.set()
         await self.answering.wait()
-        changed, now = await super().changed_tenants(since)
-        return {tenant: at for tenant, at in changed.items() if at > since - 10.0}, now - self.back_s
+        return self.clock.time - self.back_s
+
+    async def changed_tenants(self, since: float) -> dict[UUID, float]:
+        return {tenant: at for tenant, at in (await super().changed_tenants(since)).items() if at > since}
 
     async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
-        changed = await super().changed_endpoints(tenant_ids, since)
-        return {endpoint: at for endpoint, at in changed.items() if at > since - 10.0}
+        return {each: at for each, at in (await super().changed_endpoints(tenant_ids, since)).items() if at > since}
+
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float | None]:
+        self.health_since.append(since)
+        await super().health_changes(since, limit=limit)
+        return {}, self.unheard_after
 
 
 async def test_f29_what_was_changed_after_the_databases_clock_was_set_back_is_heard_by_who_looks_late(
@@ -625,6 +636,33 @@ async def test_f29_what_was_changed_after_the_databases_clock_was_set_back_is_he
         store.answering.set()
         await store.until(lambda: sorted(store.loads) == ["endpoints", "tenants"])
         assert store.loaded == [E1]
+
+
+async def test_f29_so_is_what_was_written_of_an_endpoints_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEALTH_S", 0.0)
+    store = Dated()
+    async with working(store, monkeypatch):
+        heard = store.health_heard
+        await store.until(lambda: store.health_heard > heard + 1)
+        store.back_s = 20.0
+        written_at = store.clock.time - store.back_s
+        heard = store.health_heard
+        await store.until(lambda: store.health_heard > heard + 1)
+        assert store.health_since[-2] < written_at
+
+
+async def test_of_more_health_than_can_be_heard_at_once_the_rest_is_heard_with_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEALTH_S", 0.0)
+    store = Dated()
+    async with working(store, monkeypatch):
+        store.unheard_after = 5.0
+        await store.until(lambda: store.health_since[-1:] == [5.0])
+        store.unheard_after = None
+        heard = store.health_heard
+        await store.until(lambda: store.health_heard > heard + 1)
+        assert store.health_since[-1] > 5.0
 
 
 async def test_what_is_missing_is_loaded_at_once_and_what_has_changed_looked_for_in_its_turn(

@@ -43,6 +43,7 @@ from hookpost.intake import (
 )
 from hookpost.policy.event_schema import Fault, SchemaBounds
 from hookpost.policy.ingest_limit import Allowance, IngestGate, Standing
+from hookpost.policy.looks import Looks
 from hookpost.policy.objects import object_key
 from hookpost.policy.schema_checks import WORK_A_TURN, SchemaChecks
 from hookpost.storage.contract import (
@@ -76,8 +77,6 @@ CLOSE_S = 0.2
 # a busy machine, too.
 LOOK_EVERY_S = 0.75
 LOOK_LEASE_S = INGEST_LEASE_S
-# Changes of tenants are looked for this much further back than the last look: their transactions may be slow to commit.
-LOOK_OVERLAP_S = 10.0
 # How often requests that waited too long are looked for.
 SWEEP_EVERY_S = 0.05
 
@@ -171,7 +170,8 @@ class Ingest:
         # Python 3.11 asks the system for the process's id whenever it is asked for the running loop.
         self._loop = asyncio.get_running_loop()
         self._gate = IngestGate(expected=processes, settled_at=self._loop.time() + LOOK_LEASE_S)
-        self._looked_at: float | None = None
+        self._looks = Looks(self._loop.time())
+        self._shares = False
         # By their text: what else changes of a tenant's configuration leaves them as they are.
         self._schemas = SchemaChecks(limits.schemas)
 
@@ -190,7 +190,7 @@ class Ingest:
             _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in hanging:
                 task.cancel()
-        if self._looked_at is not None:
+        if self._shares:
             with suppress(StoreUnavailable, TimeoutError):
                 await asyncio.wait_for(self._store.leave_ingest(self._node_id), CLOSE_S)
 
@@ -428,11 +428,11 @@ class Ingest:
         tenant's events never appends, which is how others find out. Raises StoreUnavailable."""
         began = self._loop.time()
         demands = self._gate.demands(now=began)
-        since_s = 0.0 if self._looked_at is None else began - self._looked_at
         shared = await self._store.share_demand(
-            self._node_id, demands, lease_s=LOOK_LEASE_S, seconds_back=since_s + LOOK_OVERLAP_S
+            self._node_id, demands, lease_s=LOOK_LEASE_S, since=self._looks.since(began)
         )
-        self._looked_at = began
+        self._shares = True
+        self._looks.looked(began, shared.now)
         for tenant_id, version in shared.changed.items():
             known = self._routes.get(tenant_id)
             if known is not None and known.routes.config_version != version:

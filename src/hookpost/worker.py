@@ -29,6 +29,7 @@ from hookpost.engine.progress import GapError
 from hookpost.engine.work import Fetch, JournalRow, Kind, Settle, ShardSettle, Work
 from hookpost.model import Endpoint, EndpointStatus, ErrorCode, Health, Outcome, PayloadRef, Request, show_id
 from hookpost.policy.balance import fair_part
+from hookpost.policy.looks import Looks
 from hookpost.policy.request import build_request
 from hookpost.policy.trace import ID_BYTES
 from hookpost.reporting import Reports
@@ -83,9 +84,6 @@ TAKEOVERS_AT_ONCE = 100
 HAND_OVER_S = 0.05
 # How often configuration changes are looked for.
 CONFIG_S = 0.5
-# A database's clock that shows so much less than it should was set back. Changes bear its times: what was changed since
-# may be older than the last look for changes, and older than what that look saw.
-SET_BACK_S = 1.0
 CONFIG_BATCH = 1_000
 # Endpoints' health is written down at most so often, so many of them at a time: one that fails changes it with every
 # attempt, and only people and a later owner read it.
@@ -196,7 +194,7 @@ class Worker:
         self._egress_down_since: float | None = None
         # Held from loading configuration to handing it over: what was loaded later is not overwritten by older.
         self._configuring = asyncio.Lock()
-        self._configured_at = self._looked_at = 0.0
+        self._looks = Looks(0.0)
         self._idle = asyncio.Event()
         self._gaps: set[int] = set()
         # Shards of others that this worker was told of, and that are to be rung for.
@@ -210,7 +208,9 @@ class Worker:
         # Changed and not written down yet, and when to write again.
         self._health: dict[UUID, Health] = {}
         self._health_due = 0.0
-        self._health_heard_to = 0.0
+        self._health_looks = Looks(0.0)
+        # After when there was more to hear than could be heard at once.
+        self._unheard_after: float | None = None
         # Changes of tenants and endpoints that were taken over, as the store tells of each again for a while; when to
         # look for more, by the clock of the loop.
         self._refreshed: dict[UUID, float] = {}
@@ -242,8 +242,8 @@ class Worker:
         # Asking for it costs a system call, and is done in every turn of the loop.
         self._loop = asyncio.get_running_loop()
         await self._persist(self._register)
-        self._configured_at = self._health_heard_to = self._clock.now()
-        self._looked_at = self._clock.monotonic()
+        began, now = self._clock.monotonic(), self._clock.now()
+        self._looks, self._health_looks = Looks(began, now), Looks(began, now)
         await self._persist(self._heed_pause)
         telemetry.log("worker_ready", worker=self._name, pool=self._settings.pool)
         async with asyncio.TaskGroup() as tasks:
@@ -669,7 +669,8 @@ class Worker:
         if tenants:
             async with self._configuring:
                 if known := tenants & set(self._engine.known_tenants):
-                    await self._reload(known, self._engine.endpoints_of(known))
+                    since = self._looks.since(self._clock.monotonic()).by(self._clock.now())
+                    await self._reload(known, self._engine.endpoints_of(known), since)
 
     # ---- sending --------------------------------------------------------------------------------------------------
 
@@ -914,7 +915,12 @@ class Worker:
     async def _hear_health(self) -> None:
         """Endpoints of a spread tenant are delivered to by several workers: a run of failures is ended by the success
         of any of them, and goes on with the failure of any. What is not written down yet is later than what is."""
-        changed, self._health_heard_to = await self._store.health_changes(self._health_heard_to, limit=HEALTH_HEARD)
+        began, now = self._clock.monotonic(), await self._store.ping()
+        since = self._health_looks.since(self._clock.monotonic()).by(now)
+        if self._unheard_after is not None:
+            since = min(since, self._unheard_after)
+        changed, self._unheard_after = await self._store.health_changes(since, limit=HEALTH_HEARD)
+        self._health_looks.looked(began, now)
         self._health.update(self._engine.take_health())
         self._engine.hear_health({e: health for e, health in changed.items() if e not in self._health})
 
@@ -978,27 +984,24 @@ class Worker:
     async def _refresh(self) -> None:
         """Take over what was changed since the last look."""
         async with self._configuring:
-            sent = self._clock.monotonic()
-            changed, now = await self._store.changed_tenants(self._configured_at)
-            # When the last look was, by the clock that the database has now.
-            looked_at = now - (self._clock.monotonic() - self._looked_at)
-            if looked_at < self._configured_at - SET_BACK_S:
-                self._configured_at = looked_at
-                changed, now = await self._store.changed_tenants(looked_at)
+            began, now = self._clock.monotonic(), await self._store.ping()
+            since = self._looks.since(self._clock.monotonic()).by(now)
+            changed = await self._store.changed_tenants(since)
             known = self._engine.known_tenants
             if tenants := {t for t, at in changed.items() if t in known and self._refreshed.get(t) != at}:
-                endpoints = await self._store.changed_endpoints(tenants, self._configured_at)
+                endpoints = await self._store.changed_endpoints(tenants, since)
                 fresh = [e for e, at in endpoints.items() if self._refreshed.get(e) != at]
-                await self._reload(tenants, self._engine.known_among(fresh))
+                await self._reload(tenants, self._engine.known_among(fresh), since)
                 changed.update(endpoints)
-            self._refreshed, self._configured_at, self._looked_at = changed, now, sent
+            self._refreshed = changed
+            self._looks.looked(began, now)
 
-    async def _reload(self, tenant_ids: Collection[UUID], endpoint_ids: Sequence[UUID]) -> None:
+    async def _reload(self, tenant_ids: Collection[UUID], endpoint_ids: Sequence[UUID], since: float) -> None:
         self._engine.configure(await self._store.load_tenants(tenant_ids), (), now=self._clock.now())
         for start in range(0, len(endpoint_ids), CONFIG_BATCH):
             endpoints = await self._store.load_endpoints(endpoint_ids[start : start + CONFIG_BATCH])
             self._engine.configure((), endpoints, now=self._clock.now())
-        breakers = await self._store.load_breakers(tenant_ids, since=self._configured_at)
+        breakers = await self._store.load_breakers(tenant_ids, since=since)
         self._engine.adopt_breakers(breakers, now=self._clock.now())
         telemetry.log("config_refreshed", tenants=len(tenant_ids))
         self._kick()

@@ -227,12 +227,12 @@ async def test_other_workers_hear_when_a_run_of_failures_begins_ends_or_is_annou
     tenant = await new_tenant(store)
     sick, well = [await new_endpoint(store, tenant) for _ in range(2)]
     await own(store)
-    _, now = await store.changed_tenants(0.0)
+    now = await store.ping()
     assert (await other.health_changes(now - 60, limit=10))[0] == {}
     await store.write_health({sick: Health(1, 1.8e9), well: HEALTHY})
-    heard, later = await other.health_changes(now - 60, limit=10)
+    heard, more_after = await other.health_changes(now - 60, limit=10)
     assert heard == {sick: Health(1, 1.8e9)}
-    assert now - 60 < later < now, "transactions that are slow to commit are not missed"
+    assert more_after is None
     await store.settle([settle(notices=[notice(tenant, sick)])])
     await store.gather_alerts(EVENT, limit=10)
     assert (await other.health_changes(now - 60, limit=10))[0] == {sick: Health(1, 1.8e9, announced=True)}
@@ -248,9 +248,10 @@ async def test_only_what_begins_or_ends_a_run_is_told_and_of_many_the_first(driv
         await store.write_health({endpoint: Health(1, 1.8e9)})
     first, later = await store.health_changes(0.0, limit=2)
     assert list(first) == endpoints[:2]
-    rest, now = await store.health_changes(later, limit=2)
+    assert later is not None
+    rest, more_after = await store.health_changes(later, limit=2)
     assert list(rest) == endpoints[2:]
-    assert now >= later
+    assert more_after is None
     await store.write_health({endpoints[0]: Health(2, 1.8e9)})
     assert list((await store.health_changes(later, limit=2))[0]) == endpoints[2:]
 

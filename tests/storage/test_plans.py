@@ -372,12 +372,12 @@ async def test_configuration_is_looked_up(db: Any) -> None:
     assert plan.rows_read("endpoints") == 2, plan
     plan = await explain(db, INGEST["find_keys"], "array['k7', 'k8']")
     assert {"api_keys_pkey", "tenants_pkey"} == plan.indexes(), plan
-    plan = await explain(db, INGEST["revoked_keys"], "11")
+    plan = await explain(db, INGEST["revoked_keys"], "now() - interval '10 s'", "11")
     assert plan.indexes() == {"api_keys_revoked"}, plan
     await db.execute("update tenants set changed_at = now() - interval '1 day'")
     plan = await explain(db, WORKER["changed_tenants"], "now() - interval '10 s'")
     assert "tenants_changed_at" in plan.indexes(), plan
-    plan = await explain(db, INGEST["changed_versions"], "10")
+    plan = await explain(db, INGEST["changed_versions"], "now() - interval '10 s'", "10")
     assert "tenants_changed_at" in plan.indexes(), plan
     await db.execute("update endpoints set health_at = now() - interval '1 day'")
     plan = await explain(db, WORKER["health_changes"], "now() - interval '10 s'", "100")

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost.maintenance import Maintenance
 from hookpost.model import OwnHeaders
+from hookpost.policy.looks import Since
 from hookpost.policy.sealing import Keyring
 from hookpost.storage.contract import HeaderValue, KeysMissing, SecretLocked, Unfit
 from hookpost.storage.payloads import ObjectStore
@@ -177,7 +178,7 @@ async def test_an_api_process_of_the_release_before_counts_as_well_and_ours_do_n
 ) -> None:
     tenant_id = await tenant_of(store)
     await store.register(uuid7(), pool="default", name="new", lease_s=60)
-    await store.share_demand(uuid7(), {}, lease_s=60, seconds_back=1)
+    await store.share_demand(uuid7(), {}, lease_s=60, since=Since(None, 1.0))
     await endpoint_of(store, tenant_id)
     assert await sql.fetchval("select count(*) from endpoint_secrets where key is not null") == 0
     await sql.execute("insert into ingest_nodes values (gen_random_uuid(), '{}', '{}', now() + interval '1 min')")

@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from hookpost.model import show_id
 from hookpost.policy.keys import hash_secret, make_key, parse_key
+from hookpost.policy.looks import OVERLAP_S, Since
 from hookpost.storage.contract import ApiKey, NotFound, StoreUnavailable
 from hookpost.storage.postgres.store import PostgresStore
 from hookpost.storage.postgres.vault import Vault
@@ -38,9 +39,10 @@ class Keys:
         self.key: ApiKey | None = ApiKey(key_id=parsed.key_id, key_hash=hash_secret(parsed.secret), **values)
         self.asked = 0
         self.looked = 0
+        self.time = 1e9
         self.used: list[dict[str, float]] = []
         self.away = False
-        self.revoked: set[str] = set()
+        self.revoked: dict[str, float] = {}
         self.answering = asyncio.Event()
         self.answering.set()
         self.tenants = {TENANT}
@@ -53,18 +55,19 @@ class Keys:
         await self.free.wait()
         return found if found is not None and found.key_id == key_id else None
 
-    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
-        assert seconds_back >= auth.REVOKED_OVERLAP_S
+    async def revoked_keys(self, since: Since) -> tuple[frozenset[str], float]:
+        assert since.ago_s >= OVERLAP_S
         self.looked += 1
         if self.away:
             raise StoreUnavailable("away")
-        found = frozenset(self.revoked)
+        behind = since.by(self.time)
+        found = frozenset(key_id for key_id, at in self.revoked.items() if at > behind)
         await self.answering.wait()
-        return found
+        return found, self.time
 
     def revoke(self) -> None:
         assert self.key is not None
-        self.revoked.add(self.key.key_id)
+        self.revoked[self.key.key_id] = self.time
         self.key = replace(self.key, revoked=True)
 
     async def note_used_keys(self, used: Mapping[str, float]) -> None:
@@ -194,6 +197,22 @@ async def test_a_look_up_slower_than_a_look_for_revocations_is_not_trusted_for_l
     assert await refused_later(store, authenticator) == 401
     await slow
     assert await refused(authenticator, f"bearer {KEY}") == 401
+
+
+@pytest.mark.parametrize("set_by_s", [3600.0, -3600.0])
+async def test_f29_a_key_revoked_before_the_databases_clock_was_set_is_forgotten(clock: Any, set_by_s: float) -> None:
+    """As by a failover, while no look was answered. What was revoked a moment ago seems to have been long ago."""
+    store = Keys()
+    authenticator = made(store, clock)
+    await authenticator.principal(f"Bearer {KEY}", None)
+    clock.advance(auth.KEY_CACHE_S)
+    store.time += auth.KEY_CACHE_S
+    await authenticator.principal(f"Bearer {KEY}", None)
+    assert store.looked == 1
+    store.revoke()
+    store.time += set_by_s
+    clock.advance(auth.KEY_CACHE_S)
+    assert await refused(authenticator, f"Bearer {KEY}") == 401
 
 
 async def refused_later(store: Keys, authenticator: Authenticator) -> int:

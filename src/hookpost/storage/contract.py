@@ -21,6 +21,7 @@ from hookpost.policy.alerts import Alert
 from hookpost.policy.breaker import BreakerRecord, Probe
 from hookpost.policy.explain import EventWhy
 from hookpost.policy.grains import Grain
+from hookpost.policy.looks import Since
 
 
 class StoreUnavailable(Exception):
@@ -240,11 +241,13 @@ class Recalled:
 @dataclass(frozen=True, slots=True)
 class SharedDemand:
     """What an API process hears when it has told its demand: how many processes there are, it among them; what all
-    others together were asked for, in events a second by tenant; config versions of tenants that changed of late."""
+    others together were asked for, in events a second by tenant; config versions of tenants that have changed; and the
+    database's time."""
 
     processes: int
     others: Mapping[UUID, float]
     changed: Mapping[UUID, int]
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,10 +297,10 @@ class IngestStore(Protocol):
         """Asked before an event is refused for its payload; None when there is no such tenant."""
 
     async def share_demand(
-        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, since: Since
     ) -> SharedDemand:
         """Tell what an API process was asked for of tenants that have a limit (events a second), and hear what the
-        others told. It counts for ``lease_s``. Changes are those of the last ``seconds_back``."""
+        others told. It counts for ``lease_s``. Changes are those ``since`` then."""
 
     async def leave_ingest(self, node_id: UUID) -> None:
         """An API process ends: its part of the limits is the others'."""
@@ -305,8 +308,8 @@ class IngestStore(Protocol):
     async def find_key(self, key_id: str) -> ApiKey | None:
         """The stored API key of that key id."""
 
-    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
-        """The ids of the API keys revoked within the last so many seconds, those of deleted tenants included."""
+    async def revoked_keys(self, since: Since) -> tuple[frozenset[str], float]:
+        """The ids of the API keys revoked since then, those of deleted tenants included, and the database's time."""
 
     async def ring(self, shards: Collection[int] = ()) -> None:
         """Wake sleeping workers: something was appended to these shards, or (none given) to any. Best effort; they look
@@ -469,12 +472,15 @@ class WorkerStore(Protocol):
     async def load_tenants(self, tenant_ids: Collection[UUID]) -> list[Tenant]:
         """Tenants as the engine needs them."""
 
-    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
-        """Tenants whose configuration changed after ``since`` (with an overlap) and when, and the database's time."""
+    async def ping(self) -> float:
+        """The database's time; raises StoreUnavailable."""
+
+    async def changed_tenants(self, since: float) -> dict[UUID, float]:
+        """Tenants whose configuration changed after ``since``, by the database's time, and when."""
 
     async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
-        """Of these tenants the endpoints of which something has changed after ``since`` (with the same overlap), and
-        when: all that ``load_endpoints`` tells but their health. Their tenants count as changed, too."""
+        """Of these tenants the endpoints of which something has changed after ``since``, and when: all that
+        ``load_endpoints`` tells but their health. Their tenants count as changed, too."""
 
     async def lift_barriers(self) -> int:
         """Lift the barriers, and forget the shards departed from, whose deliveries are done; returns how many of both.
@@ -486,9 +492,9 @@ class WorkerStore(Protocol):
     async def write_health(self, changed: Mapping[UUID, Health]) -> None:
         """Write down how endpoints do, but for what was announced of them, which is the outbox's."""
 
-    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float | None]:
         """Endpoints whose run of failures began or ended, or was announced, after ``since``, the first ``limit``; and
-        from when to ask the next time. The same may be told again; of very many at once some may be left out."""
+        after when there may be more (None: these are all). Of very many at the same moment some may be left out."""
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         """Disable an endpoint and have it announced; what is owed to it waits. False: it was, or is gone."""

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from hookpost.model import IdError, parse_id, show_id
 from hookpost.policy.keys import hash_secret, parse_key, same_hash
+from hookpost.policy.looks import Looks, Since
 from hookpost.storage.contract import ApiKey, NotFound, StoreUnavailable
 from hookpost.web.problems import Problem, not_found, refusal
 
@@ -35,8 +36,6 @@ LOOK_UPS_MAX = 1_000
 NOTE_USED_EVERY_S = 10.0
 # Keys in use at the same moment, in one process; some 300 bytes each.
 KEYS_CACHED_MAX = 50_000
-# Revocations are looked for this much further back than the last look: their transactions may be slow to commit.
-REVOKED_OVERLAP_S = 10.0
 # Longer ones are none of ours.
 AUTHORIZATION_CHARS_MAX = 1024
 
@@ -79,8 +78,8 @@ class KeyStore(Protocol):
     async def find_key(self, key_id: str) -> ApiKey | None:
         """The stored API key of that key id."""
 
-    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
-        """The ids of the keys revoked within the last so many seconds, those of deleted tenants included."""
+    async def revoked_keys(self, since: Since) -> tuple[frozenset[str], float]:
+        """The ids of the keys revoked since then, those of deleted tenants included, and the database's time."""
 
     async def note_used_keys(self, used: Mapping[str, float]) -> None:
         """When keys were last used (Unix seconds), by key id; kept to the minute."""
@@ -129,7 +128,7 @@ class Authenticator:
         # Look-ups under way, with the time they began.
         self._asked: dict[bytes, tuple[float, asyncio.Task[_Known]]] = {}
         # Revocations up to then (monotonic) are known; and the look under way, with the time it began.
-        self._looked_at = monotonic()
+        self._looks = Looks(monotonic())
         self._look: tuple[float, asyncio.Task[None]] | None = None
         self._unanswered = False
         # Keys that were used since that was last noted, the newest time of each.
@@ -213,7 +212,7 @@ class Authenticator:
             return True
         if known.key_id is None:
             return False
-        return now < self._looked_at + (self._outage_s if self._away() else KEY_CACHE_S)
+        return now < self._looks.began + (self._outage_s if self._away() else KEY_CACHE_S)
 
     def _away(self) -> bool:
         """Was the last look for revocations not answered, or is it late? It stays so until one is answered."""
@@ -237,7 +236,7 @@ class Authenticator:
     def _look_ahead(self) -> None:
         """Begin the next look before the last one is too old, so that nobody waits for it; once for each look, and as
         often again while the store is away."""
-        due, now, look = self._looked_at + LOOK_AHEAD_S, self._monotonic(), self._look
+        due, now, look = self._looks.began + LOOK_AHEAD_S, self._monotonic(), self._look
         if now >= due and (look is None or look[0] < due or (look[1].done() and now >= look[0] + LOOK_AHEAD_S)):
             self._begin_look()
 
@@ -249,10 +248,10 @@ class Authenticator:
         return task
 
     async def _forget_revoked(self, began_at: float) -> None:
-        revoked = await self._store.revoked_keys(began_at - self._looked_at + REVOKED_OVERLAP_S)
+        revoked, now = await self._store.revoked_keys(self._looks.since(began_at))
         if revoked:
             self._known = {digest: known for digest, known in self._known.items() if known.key_id not in revoked}
-        self._looked_at = max(self._looked_at, began_at)
+        self._looks.looked(began_at, now)
 
     async def _ask_once(self, digest: bytes, look_up: Callable[[], Awaitable[_Known]]) -> _Known:
         """Join a look-up that is under way, if it began recently enough to know of a revocation; else begin one.
@@ -273,7 +272,7 @@ class Authenticator:
     async def _ask(self, digest: bytes, began_at: float, look_up: Callable[[], Awaitable[_Known]]) -> _Known:
         found = await look_up()
         known = replace(found, good_until=began_at + KEY_CACHE_S)
-        if self._looked_at > began_at:
+        if self._looks.began > began_at:
             # A revocation since then is among those that were seen before this answer came.
             known = replace(known, key_id=None)
         while len(self._known) >= KEYS_CACHED_MAX:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from uuid import UUID
 
 from hookpost.engine.work import Kind
+from hookpost.policy.looks import Since
 from hookpost.storage.contract import (
     Appended,
     DataRejected,
@@ -129,7 +130,7 @@ class IngestTables:
         return Recalled(version, first, known.request_hash)
 
     async def share_demand(
-        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, since: Since
     ) -> SharedDemand:
         await self._pause()
         db, now = self._db, self._db.now()
@@ -140,8 +141,9 @@ class IngestTables:
         for each in living:
             for tenant_id, demand in each.demands.items():
                 others[tenant_id] = others.get(tenant_id, 0.0) + demand
-        changed = {t: row["config_version"] for t, row in db.tenants.items() if row["changed_at"] > now - seconds_back}
-        return SharedDemand(1 + len(living), others, changed)
+        behind = since.by(now)
+        changed = {t: row["config_version"] for t, row in db.tenants.items() if row["changed_at"] > behind}
+        return SharedDemand(1 + len(living), others, changed, now)
 
     async def leave_ingest(self, node_id: UUID) -> None:
         await self._pause()

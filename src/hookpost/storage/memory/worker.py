@@ -18,8 +18,7 @@ from hookpost.storage.memory.journal import Event
 from hookpost.storage.memory.tables import Breaker, Database, Node, Shard, at
 from hookpost.storage.rings import Rings
 
-# As in PostgreSQL: changes are looked for a little further back, and clocks may differ by a little.
-CHANGES_OVERLAP_S = 10.0
+# As in PostgreSQL: clocks may differ by a little.
 BREAKER_NEWER_S = 1.0
 
 _Row = TypeVar("_Row", JournalRow, BacklogRow)
@@ -272,18 +271,15 @@ class WorkerTables:
         departed = sorted(shard for tenant, shard in self._db.departures if tenant == tenant_id)
         return Tenant(tenant_id, (*row["home_shards"], *departed), row["max_in_flight"])
 
-    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+    async def changed_tenants(self, since: float) -> dict[UUID, float]:
         await self._pause()
-        now = self._db.now()
-        await self._pause()
-        behind = since - CHANGES_OVERLAP_S
-        return {t: row["changed_at"] for t, row in self._db.tenants.items() if row["changed_at"] > behind}, now
+        return {t: row["changed_at"] for t, row in self._db.tenants.items() if row["changed_at"] > since}
 
     async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
         await self._pause()
         endpoints = (each for tenant_id in tenant_ids for each in self._db.by_tenant.get(tenant_id, ()))
         changed = {each: self._changed(each) for each in endpoints}
-        return {each: moment for each, moment in changed.items() if moment > since - CHANGES_OVERLAP_S}
+        return {each: moment for each, moment in changed.items() if moment > since}
 
     def _changed(self, endpoint_id: UUID) -> float:
         """When it last did: seen when somebody looks, so no earlier than it was; or loads it, as what has changed back
@@ -314,17 +310,15 @@ class WorkerTables:
                 row["consecutive_failures"] = health.consecutive_failures
                 row["failing_since"] = health.failing_since
 
-    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
-        await self._pause()
-        now = self._db.now()
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float | None]:
         await self._pause()
         changed = sorted(
             (row["health_at"], endpoint_id)
             for endpoint_id, row in self._db.endpoints.items()
             if row["health_at"] > since
         )[:limit]
-        until = changed[-1][0] if len(changed) == limit else now - CHANGES_OVERLAP_S
-        return {endpoint_id: self._loaded(endpoint_id).health for _, endpoint_id in changed}, max(since, until)
+        more_after = changed[-1][0] if len(changed) == limit else None
+        return {endpoint_id: self._loaded(endpoint_id).health for _, endpoint_id in changed}, more_after
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         await self._pause()
@@ -347,7 +341,7 @@ class WorkerTables:
         if since is None:
             lately = self._db.now() - RECOVERED_S
             return [each for each in records if each.state is not BreakerState.CLOSED or each.since > lately]
-        return [record for record in records if record.since > since - CHANGES_OVERLAP_S]
+        return [record for record in records if record.since > since]
 
     async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:
         await self._pause()

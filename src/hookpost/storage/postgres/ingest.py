@@ -10,6 +10,7 @@ import msgspec
 from asyncpg.pgproto.pgproto import UUID as DriverUUID
 
 from hookpost.model import PayloadRef, minted_at
+from hookpost.policy.looks import Since
 from hookpost.storage.contract import (
     ApiKey,
     Appended,
@@ -159,17 +160,18 @@ class IngestQueries(VaultQueries):
         return Recalled(row["config_version"], first, row["request_hash"], row["reserved"])
 
     async def share_demand(
-        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, seconds_back: float
+        self, node_id: UUID, demands: Mapping[UUID, float], *, lease_s: float, since: Since
     ) -> SharedDemand:
         async with self._connections.use("share the demand of limited tenants") as connection:
             row = await connection.fetchrow(
                 SQL["share_demand"], node_id, list(demands), list(demands.values()), lease_s, self._key_ids
             )
-            changed = await connection.fetch(SQL["changed_versions"], seconds_back)
+            changed = await connection.fetch(SQL["changed_versions"], *since)
         return SharedDemand(
             processes=row["processes"],
             others=dict(zip(row["tenants"], row["demands"], strict=True)),
             changed={tenant["tenant_id"]: tenant["config_version"] for tenant in changed},
+            now=row["now"],
         )
 
     async def leave_ingest(self, node_id: UUID) -> None:
@@ -194,10 +196,10 @@ class IngestQueries(VaultQueries):
             for row in rows
         }
 
-    async def revoked_keys(self, seconds_back: float) -> frozenset[str]:
+    async def revoked_keys(self, since: Since) -> tuple[frozenset[str], float]:
         async with self._connections.use("look for revoked API keys") as connection:
-            rows = await connection.fetch(SQL["revoked_keys"], seconds_back)
-        return frozenset(row["key_id"] for row in rows)
+            row = await connection.fetchrow(SQL["revoked_keys"], *since)
+        return frozenset(row["key_ids"]), row["now"]
 
     async def ring(self, shards: Collection[int] = ()) -> None:
         names = ",".join(map(str, shards)) if len(shards) <= RING_SHARDS_MAX else ""

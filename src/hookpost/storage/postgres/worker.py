@@ -61,8 +61,6 @@ from hookpost.storage.postgres.vault import opened
 from hookpost.storage.rings import Rings
 
 SQL = load("worker")
-# Configuration changes are looked for this much further back than the last look: a transaction may be slow to commit.
-CHANGES_OVERLAP_S = 10.0
 # A settle that takes longer is given up, looked up and repeated; well below the lease.
 SETTLE_TIMEOUT_S = 10.0
 # So much for undoing what failed; then the connection is cut, and the server undoes it by itself.
@@ -230,15 +228,14 @@ class WorkerQueries(AuditQueries):
             rows = await connection.fetch(SQL["load_tenants"], list(tenant_ids))
         return [Tenant(row["tenant_id"], tuple(row["home_shards"]), row["max_in_flight"]) for row in rows]
 
-    async def changed_tenants(self, since: float) -> tuple[dict[UUID, float], float]:
+    async def changed_tenants(self, since: float) -> dict[UUID, float]:
         async with self._connections.use("look for changed tenants") as connection:
-            now: float = await connection.fetchval(SQL["now"])
-            rows = await connection.fetch(SQL["changed_tenants"], since - CHANGES_OVERLAP_S)
-        return {row["tenant_id"]: row["changed_at"] for row in rows}, now
+            rows = await connection.fetch(SQL["changed_tenants"], since)
+        return {row["tenant_id"]: row["changed_at"] for row in rows}
 
     async def changed_endpoints(self, tenant_ids: Collection[UUID], since: float) -> dict[UUID, float]:
         async with self._connections.use("look for changed endpoints") as connection:
-            rows = await connection.fetch(SQL["changed_endpoints"], list(tenant_ids), since - CHANGES_OVERLAP_S)
+            rows = await connection.fetch(SQL["changed_endpoints"], list(tenant_ids), since)
         return {row["endpoint_id"]: row["changed_at"] for row in rows}
 
     async def lift_barriers(self) -> int:
@@ -255,12 +252,11 @@ class WorkerQueries(AuditQueries):
         async with self._connections.use("write endpoints' health") as connection:
             await connection.execute(SQL["write_health"], *_columns(rows))
 
-    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float]:
+    async def health_changes(self, since: float, *, limit: int) -> tuple[dict[UUID, Health], float | None]:
         async with self._connections.use("look for changed health") as connection:
-            now: float = await connection.fetchval(SQL["now"])
             rows = await connection.fetch(SQL["health_changes"], since, limit)
-        until = rows[-1]["health_at"] if len(rows) == limit else now - CHANGES_OVERLAP_S
-        return {row["endpoint_id"]: read_health(row) for row in rows}, max(since, until)
+        more_after = rows[-1]["health_at"] if len(rows) == limit else None
+        return {row["endpoint_id"]: read_health(row) for row in rows}, more_after
 
     async def disable_endpoint(self, tenant_id: UUID, endpoint_id: UUID, reason: str) -> bool:
         async with self._connections.use("disable an endpoint") as connection, connection.transaction():
@@ -276,9 +272,8 @@ class WorkerQueries(AuditQueries):
     # ---- breakers -----------------------------------------------------------------------------------------------
 
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
-        behind = None if since is None else since - CHANGES_OVERLAP_S
         async with self._connections.use("load breakers") as connection:
-            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), behind, RECOVERED_S)
+            rows = await connection.fetch(SQL["load_breakers"], list(tenant_ids), since, RECOVERED_S)
         return [_breaker(row) for row in rows]
 
     async def save_breakers(self, records: Sequence[BreakerRecord]) -> None:

@@ -77,14 +77,14 @@ with mine as (
 )
 select (select 1 + count(*) from others) as processes,
        array(select t.tenant_id from told t order by t.tenant_id) as tenants,
-       array(select t.demand from told t order by t.tenant_id) as demands,
+       array(select t.demand from told t order by t.tenant_id) as demands, clock_timestamp() as now,
        set_config('synchronous_commit', 'off', true)
 
 -- name: changed_versions
 -- Whose routes are out of date: a process that refuses all of a tenant's events never appends, and would not find out.
 -- The clock is asked once, so that the index ends the search.
 select tenant_id, config_version from tenants
-where changed_at > (select clock_timestamp() - make_interval(secs => $1))
+where changed_at > (select least($1::timestamptz, clock_timestamp() - make_interval(secs => $2)))
 
 -- name: leave_ingest
 delete from ingest_nodes where node_id = $1
@@ -98,7 +98,10 @@ from api_keys k where k.key_id = any ($1::text[])
 
 -- name: revoked_keys
 -- Which keys to forget. Deleting a tenant revokes its keys.
-select key_id from api_keys where revoked_at > clock_timestamp() - make_interval(secs => $1)
+select array(
+    select key_id from api_keys
+    where revoked_at > (select least($1::timestamptz, clock_timestamp() - make_interval(secs => $2)))
+) as key_ids, clock_timestamp() as now
 
 -- name: ring
 -- Wake sleeping workers for the shards named in $1, or (empty) for all. Outside of every append, at most 170 times a second: NOTIFY takes a global lock at commit.

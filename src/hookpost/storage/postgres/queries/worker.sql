@@ -295,12 +295,11 @@ select t.tenant_id, t.max_in_flight,
 from tenants t where t.tenant_id = any ($1)
 
 -- name: changed_tenants
--- Which tenants to look at again. The overlap catches transactions that were slow to commit.
+-- Which tenants to look at again.
 select tenant_id, changed_at from tenants where changed_at > $1
 
 -- name: changed_endpoints
--- Of these tenants the endpoints that have changed, with the overlap of changed_tenants. Side by side, so that nobody's
--- others are looked at.
+-- Of these tenants the endpoints that have changed. Side by side, so that nobody's others are looked at.
 select e.endpoint_id, e.changed_at
 from unnest($1::uuid[]) t (tenant_id)
 cross join lateral (
