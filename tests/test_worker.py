@@ -127,7 +127,11 @@ class Leases:
         return found
 
     async def claim(self, node_id: UUID, *, pool: str, limit: int, lease_s: float) -> list[Claimed]:
-        free = [s for s, owner in self.owners.items() if self.expires.get(owner, 0.0) <= self.clock.time][:limit]  # type: ignore[arg-type]
+        free = [
+            shard
+            for shard, owner in self.owners.items()
+            if owner != node_id and (owner is None or self.expires.get(owner, 0.0) <= self.clock.time)
+        ][:limit]
         for shard in free:
             self.owners[shard] = node_id
             self.fences[shard] += 1
@@ -344,9 +348,11 @@ async def test_shards_whose_claim_was_not_answered_are_freed_and_claimed_anew(mo
         assert set(store.fences.values()) == {2}
 
 
-async def test_a_shard_that_it_still_holds_and_claims_anew_is_lost_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lease ran out between its look at who owns what and its claim of what is free: by the database's clock, which
-    was set forward, or as the worker was frozen. It was given its own shards, and ended."""
+async def test_shards_that_it_still_holds_stay_its_own_though_its_lease_runs_out_before_a_claim(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its look at who owns what and its claim of what is free: by the database's clock, which was set forward, or
+    as the worker was frozen."""
     store = Leases(Clock())
     async with working(store, monkeypatch) as node_id:
         store.before_renewal = asyncio.Event()
@@ -356,11 +362,12 @@ async def test_a_shard_that_it_still_holds_and_claims_anew_is_lost_first(monkeyp
         await asyncio.wait_for(store.looked.wait(), PATIENCE_S)
         store.expires[node_id] = 0.0
         store.answer.set()
-        await store.until(lambda: store.fences[min(SHARDS)] == 2)
+        await store.until(lambda: store.owners[max(SHARDS)] == node_id)
         store.before_renewal.set()
         store.reading = set()
         await store.until(lambda: store.reading == SHARDS)
         assert set(store.owners.values()) == {node_id}
+        assert store.fences == {shard: 1 + (shard == max(SHARDS)) for shard in store.fences}
 
 
 async def test_many_shards_are_taken_over_in_a_few_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -442,9 +442,6 @@ class Worker:
     async def _take(self, count: int) -> None:
         settings = self._settings
         claimed = await self._store.claim(self._node_id, pool=settings.pool, limit=count, lease_s=settings.lease_s)
-        # Without a lease our own look free, too: it may have run out since the survey.
-        if own := [c.shard for c in claimed if c.shard in self._fences]:
-            self._lose(own, "it expired before the claim of others")
         for start in range(0, len(claimed), TAKEOVERS_AT_ONCE):
             fences = {c.shard: c.fence for c in claimed[start : start + TAKEOVERS_AT_ONCE]}
             takeovers = await self._persist(partial(self._store.takeovers, fences))

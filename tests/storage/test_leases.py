@@ -68,6 +68,22 @@ async def test_a_late_renewal_keeps_what_nobody_took(driver: Driver) -> None:
     await store.settle([settle(0)])
 
 
+async def test_nobody_claims_what_is_its_own_though_its_lease_has_run_out(driver: Driver) -> None:
+    """Its next renewal keeps it; nothing that it has under way is in doubt."""
+    store = await driver.open()
+    node, silent = await register(store), await register(store)
+    assert await claim(store, node, limit=2) == {0: 1, 1: 1}
+    assert await claim(store, silent) == {2: 1, 3: 1}
+    await driver.expire_lease(node)
+    await driver.expire_lease(silent)
+    assert await claim(store, node) == {2: 2, 3: 2}
+    await store.renew(node, lease_s=LEASE_S)
+    kept, taken = await store.takeovers({0: 1, 2: 2})
+    assert not kept.quiet_until
+    assert taken.quiet_until
+    await store.settle([settle(0, fence=1)])
+
+
 async def test_a_removed_lease_cannot_be_renewed_but_registered_anew(driver: Driver) -> None:
     store = await driver.open()
     node = await own(store)

@@ -69,7 +69,7 @@ class WorkerTables:
         free = [
             s
             for s in self._db.shards.values()
-            if s.pool == pool and (s.owner is None or not (grace or self._lives(s.owner)))
+            if s.pool == pool and (s.owner is None or not (grace or s.owner == node_id or self._lives(s.owner)))
         ]
         for shard in free[:limit]:
             if shard.owner is not None:
