@@ -18,8 +18,8 @@ from hookpost import telemetry
 from hookpost import worker as module
 from hookpost.engine.limits import Limits
 from hookpost.engine.work import Fetch, JournalRow, Kind, LaneSummary, Takeover
-from hookpost.model import HEALTHY, Endpoint, EndpointStatus, Health, Outcome, Request, Tenant
-from hookpost.policy.breaker import BreakerRecord
+from hookpost.model import HEALTHY, Endpoint, EndpointStatus, ErrorCode, Health, Outcome, Request, Tenant
+from hookpost.policy.breaker import BreakerRecord, BreakerState
 from hookpost.storage.contract import RECONFIGURED, Claimed, StoreUnavailable, Survey
 from hookpost.storage.payloads import ObjectStore
 from hookpost.worker import Worker, WorkerSettings
@@ -72,6 +72,7 @@ class Leases:
         self.endpoint_changes: dict[UUID, float] = {}
         self.health: dict[UUID, Health] = {}
         self.health_heard = 0
+        self.breakers: list[BreakerRecord] = []
         self.lanes: tuple[LaneSummary, ...] = ()
         self.looks = 0
         self.status = EndpointStatus.PAUSED
@@ -85,6 +86,9 @@ class Leases:
         # What a read waits for with its rows in hand.
         self.reading_on = asyncio.Event()
         self.reading_on.set()
+        # What a settle waits for.
+        self.settling_on = asyncio.Event()
+        self.settling_on.set()
         # What the look for others waits for.
         self.others_known = asyncio.Event()
         self.others_known.set()
@@ -179,6 +183,7 @@ class Leases:
         return [], False, 1e9
 
     async def settle(self, parts: Collection[Any]) -> None:
+        await self.settling_on.wait()
         for part in parts:
             self.settled[part.shard] = part.progress.read_to
         await self.tell()
@@ -218,6 +223,10 @@ class Leases:
         self.loads.append("endpoints")
         self.loaded = list(endpoint_ids)
         return [Endpoint(each, TENANT, "https://a.example/", self.status) for each in endpoint_ids]
+
+    async def save_breakers(self, records: Collection[BreakerRecord]) -> None:
+        self.breakers += records
+        await self.tell()
 
     async def load_breakers(self, tenant_ids: Collection[UUID], *, since: float | None) -> list[BreakerRecord]:
         return []
@@ -260,8 +269,8 @@ class Hanging:
         self._done[request.body] = done
         asyncio.get_running_loop().create_task(self._store.tell())
 
-    def end(self, body: bytes) -> None:
-        self._done.pop(body)(Outcome(None, 200))
+    def end(self, body: bytes, outcome: Outcome = Outcome(None, 200)) -> None:  # noqa: B008 - it is immutable
+        self._done.pop(body)(outcome)
 
 
 def new_worker(store: Leases, node_id: UUID, limits: Limits, sender: Any) -> Worker:
@@ -670,6 +679,23 @@ async def test_of_more_health_than_can_be_heard_at_once_the_rest_is_heard_with_t
         heard = store.health_heard
         await store.until(lambda: store.health_heard > heard + 1)
         assert store.health_since[-1] > 5.0
+
+
+async def test_a_breaker_that_opened_is_told_though_a_settle_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told behind the next settle, which a store in trouble does not end; and when the shards were lost and came
+    back meanwhile, it was forgotten."""
+    store = Leases(Clock())
+    store.status = EndpointStatus.ENABLED
+    sender = Hanging(store)
+    async with working(store, monkeypatch, sender=sender):
+        store.settling_on.clear()
+        names = [str(seq).encode() for seq in range(1, 6)]
+        store.rows = {2: [structs.replace(row(2, int(name)), payload=name, owed=[E1]) for name in names]}
+        await store.until(lambda: sender.under_way == set(names))
+        for name in names:
+            sender.end(name, Outcome(ErrorCode.CONNECT_REFUSED))
+        await store.until(lambda: [each.state for each in store.breakers] == [BreakerState.OPEN])
+        store.settling_on.set()
 
 
 async def test_what_is_missing_is_loaded_at_once_and_what_has_changed_looked_for_in_its_turn(

@@ -936,6 +936,9 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._config_wanted.wait(), max(0.0, self._refresh_due - self._loop.time()))
             self._config_wanted.clear()
+            # Also where no settle tells of it: nothing may be left to settle, or the store not take it. And what was
+            # found out before shards were lost and came back is among what is loaded.
+            await self._tell_breakers()
             try:
                 async with self._configuring:
                     await self._load_missing()

@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 from msgspec import structs
 
-from hookpost.engine.gates import BUDGET_LOOK_S
+from hookpost.engine.gates import BUDGET_LOOK_S, PROBE_BEGINS_S
 from hookpost.engine.limits import Limits, Policies
 from hookpost.engine.spill import SPILL_AT_ONCE
 from hookpost.engine.work import CANCEL, RETRY_NOW, TICK_S, BacklogRow, Fetch, Kind, ShardSettle, Takeover, Wanted, Work
@@ -397,6 +397,81 @@ def test_what_another_worker_has_learnt_holds_here_and_lets_go_here() -> None:
     assert Shelf(bench).written == 0
     bench.settle()
     assert [fetch.wanted for fetch in bench.fetches()] == [Wanted.DUE]
+
+
+def test_f29_what_was_known_before_a_breaker_opened_does_not_close_it_though_it_bears_a_later_time() -> None:
+    """The database's clock was set back behind the tenant's word that the receiver is well. That word comes again with
+    every look of that time."""
+    bench = Bench()
+    bench.post()
+    bench.end(bench.sends()[0], OK)
+    said = BreakerRecord(TENANT, ORIGIN, BreakerState.CLOSED, NOW + 20, None, 0, 0)
+    bench.engine.adopt_breakers([said], now=bench.now)
+    break_it(bench)
+    [opened] = bench.engine.take_breakers()
+    assert opened.state is BreakerState.OPEN
+    assert opened.since > said.since, "or nobody else would hear of it"
+    bench.engine.adopt_breakers([said], now=bench.now)
+    bench.post()
+    assert bench.sends() == []
+    again = replace(said, since=opened.since + 1)
+    bench.engine.adopt_breakers([again], now=bench.now)
+    bench.post()
+    assert bench.sends() != []
+
+
+def test_the_right_to_a_probe_is_given_back_when_nothing_is_left_to_send() -> None:
+    """What was to be the probe had reached its deadline, and nobody else might send another one for 40 s."""
+    bench, shelf = shelved()
+    break_it(bench)
+    shelf.go_on()
+    bench.wait(PAUSE_OVER_S)
+    bench.engine.take_breakers()
+    bench.configure(replace(endpoint(), status=EndpointStatus.PAUSED))
+    assert answer_probes(bench) == 1
+    assert bench.sends() == []
+    bench.wait(PROBE_BEGINS_S - 0.1)
+    assert bench.engine.take_breakers() == []
+    assert bench.engine.next_wakeup() <= bench.now + 0.1
+    bench.wait(0.1)
+    [given_back] = bench.engine.take_breakers()
+    assert (given_back.state, given_back.reopen_at) == (BreakerState.OPEN, bench.now)
+    bench.configure(endpoint())
+    shelf.go_on()
+    assert answer_probes(bench) == 1
+    shelf.fetch()
+    assert len(bench.sends()) == 1
+
+
+def test_the_right_to_a_probe_that_has_begun_is_kept() -> None:
+    bench, shelf = shelved()
+    break_it(bench)
+    shelf.go_on()
+    bench.wait(PAUSE_OVER_S)
+    bench.engine.take_breakers()
+    answer_probes(bench)
+    shelf.fetch()
+    [probe] = bench.sends()
+    bench.wait(PROBE_BEGINS_S + 5.0)
+    assert bench.engine.take_breakers() == []
+    bench.end(probe, OK)
+    [recovered] = bench.engine.take_breakers()
+    assert recovered.state is BreakerState.CLOSED
+
+
+def test_who_was_refused_the_probe_asks_again_as_soon_as_it_is_given_back() -> None:
+    bench, shelf = shelved()
+    break_it(bench)
+    shelf.go_on()
+    bench.wait(PAUSE_OVER_S)
+    [opened] = bench.engine.take_breakers()
+    answer_probes(bench, granted=False)
+    bench.wait(5.0)
+    shelf.go_on()
+    assert answer_probes(bench) == 0
+    bench.engine.adopt_breakers([replace(opened, since=bench.now, reopen_at=bench.now)], now=bench.now)
+    bench.wait(0.1)
+    assert answer_probes(bench) == 1
 
 
 def test_a_probe_whose_endpoint_moves_to_another_url_leaves_no_breaker_waiting_for_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 from uuid import UUID
@@ -283,6 +284,35 @@ def test_a_probe_that_is_under_way_does_not_lapse() -> None:
     breaker = probing()
     assert not breaker.wants_probe(now=NOW + 1000)
     assert breaker.state is HALF_OPEN
+
+
+def test_the_right_to_a_probe_that_is_not_used_is_given_back_and_the_next_one_may_send_it_at_once() -> None:
+    mine, others = half_open(), opened()
+    now = NOW + 33
+    refusal = Probe(granted=False, until=NOW + 30 + GRANT_S, record=mine.record(TENANT, ORIGIN))
+    others.grant(refusal, asked=others.told_since, now=NOW + 31)
+    assert others.closed_until == NOW + 30 + GRANT_S
+    assert mine.give_back(now=now)
+    assert (mine.state, mine.openings, mine.told) == (OPEN, 1, False)
+    assert others.adopt(mine.record(TENANT, ORIGIN)), "it is closed to it for less long"
+    assert others.wants_probe(now=now)
+    assert not others.adopt(mine.record(TENANT, ORIGIN))
+
+
+@pytest.mark.parametrize("before", [closed, opened, probing, recovered])
+def test_only_a_right_that_is_not_used_is_given_back(before: Callable[[], Breaker]) -> None:
+    breaker = before()
+    was = shown(breaker)
+    assert not breaker.give_back(now=NOW + 33)
+    assert shown(breaker) == was
+
+
+def test_that_another_worker_has_the_probe_is_no_reason_to_ask_sooner() -> None:
+    mine, others = half_open(), opened()
+    refusal = Probe(granted=False, until=NOW + 30 + GRANT_S, record=mine.record(TENANT, ORIGIN))
+    others.grant(refusal, asked=others.told_since, now=NOW + 31)
+    assert not others.adopt(mine.record(TENANT, ORIGIN))
+    assert not others.wants_probe(now=NOW + 30 + GRANT_S - 0.001)
 
 
 # ---- the ramp -------------------------------------------------------------------------------------------------------

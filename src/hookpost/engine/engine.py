@@ -588,13 +588,17 @@ class Engine:
             self._wake_loads(now)
         if self._gates.outage.probe_at <= now:
             self._choose_probe(now)
+        if self._gates.unused_at <= now:
+            self._give_back_probes(now)
         if self._roster.look_at <= now:
             self._roster.forget_lanes(now)
 
     def next_wakeup(self) -> float | None:
         """When `tick` has something to do, as a Unix time."""
         gates = self._gates
-        moment = min(self._timers.next(), gates.over_budget.look_at, gates.outage.probe_at, self._loads.look_at)
+        moment = min(
+            self._timers.next(), gates.over_budget.look_at, gates.outage.probe_at, gates.unused_at, self._loads.look_at
+        )
         return None if moment == NEVER else moment
 
     # ---- the backlog ------------------------------------------------------------------------------------------------
@@ -764,8 +768,19 @@ class Engine:
         for probe in probes:
             tenant = self._roster.tenants.get(probe.record.tenant_id)
             if tenant is not None and (breaker := tenant.breakers.get(probe.record.origin)) is not None:
-                breaker.grant(probe, asked=asked.get((tenant.tenant_id, probe.record.origin)), now=now)
+                receiver = tenant.tenant_id, probe.record.origin
+                breaker.grant(probe, asked=asked.get(receiver), now=now)
+                if breaker.state is BreakerState.HALF_OPEN:
+                    self._gates.granted(receiver, now=now)
                 self._breaker_changed(tenant, probe.record.origin, breaker.state, now)
+
+    def _give_back_probes(self, now: float) -> None:
+        """What was to be the probe may have reached its deadline, or all places here be taken. Others may have
+        what waits for this receiver, too."""
+        for tenant_id, origin in self._gates.take_unused(now=now):
+            tenant = self._roster.tenants.get(tenant_id)
+            if tenant is not None and self._gates.give_back(tenant, origin, now=now):
+                self._breaker_changed(tenant, origin, BreakerState.OPEN, now)
 
     def ask_again(self, probes: Iterable[Receiver]) -> None:
         """The store could not be asked about these probes."""

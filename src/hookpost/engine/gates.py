@@ -24,6 +24,8 @@ from hookpost.policy.rate import TokenBucket
 # A lane that waits for a token looks again no sooner: floats of the time of day are a quarter of a microsecond apart,
 # and tokens that come meanwhile are not lost.
 RATE_TICK_S = 0.001
+# A probe begins so soon behind the right to it, or another worker gets that: a fetch of what waits takes milliseconds.
+PROBE_BEGINS_S = 3.0
 # How often what waits for the retry budget is looked at again: its books are kept by the second.
 BUDGET_LOOK_S = 1.0
 _EGRESS_DOWN = Wait(WaitReason.EGRESS_DOWN)
@@ -85,6 +87,8 @@ class Gates:
         self._probes: set[Receiver] = set()
         self._asked: set[Receiver] = set()
         self._changed: dict[Receiver, BreakerRecord] = {}
+        # Probes that this worker has the right to, and when they are to have begun, in the order of that.
+        self._granted: dict[Receiver, float] = {}
 
     # ---- may it start? --------------------------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class Gates:
             return _NOTHING_MORE
         if breaker.state is BreakerState.HALF_OPEN:
             return _NOTHING_MORE if breaker.probing else None
-        return Wait(WaitReason.BREAKER_OPEN, breaker.reopen_at)
+        return Wait(WaitReason.BREAKER_OPEN, breaker.closed_until)
 
     def admit(self, lane: Lane, work: Work, config: Endpoint, *, now: float) -> Wait | None:
         """None: it starts now, and the gates have counted it. A Wait: they have counted nothing."""
@@ -216,7 +220,9 @@ class Gates:
         if breaker is None:
             if seen is not Verdict.SICK:
                 return None
-            breaker = tenant.breakers[origin] = Breaker(self._breaker_policy, now=now)
+            # What is known of it already may bear a later time, by a clock that was set back since.
+            known = tenant.recovered.get(origin, 0.0)
+            breaker = tenant.breakers[origin] = Breaker(self._breaker_policy, now=max(now, known))
         changed = breaker.observe(seen, probe=probe, now=now, rng=self._rng)
         if changed:
             self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
@@ -258,6 +264,31 @@ class Gates:
     def answered(self, probes: Iterable[Receiver]) -> None:
         """The store has said of these what it had to say; they may be asked for again."""
         self._asked.difference_update(probes)
+
+    def granted(self, receiver: Receiver, *, now: float) -> None:
+        """This worker may send the receiver's probe."""
+        self._granted.pop(receiver, None)
+        self._granted[receiver] = now + PROBE_BEGINS_S
+
+    @property
+    def unused_at(self) -> float:
+        """When to look whether a probe has begun."""
+        return next(iter(self._granted.values()), NEVER)
+
+    def take_unused(self, *, now: float) -> list[Receiver]:
+        """Receivers whose probe should have begun."""
+        due = [receiver for receiver, begins_by in self._granted.items() if begins_by <= now]
+        for receiver in due:
+            del self._granted[receiver]
+        return due
+
+    def give_back(self, tenant: TenantState, origin: str, *, now: float) -> bool:
+        """Let another worker send the probe, unless it has begun here; True when it changes what may start."""
+        breaker = tenant.breakers.get(origin)
+        if breaker is None or not breaker.give_back(now=now):
+            return False
+        self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
+        return True
 
     def ask_again(self, probes: Iterable[Receiver]) -> None:
         """The store could not be asked."""

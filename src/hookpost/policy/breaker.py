@@ -126,7 +126,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_policy", "failures", "openings", "probe_until", "probing", "ramp", "reopen_at", "since", "state", "told",
+        "_policy", "failures", "held_until", "openings", "probe_until", "probing", "ramp", "reopen_at", "since",
+        "state", "told",
     )  # fmt: skip
 
     def __init__(self, policy: BreakerPolicy, *, now: float) -> None:
@@ -134,6 +135,8 @@ class Breaker:
         self.state = BreakerState.CLOSED
         self.since = now
         self.reopen_at = 0.0
+        # Another worker has the right to the probe.
+        self.held_until = 0.0
         self.openings = 0
         self.failures = 0
         self.ramp: int | None = None
@@ -155,7 +158,12 @@ class Breaker:
         """Has its pause ended, and has nobody here the right to send the probe?"""
         if self.state is BreakerState.HALF_OPEN and not self.probing and self.probe_until <= now:
             self.state = BreakerState.OPEN  # the right to the probe has lapsed unused
-        return self.state is BreakerState.OPEN and self.reopen_at <= now
+        return self.state is BreakerState.OPEN and self.closed_until <= now
+
+    @property
+    def closed_until(self) -> float:
+        """Until when it lets nothing through, while it is open."""
+        return max(self.reopen_at, self.held_until)
 
     def closed_to(self, in_flight: int) -> bool:
         """Must a delivery wait while so many are under way to this receiver?"""
@@ -239,21 +247,32 @@ class Breaker:
             self.probe_until = probe.until
             return True
         if self.state is BreakerState.OPEN:
-            self.reopen_at = max(self.reopen_at, probe.until)
+            self.held_until = probe.until
             if probe.record.state is BreakerState.CLOSED and asked is not None and asked == self.told_since:
                 # Somebody has closed it behind our opening, whatever the times say: clocks may have been set back in
                 # between. Nobody would ever grant us the probe. An answer that took long is of a time before it.
                 return self._take_over(probe.record)
         return self.adopt(probe.record)
 
+    def give_back(self, *, now: float) -> bool:
+        """Nothing was sent as the probe that this worker has the right to: let another one send it; False when there is
+        nothing to give back."""
+        if self.state is not BreakerState.HALF_OPEN or self.probing:
+            return False
+        self._enter(BreakerState.OPEN, now)
+        self.told = False
+        self.reopen_at = now
+        return True
+
     def adopt(self, record: BreakerRecord) -> bool:
-        """Take over what another worker has learnt later than we did; True when the state changed."""
+        """Take over what another worker has learnt later than we did; True when the state changed, or it lets nothing
+        through for less long."""
         if record.since <= self.since + _SAME_S or self.probing:
             return False
         return self._take_over(record)
 
     def _take_over(self, record: BreakerRecord) -> bool:
-        before = self.state
+        before, closed_until = self.state, self.closed_until
         self.told = True
         self.since = record.since
         self.openings = record.openings
@@ -265,8 +284,10 @@ class Breaker:
             # To us a probe of another worker is a breaker that stays open.
             self.state = BreakerState.OPEN
             self.reopen_at = max(record.reopen_at or 0.0, self.reopen_at)
+            if record.state is BreakerState.OPEN:
+                self.held_until = 0.0
             self.ramp = None
-        return self.state is not before
+        return self.state is not before or (self.state is BreakerState.OPEN and self.closed_until < closed_until)
 
     def record(self, tenant_id: UUID, origin: str) -> BreakerRecord:
         """What is to be stored."""
