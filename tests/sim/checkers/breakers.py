@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from uuid import UUID
 
-from tests.sim.system.trace import Answered, Configured, Sent, Trace, check
+from tests.sim.system.trace import Answered, Claimed, Configured, Sent, Trace, check
 
 FAILURES = 4
 _Receiver = tuple[UUID, str]
@@ -21,8 +21,12 @@ def judge(trace: Trace) -> None:
     since: dict[tuple[str, _Receiver], set[str]] = defaultdict(set)
     under_way: dict[str, _Receiver] = {}
     excused: set[str] = set()
-    for entry in trace.of(Configured, Sent, Answered):
+    for entry in trace.of(Configured, Claimed, Sent, Answered):
         match entry:
+            case Claimed():
+                # It may have been without a shard of the tenant, and only what has opened is remembered elsewhere.
+                for key in [key for key, failures in row.items() if key[0] == entry.node and failures < FAILURES]:
+                    row[key] = 0
             case Configured():
                 receiver = (entry.tenant_id, entry.url.split("/")[2])
                 origin[entry.endpoint_id] = receiver

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from uuid import UUID
 
-from tests.sim.system.trace import Configured, Ended, Settled, Stored, Trace, check
+from tests.sim.system.trace import Configured, Ended, Left, Settled, Stored, Trace, check
 
 CANCEL = "hookpost.cancel"
 _Delivery = tuple[UUID, UUID, int]
@@ -16,20 +16,28 @@ def judge(trace: Trace) -> None:
     cancels: dict[tuple[int, UUID, UUID], int] = defaultdict(int)
     deleted: set[UUID] = set()
     ended: dict[_Delivery, str] = {}
+    left: set[tuple[int, int]] = set()
 
     def end(key: _Delivery, how: str) -> None:
         check(key in owed, "the end of a delivery that was never owed:", key, how)
         check(key not in ended, "ended twice:", key, ended.get(key), "and", how)
         ended[key] = how
 
-    for entry in trace.of(Stored, Configured, Settled):
+    for entry in trace.of(Stored, Left, Configured, Settled):
         match entry:
             case Stored() if entry.kind == 2 and entry.type == CANCEL:
                 for endpoint_id in entry.owed:
                     cancels[entry.shard, entry.event_id, endpoint_id] = entry.seq
             case Stored() if entry.kind < 2:
                 for endpoint_id in entry.owed:
-                    owed[entry.event_id, endpoint_id, entry.generation] = entry
+                    key = entry.event_id, endpoint_id, entry.generation
+                    before = owed.get(key)
+                    # What kept its event may outlive a replay: the next one is counted from those that are there.
+                    if before is not None and (before.shard, before.seq) in left:
+                        ended.pop(key, None)
+                    owed[key] = entry
+            case Left():
+                left.add((entry.shard, entry.seq))
             case Configured() if entry.deleted:
                 deleted.add(entry.endpoint_id)
             case Settled():

@@ -56,6 +56,8 @@ EPOCH = 1_800_000_000.0
 CHAOS_S = 45.0
 # The longest deadline, and what the last ones take.
 HEAL_S = 240.0
+# Behind that, until the last attempts have been counted.
+COUNTED_S = 30.0
 LEASE_S, RENEW_S = 6.0, 1.5
 # No request takes longer.
 LONGEST_S = 3.0
@@ -118,13 +120,15 @@ KINDS = {
     "sick receivers and clocks": Kind(
         ("jump", "jump", "kill", "pause"), ("ok", "500", "refuse", "busy", "lost"), back_s=20.0
     ),
+    # Workers that know little of receivers that are down, and hear of what was said by a clock that has been set back.
+    "deaths and clocks": Kind(("jump", "kill"), ("ok", "500", "refuse", "lost"), back_s=20.0, brief=0.0),
     "deployments": Kind(("stop", "stop", "stop", "kill api", "jump wall")),
     # Workers that live for long, and receivers that fail too seldom for a breaker: what holds these is the retry budget.
     "half of it fails": Kind(("kill api", "jump wall"), ("ok", "flaky", *("half",) * 6)),
     "a database in trouble": Kind(("away", "away", "storm", "storm", "jump", "pause"), slow=0.02),
 }
 # Every other world is of the first kind.
-KINDS_DRAWN = (*KINDS, *["plain"] * 4)
+KINDS_DRAWN = (*KINDS, *["plain"] * 5)
 
 
 class World:
@@ -559,6 +563,9 @@ class World:
         while not self._drained() and self.loop.time() < until:
             await asyncio.sleep(1.0)
         await asyncio.sleep(LONGEST_S + 1.0)
+        # Replays at a low rate may have gone on until now.
+        while not self._all_counted() and self.loop.time() < until + COUNTED_S:
+            await asyncio.sleep(1.0)
         if self.brief:
             await asyncio.sleep((self.keep_days + 1) * self.day_s + RETIRE_S)
         for worker in list(self.workers):
