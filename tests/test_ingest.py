@@ -607,6 +607,20 @@ async def test_all_endpoints_are_loaded_again_where_home_shards_changed() -> Non
     assert store.endpoints_loaded == 20
 
 
+async def test_all_endpoints_are_loaded_again_where_the_version_went_back() -> None:
+    """As behind a failover to a standby that had not heard of the last changes: an endpoint that was created is gone."""
+    store = ScriptedStore()
+    ingest = make(store)
+    await ingest.submit(store.tenant, submissions(1))
+    lost = store.add_endpoint()
+    await ingest.submit(store.tenant, submissions(1))
+    assert lost in store.stored[-1].owed
+    store.endpoints = [each for each in store.endpoints if each.endpoint_id != lost]
+    store.version -= 1
+    await ingest.submit(store.tenant, submissions(1))
+    assert lost not in store.stored[-1].owed
+
+
 async def test_what_was_matched_before_a_change_is_matched_anew_behind_it() -> None:
     """Its routes are changed in place, and still say that they are old."""
     store = ScriptedStore()

@@ -122,11 +122,16 @@ async def test_an_unreachable_database_is_named_without_its_password(place: Path
             assert "canary-password" not in ended.err + ended.out
 
 
-async def test_a_database_that_may_lose_commits_is_refused_unless_a_setting_says_so(empty: str) -> None:
-    admin = await asyncpg.connect(empty)
+async def set_in_database(dsn: str, setting: str) -> None:
+    """For all connections to come."""
+    admin = await asyncpg.connect(dsn)
     name = await admin.fetchval("select current_database()")
-    await admin.execute(f"alter database {name} set synchronous_commit = off")
+    await admin.execute(f"alter database {name} set {setting}")
     await admin.close()
+
+
+async def test_a_database_that_may_lose_commits_is_refused_unless_a_setting_says_so(empty: str) -> None:
+    await set_in_database(empty, "synchronous_commit = off")
     for ended in await every(*SERVERS, database_url=empty):
         assert_refused(ended, "synchronous_commit=off", "HOOKPOST_DATABASE_UNSAFE_OK=true")
     async with running(database_url=empty, database_unsafe_ok="true") as server, receiver() as ledger:
@@ -138,10 +143,7 @@ async def test_a_database_that_may_lose_commits_is_refused_unless_a_setting_says
 
 
 async def test_the_doctor_tells_what_makes_all_commits_wait(empty: str) -> None:
-    admin = await asyncpg.connect(empty)
-    name = await admin.fetchval("select current_database()")
-    await admin.execute(f"alter database {name} set wal_init_zero = on")
-    await admin.close()
+    await set_in_database(empty, "wal_init_zero = on")
     doctor = await command("doctor", database_url=empty)
     assert re.search(
         r"^ok +write-ahead log: wal_init_zero is on: a pause of .*; set it to off", doctor.out, re.MULTILINE

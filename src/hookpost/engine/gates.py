@@ -7,6 +7,7 @@ policy (`policy/`); here it is looked up, and remembered what the other workers 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import takewhile
 from random import Random
 from uuid import UUID
 
@@ -277,7 +278,7 @@ class Gates:
 
     def take_unused(self, *, now: float) -> list[Receiver]:
         """Receivers whose probe should have begun."""
-        due = [receiver for receiver, begins_by in self._granted.items() if begins_by <= now]
+        due = [receiver for receiver, _ in takewhile(lambda granted: granted[1] <= now, self._granted.items())]
         for receiver in due:
             del self._granted[receiver]
         return due

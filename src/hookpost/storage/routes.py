@@ -42,8 +42,11 @@ class Routes:
 
     def fit(self, routes: TenantRoutes) -> bool:
         """Can newer ones be made of these, and of what ``routes`` tell of the endpoints that changed since? Not where
-        what they do not tell of would change, too."""
+        what they do not tell of would change, too; nor where the version went back, as behind a failover to a database
+        that does not have the last changes."""
         known = self.routes
+        if routes.config_version < known.config_version:
+            return False
         return (known.home_shards, known.max_in_flight) == (routes.home_shards, routes.max_in_flight)
 
     def owed_now(self, event: NewEvent, *, accepted_at: float) -> tuple[UUID, ...]:
