@@ -420,6 +420,30 @@ def test_f29_what_was_known_before_a_breaker_opened_does_not_close_it_though_it_
     assert bench.sends() != []
 
 
+def test_f29_its_own_word_of_a_recovery_that_comes_back_brings_nothing_forward_that_failed_behind_it() -> None:
+    """While the clock stands, each state of a breaker is said to be later than the one before by a little: the word of
+    the recovery bore a later time than what failed right behind it."""
+    bench, shelf = shelved()
+    break_it(bench)
+    shelf.go_on()
+    bench.wait(PAUSE_OVER_S)
+    answer_probes(bench)
+    shelf.fetch()
+    [probe] = bench.sends()
+    bench.end(probe, OK)
+    shelf.go_on()
+    recovered = [each for each in bench.engine.take_breakers() if each.state is BreakerState.CLOSED]
+    assert [each.since > bench.now for each in recovered] == [True]
+    bench.post()
+    for work in bench.sends():
+        bench.end(work, FAILED)
+    shelf.go_on()
+    bench.engine.adopt_breakers(recovered, now=bench.now)
+    assert shelf.go_on() == []
+    bench.wait(1000.0)
+    assert shelf.go_on() != []
+
+
 def test_the_right_to_a_probe_is_given_back_when_nothing_is_left_to_send() -> None:
     """What was to be the probe had reached its deadline, and nobody else might send another one for 40 s."""
     bench, shelf = shelved()

@@ -63,6 +63,9 @@ from hookpost.policy.retry import decide
 
 # Looking an enum's member up costs more than comparing with it, and every row is compared.
 _REPLAY, _CONTROL = Kind.REPLAY, Kind.CONTROL
+# While a clock stands, a breaker says of each of its states that it is later than the one before by a little: its own
+# word of a recovery, when it comes back from the store, is no other one.
+SAME_RECOVERY_S = 0.001
 _HELD = Held()
 
 
@@ -815,8 +818,9 @@ class Engine:
     def _recovered_elsewhere(self, tenant: TenantState, record: BreakerRecord, now: float) -> None:
         """Another worker, or the last owner, saw a receiver recover that nothing is known of here."""
         breaker = tenant.breakers.get(record.origin)
-        if breaker is None or breaker.state is BreakerState.CLOSED:
-            tenant.recovered[record.origin] = max(record.since, tenant.recovered.get(record.origin, 0.0))
+        known = tenant.recovered.get(record.origin, 0.0)
+        if record.since > known + SAME_RECOVERY_S and (breaker is None or breaker.state is BreakerState.CLOSED):
+            tenant.recovered[record.origin] = record.since
             for endpoint in tenant.of_origin(record.origin):
                 for lane in endpoint.lanes:
                     self._catch_up(lane)
