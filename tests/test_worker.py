@@ -245,6 +245,7 @@ class Leases:
 
 
 E1 = uuid7()
+WELL = Outcome(None, 200)
 
 
 class Nowhere:
@@ -269,7 +270,7 @@ class Hanging:
         self._done[request.body] = done
         asyncio.get_running_loop().create_task(self._store.tell())
 
-    def end(self, body: bytes, outcome: Outcome = Outcome(None, 200)) -> None:  # noqa: B008 - it is immutable
+    def end(self, body: bytes, outcome: Outcome = WELL) -> None:
         self._done.pop(body)(outcome)
 
 

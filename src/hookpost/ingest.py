@@ -59,6 +59,7 @@ from hookpost.storage.contract import (
     StoreUnavailable,
     Verdict,
 )
+from hookpost.storage.routes import remember
 
 # Appends under way at once: each shard takes part in one at a time, and more of them make smaller groups.
 APPENDS_MAX = 4
@@ -171,7 +172,6 @@ class Ingest:
         self._loop = asyncio.get_running_loop()
         self._gate = IngestGate(expected=processes, settled_at=self._loop.time() + LOOK_LEASE_S)
         self._looks = Looks(self._loop.time())
-        self._shares = False
         # By their text: what else changes of a tenant's configuration leaves them as they are.
         self._schemas = SchemaChecks(limits.schemas)
 
@@ -190,7 +190,7 @@ class Ingest:
             _, hanging = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in hanging:
                 task.cancel()
-        if self._shares:
+        if self._looks.at is not None:
             with suppress(StoreUnavailable, TimeoutError):
                 await asyncio.wait_for(self._store.leave_ingest(self._node_id), CLOSE_S)
 
@@ -431,7 +431,6 @@ class Ingest:
         shared = await self._store.share_demand(
             self._node_id, demands, lease_s=LOOK_LEASE_S, since=self._looks.since(began)
         )
-        self._shares = True
         self._looks.looked(began, shared.now)
         for tenant_id, version in shared.changed.items():
             known = self._routes.get(tenant_id)
@@ -464,7 +463,7 @@ class Ingest:
             now = self._loop.time()
             allowance = self._gate.allowance(tenant_id, loaded.ingest_rate_limit, now=now)
             routes = PostRoutes(loaded, allowance, former)
-            _keep(self._routes, tenant_id, routes)
+            remember(self._routes, tenant_id, routes, most=ROUTES_MAX)
             return routes
         finally:
             del self._loading[tenant_id]
@@ -473,7 +472,7 @@ class Ingest:
         """Nothing is matched with the tenant's routes any more."""
         routes = self._routes.pop(tenant_id, None)
         if routes is not None:
-            _keep(self._former, tenant_id, routes)
+            remember(self._former, tenant_id, routes, most=ROUTES_MAX)
 
     # ---- group commit ---------------------------------------------------------------------------------------------
 
@@ -724,13 +723,6 @@ class Ingest:
             await self._store.ring(shards)
         except StoreUnavailable:
             return  # workers look by themselves
-
-
-def _keep(known: dict[UUID, PostRoutes], tenant_id: UUID, routes: PostRoutes) -> None:
-    """Remember a tenant's routes, instead of those that were remembered first where they are too many."""
-    while len(known) >= ROUTES_MAX:
-        del known[next(iter(known))]
-    known[tenant_id] = routes
 
 
 def _end_of(future: asyncio.Future[list[Answer]]) -> list[Answer] | None:

@@ -30,7 +30,7 @@ from hookpost.storage.contract import (
     StoreUnavailable,
     TopicReplaced,
 )
-from hookpost.storage.routes import Routes
+from hookpost.storage.routes import Routes, remember
 
 # How long a take waits for a first record; what the worker owns is looked at that often.
 TAKE_S = 0.1
@@ -383,9 +383,8 @@ class Pump:
         loaded = await self._store.load_routes(tenant_id)
         if loaded is None:
             return None
-        while len(self._routes) >= ROUTES_MAX:
-            del self._routes[next(iter(self._routes))]
-        routes = self._routes[tenant_id] = Routes(loaded)
+        routes = Routes(loaded)
+        remember(self._routes, tenant_id, routes, most=ROUTES_MAX)
         return routes
 
 

@@ -912,8 +912,7 @@ class Worker:
     async def _hear_health(self) -> None:
         """Endpoints of a spread tenant are delivered to by several workers: a run of failures is ended by the success
         of any of them, and goes on with the failure of any. What is not written down yet is later than what is."""
-        began, now = self._clock.monotonic(), await self._store.ping()
-        since = self._health_looks.since(self._clock.monotonic()).by(now)
+        began, now, since = await self._look(self._health_looks)
         if self._unheard_after is not None:
             since = min(since, self._unheard_after)
         changed, self._unheard_after = await self._store.health_changes(since, limit=HEALTH_HEARD)
@@ -981,11 +980,15 @@ class Worker:
             self._engine.adopt_breakers(breakers, now=now)
             self._kick()
 
+    async def _look(self, last: Looks) -> tuple[float, float, float]:
+        """When a look begins, by our own clock and the database's, and from when on it is to look, by the latter."""
+        began, now = self._clock.monotonic(), await self._store.ping()
+        return began, now, last.since(self._clock.monotonic()).by(now)
+
     async def _refresh(self) -> None:
         """Take over what was changed since the last look."""
         async with self._configuring:
-            began, now = self._clock.monotonic(), await self._store.ping()
-            since = self._looks.since(self._clock.monotonic()).by(now)
+            began, now, since = await self._look(self._looks)
             changed = await self._store.changed_tenants(since)
             known = self._engine.known_tenants
             if tenants := {t for t, at in changed.items() if t in known and self._refreshed.get(t) != at}:

@@ -136,15 +136,17 @@ async def one_change(store: Store, tenant: UUID, living: list[UUID], rng: Random
 
 
 async def created(store: Store, tenant: UUID, rng: Random) -> UUID:
+    endpoint = uuid7()
     values = {
-        "endpoint_id": uuid7(),
+        "endpoint_id": endpoint,
         "tenant_id": tenant,
         "url": "https://example.com/",
         "events": list(rng.choice(FILTERS)),
         "max_in_flight": rng.choice((None, 1, 64)),
         "ordered": rng.random() < 0.2,
     }
-    return (await store.create_endpoint(values, b"k" * 24, endpoints_max=100))["endpoint_id"]  # type: ignore[no-any-return]
+    await store.create_endpoint(values, b"k" * 24, endpoints_max=100)
+    return endpoint
 
 
 async def deleted(store: Store, tenant: UUID, living: list[UUID], endpoint: UUID) -> None:

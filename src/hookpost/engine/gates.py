@@ -210,7 +210,7 @@ class Gates:
         if breaker is None or not before.closed:
             return None
         if breaker.forgive(before.failures, before.openings, now=now):
-            self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
+            self._note_change(tenant, origin, breaker)
             return breaker
         if breaker.at_rest:
             del tenant.breakers[origin]
@@ -226,10 +226,14 @@ class Gates:
             breaker = tenant.breakers[origin] = Breaker(self._breaker_policy, now=max(now, known))
         changed = breaker.observe(seen, probe=probe, now=now, rng=self._rng)
         if changed:
-            self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
+            self._note_change(tenant, origin, breaker)
         elif breaker.at_rest:
             del tenant.breakers[origin]
         return breaker if changed else None
+
+    def _note_change(self, tenant: TenantState, origin: str, breaker: Breaker) -> None:
+        """It is to be stored, and shared."""
+        self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
 
     def tick(self, *, now: float) -> None:
         """Time went on: enter what has ended into the budget's books."""
@@ -288,7 +292,7 @@ class Gates:
         breaker = tenant.breakers.get(origin)
         if breaker is None or not breaker.give_back(now=now):
             return False
-        self._changed[tenant.tenant_id, origin] = breaker.record(tenant.tenant_id, origin)
+        self._note_change(tenant, origin, breaker)
         return True
 
     def ask_again(self, probes: Iterable[Receiver]) -> None:

@@ -43,6 +43,11 @@ class Looks:
         """By our own clock."""
         return self._began
 
+    @property
+    def at(self) -> float | None:
+        """By the database's; None: there was none yet."""
+        return self._at
+
     def since(self, now: float) -> Since:
         """From when on the next look is to look; ``now`` by our own clock."""
         return Since(None if self._at is None else self._at - OVERLAP_S, now - self._began + OVERLAP_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 from uuid import UUID
 
 from hookpost.policy.journal import owed_now
@@ -62,3 +63,13 @@ class Routes:
             return self.home
         home_shards, pinned = self.routes.home_shards, self.pinned
         return home_shards[:1] if any(pinned.get(endpoint_id, False) for endpoint_id in owed) else home_shards
+
+
+_R = TypeVar("_R", bound=Routes)
+
+
+def remember(known: dict[UUID, _R], tenant_id: UUID, routes: _R, *, most: int) -> None:
+    """Remember a tenant's routes, instead of those that were remembered first where they are too many."""
+    while len(known) >= most:
+        del known[next(iter(known))]
+    known[tenant_id] = routes

@@ -155,14 +155,13 @@ def changes(run: Run) -> Figures:
         load.drain(quiet_s=QUIET_S)
         until_none(server, _PLAIN_SECRETS)
         numbers = itertools.count()
+        path = f"/v1/webhook_endpoints/{show_id('ep', tenant.endpoints[0])}"
 
         def edit() -> None:
-            path = f"/v1/webhook_endpoints/{show_id('ep', tenant.endpoints[0])}"
             server.call("PATCH", path, {"max_in_flight": 10 + next(numbers)}, key=tenant.key)
 
         def edit_and_post() -> None:
-            filters = {"events": ["*", f"changed.{next(numbers)}"]}
-            server.call("PATCH", f"/v1/webhook_endpoints/{show_id('ep', tenant.endpoints[0])}", filters, key=tenant.key)
+            server.call("PATCH", path, {"events": ["*", f"changed.{next(numbers)}"]}, key=tenant.key)
             server.call("POST", "/v1/events", {"type": "a", "payload": {}, "target_endpoints": []}, key=tenant.key)
 
         def touch() -> None:
