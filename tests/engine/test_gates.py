@@ -228,6 +228,33 @@ def test_a_new_owner_starts_with_an_empty_bucket() -> None:
     assert len(bench.sends()) == 1
 
 
+def test_an_endpoint_that_has_moved_starts_with_an_empty_bucket_where_it_lives_now() -> None:
+    """While it was barred there, the owner of the shard that it came from sent at its rate."""
+    bench, shelf = shelved(endpoint(rate_limit=10.0, barred=True))
+    bench.post(count=20)
+    bench.sends()
+    shelf.settle()
+    bench.wait(100)
+    bench.configure(endpoint(rate_limit=10.0))
+    assert shelf.go_on() == []
+    bench.wait(0.11)
+    assert len(shelf.go_on()) == 1
+
+
+def test_an_endpoint_that_moves_has_a_part_of_its_rate_in_each_shard_that_it_comes_from() -> None:
+    """None of them knows of the others, nor whether the shard where it is to live is owned by the same worker."""
+    bench = Bench(endpoint(rate_limit=10.0, barred=True), shards=(0, 1))
+    bench.tenants = [Tenant(TENANT, (0, 1, 2))]
+    bench.configure()
+    for shard in (0, 1):
+        bench.post(shard=shard, count=50)
+    sent = 0
+    for _ in range(40):
+        bench.wait(0.1)
+        sent += len(bench.sends())
+    assert 19 <= sent <= 21
+
+
 def test_without_a_rate_there_is_no_bucket() -> None:
     bench = Bench()
     bench.post(count=50)

@@ -252,8 +252,11 @@ class Gates:
             endpoint.rate_until = 0.0
             return
         rate = config.rate_limit * part
-        if endpoint.bucket is None:
+        # Whoever owned the shards that it came from has sent at this rate until now, and may have emptied its bucket.
+        moved_in = endpoint.config is not None and endpoint.config.barred and not config.barred
+        if endpoint.bucket is None or moved_in:
             endpoint.bucket = TokenBucket(rate, since=since)
+            endpoint.rate_until = 0.0
         elif endpoint.bucket.rate != rate:
             endpoint.bucket.change(rate, now=now)
             endpoint.rate_until = 0.0

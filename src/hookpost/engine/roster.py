@@ -141,10 +141,11 @@ class Roster:
 
     def limit(self, endpoint: EndpointState, config: Endpoint, now: float) -> None:
         """Its rate limit. It lives in the first home shard; where it has lanes in others, of a time before it was
-        pinned there, none of these knows of the rest, and each has a part of the rate: all together keep to it."""
+        pinned there, none of these knows of the rest, and each has a part of the rate: all together keep to it. While
+        it is barred, only those send."""
         tenant = endpoint.tenant
         homes = () if tenant.config is None else tenant.config.home_shards
-        away = homes and not any(tenant.lives_in(lane.shard) for lane in endpoint.lanes)
+        away = homes and (config.barred or not any(tenant.lives_in(lane.shard) for lane in endpoint.lanes))
         opened_at = max((self._shards[lane.shard].opened_at for lane in endpoint.lanes), default=now)
         # A limit that is new is not filled up by the time before it was one.
         since = opened_at if endpoint.config is None else now
