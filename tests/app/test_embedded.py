@@ -9,12 +9,15 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from hookpost.storage.postgres import embedded
 from hookpost.storage.postgres.embedded import (
     DataDirInUseError,
     DataDirLock,
@@ -313,6 +316,34 @@ def test_root_may_keep_data_under_a_private_home_and_is_told_what_was_opened(pla
         assert [opened.folder for opened in postgres.opened if opened.folder.is_relative_to(place)] == [home]
         assert stat.S_IMODE(home.stat().st_mode) == 0o701, "traversable, not listable"
         assert "0700 became 0701" in str(next(o for o in postgres.opened if o.folder == home))
+
+
+def test_the_system_user_is_added_once_by_all_that_start_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second useradd would give the user another number, and what the first has started would run as nobody."""
+    starts, users, added = 4, tmp_path / "users", tmp_path / "added"
+    useradd = tmp_path / "useradd"
+    useradd.write_text(f"#!/bin/sh\necho one more >> {added}\ntouch {users}\n")
+    useradd.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(embedded, "USERS_DIR", tmp_path)
+    me, all_have_looked, here = pwd.getpwuid(os.geteuid()), threading.Barrier(starts), threading.local()
+
+    def look_up(name: str) -> pwd.struct_passwd:
+        found = users.exists()
+        if not hasattr(here, "looked"):
+            here.looked = True
+            all_have_looked.wait(PATIENCE_S)
+        if not found:
+            raise KeyError(name)
+        return me
+
+    monkeypatch.setattr(pwd, "getpwnam", look_up)
+    with ThreadPoolExecutor(starts) as threads:
+        found = list(threads.map(lambda _: embedded._system_user(), range(starts)))
+    assert found == [me] * starts
+    assert added.read_text() == "one more\n"
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root can give files away")

@@ -30,6 +30,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +77,10 @@ LOG_LINES_SHOWN: Final = 12
 """So much of PostgreSQL's log goes into an error: the fault and what led to it."""
 
 USERADD_TRIES_MAX: Final = 5
-"""useradd refuses while another one runs."""
+"""useradd refuses while another program changes the users."""
+
+USERS_DIR: Final = Path("/etc")
+"""Where the system keeps its users."""
 
 _PIDFILE: Final = "postmaster.pid"
 _START_LOG: Final = "start.log"
@@ -737,16 +741,31 @@ def _user_name(uid: int | None) -> str:
 
 def _system_user() -> pwd.struct_passwd:
     """The user ``hookpost``, added to the system when it is missing."""
+    with suppress(KeyError):
+        return pwd.getpwnam(SYSTEM_USER)
     said = ""
-    for _ in range(USERADD_TRIES_MAX):
-        try:
-            return pwd.getpwnam(SYSTEM_USER)
-        except KeyError:
-            said = _add_system_user()
+    with _adding_users():
+        for _ in range(USERADD_TRIES_MAX):
+            try:
+                return pwd.getpwnam(SYSTEM_USER)
+            except KeyError:
+                said = _add_system_user()
     raise EmbeddedPostgresError(
         f"PostgreSQL refuses to run as root, and its user {SYSTEM_USER} could not be added ({said}); add it "
         f"(useradd --system {SYSTEM_USER}), run Hookpost as an ordinary user, or set HOOKPOST_DATABASE_URL"
     )
+
+
+@contextmanager
+def _adding_users() -> Iterator[None]:
+    """One after the other: of two useradd at the same time the second finds the user that it did not see before, and
+    gives it another number; what the first has started then runs as nobody."""
+    folder = os.open(USERS_DIR, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _add_system_user() -> str:
