@@ -195,6 +195,32 @@ async def test_nothing_leaves_that_is_still_to_be_delivered(years: Years, what: 
     assert 1 not in await years.left()
 
 
+@pytest.mark.parametrize("what", ["attempts", "dead letters"])
+async def test_a_replay_is_not_numbered_as_one_that_has_left_of_which_something_is_recorded(
+    years: Years, what: str
+) -> None:
+    """The replay's row goes with its day, the event's own stays as another of that day waits."""
+    event_id = await years.post(2)
+    shared = {"tenant_id": years.tenant, "event_id": event_id}
+    other = waiting(years.endpoint, 1, day=(FIRST - EPOCH).days, tenant_id=years.tenant)
+    await years.go_on()
+    for _ in range(2):
+        await years.store.append_replay(years.tenant, event_id, None)
+        years.seq += 1
+    await years.settle(upserts=[other])
+    await years.go_on(2)
+    if what == "attempts":
+        done = [attempt(years.endpoint, settle_no=2, generation=2, **shared)]
+        await years.settle(attempts=done)
+    else:
+        await years.settle(dead=[dead(years.endpoint, event_id, generation=2, tenant_id=years.tenant)])
+    await years.go_to(FIRST + timedelta(days=KEEP + 2))
+    await years.retire()
+    assert await years.left() == [1, 2]
+    await years.store.append_replay(years.tenant, event_id, None)
+    assert [row["generation"] for row in await years.driver.journal(0)] == [0, 0, 3]
+
+
 @pytest.mark.postgres
 async def test_dead_letters_and_objects_leave_with_their_events(years: Partitions) -> None:
     ref = PayloadRef("events/1/02/abc", 0, 5, bytes(32))

@@ -235,7 +235,7 @@ class AdminTables:
             row["pinned"] or is_pinned(row["max_in_flight"] or self._endpoint_cap, homes) for row in rows
         )
         chosen = shard_for(event_id, homes, pinned=pinned)
-        generation = 1 + max(event.generation for event in self._db.by_event[event_id])
+        generation = 1 + self._db.newest_generation(event_id)
         aimed: dict[int, list[UUID]] = {}
         for each in owed:
             letter = self._db.dead.get((event_id, each))

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from hookpost.engine.work import Attempt, BacklogChange, DeadLetter, Kind, Progress, ShardSettle
+from hookpost.engine.work import (
+    ATTEMPT_COLUMNS,
+    Attempt,
+    BacklogChange,
+    DeadLetter,
+    Kind,
+    Progress,
+    ShardSettle,
+)
 from hookpost.model import Endpoint
 from hookpost.policy.alerts import Alert, Notice, Standing
 from hookpost.policy.breaker import BreakerRecord
@@ -22,6 +30,7 @@ from hookpost.storage.memory.journal import Event, Journal
 
 _EPOCH = 946_684_800
 DAY_S = 86_400.0
+_EVENT, _GENERATION = (ATTEMPT_COLUMNS.index(name) for name in ("event_id", "generation"))
 
 
 def at(moment: float) -> float:
@@ -205,6 +214,13 @@ class Database:
     def now(self) -> float:
         """The time."""
         return at(self._clock())
+
+    def newest_generation(self, event_id: UUID) -> int:
+        """The highest number that anything recorded of the event bears, in the journal, of its attempts and deaths."""
+        found = [event.generation for event in self.by_event[event_id]]
+        found += [row[_GENERATION] for rows in self.attempts.values() for row in rows if row[_EVENT] == event_id]
+        found += [dead.letter.generation for (of, _), dead in self.dead.items() if of == event_id]
+        return max(found)
 
     def today(self) -> int:
         """The day."""
