@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import secrets
 import sys
 
@@ -17,6 +18,8 @@ from tests.sim.checkers import broken
 from tests.sim.system.trace import Violation
 from tests.sim.system.world import KINDS, live
 from tests.sim.world import simulate
+
+EACH = "each"
 
 
 def run(seed: int, kind: str | None) -> str:
@@ -35,21 +38,22 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the same")
     parser.add_argument("--seeds", type=int, default=20, help="so many seeds, from 0 on")
     parser.add_argument("--fresh", type=int, default=0, help="and so many that nobody has seen before")
-    parser.add_argument("--kind", choices=KINDS, help="the kind of the system's worlds, which is drawn otherwise")
+    parser.add_argument("--kind", choices=(*KINDS, EACH), help="the kind of the system's worlds, drawn otherwise")
     options = parser.parse_args()
     one = options.one if options.one is not None else options.seed
     seeds = [one] if one is not None else [*range(options.seeds), *(secrets.randbits(32) for _ in range(options.fresh))]
+    kinds = list(KINDS) if options.kind == EACH else [options.kind]
     digest, failed = hashlib.blake2b(digest_size=8), 0
-    for seed in seeds:
+    for seed, kind in itertools.product(seeds, kinds):
         try:
-            digest.update(run(seed, options.kind).encode())
+            digest.update(run(seed, kind).encode())
         except Exception as error:
             if one is not None:
                 raise
             failed += 1
             text = str(error)[:500]
-            kind = f" ARGS='--kind \"{options.kind}\"'" if options.kind else ""
-            print(f"seed {seed}: {type(error).__name__}: {text}; replay: make sim SEED={seed}{kind}", flush=True)
+            again = f" ARGS='--kind \"{kind}\"'" if kind else ""
+            print(f"seed {seed}: {type(error).__name__}: {text}; replay: make sim SEED={seed}{again}", flush=True)
     print(f"sim: {len(seeds)} seeds, {digest.hexdigest()} digest")
     return 1 if failed else 0
 

@@ -188,7 +188,7 @@ def judge(trace: Trace) -> None:
                 watch.config[entry.endpoint_id] = entry
                 if entry.ordered or entry.rate_limit is not None:
                     watch.pinned.add(entry.endpoint_id)
-                watch.busy_until[entry.endpoint_id] = entry.at + TOLD_S
+                watch.busy_until[entry.endpoint_id] = max(entry.at + TOLD_S, watch.busy_until[entry.endpoint_id])
             case Moved():
                 watch.moved.add(entry.tenant_id)
             case Claimed():
