@@ -894,6 +894,44 @@ async def test_what_is_told_while_a_read_has_it_in_hand_is_sent_once(
     assert not caplog.records, "no gap"
 
 
+@pytest.mark.parametrize("by", ["a read", "an API"])
+async def test_what_was_appended_behind_the_end_of_the_lease_is_not_sent_before_it_is_known_whose_the_shard_is(
+    monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """The database's clock was set forward, and the worker has not heard of it: by that clock its lease has ended."""
+    store, other = Telling(), uuid7()
+    [late] = (structs.replace(row, created_at=store.clock.time + LEASE_S + 1) for row in told(1, 2))
+    async with store.told(monkeypatch) as worker:
+        worker.take_told(told(1, 1))
+        await store.sent("1.1")
+        store.before_renewal = asyncio.Event()
+        store.owners[1], store.expires[other] = other, store.clock.time + 3 * LEASE_S
+        if by == "a read":
+            store.rows = {1: [late]}
+            await store.until(lambda: not store.rows)
+        else:
+            worker.take_told([late])
+        looks = store.looks
+        await store.until(lambda: store.looks > looks + 3)
+        assert store.sender.under_way == {b"1.1"}
+        store.before_renewal.set()
+        await store.until(lambda: store.reading == SHARDS - {1})
+        assert store.sender.under_way == {b"1.1"}
+
+
+async def test_what_was_appended_before_the_clock_was_set_back_costs_one_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Telling()
+    ahead = [structs.replace(row, created_at=store.clock.time + 3 * LEASE_S) for row in told(1, 1, 2, 3)]
+    async with store.told(monkeypatch) as worker:
+        store.rows = {1: ahead[:1]}
+        await store.sent("1.1")
+        store.before_renewal = asyncio.Event()
+        worker.take_told(ahead[1:2])
+        store.rows = {1: ahead[2:]}
+        await store.sent("1.1", "1.2", "1.3")
+        store.before_renewal.set()
+
+
 async def test_what_is_told_while_the_notice_before_it_is_heeded_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A read has brought the notice, and the configuration is being loaded: rows behind it are not handled by the old."""
     store = Telling()

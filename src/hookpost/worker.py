@@ -180,7 +180,12 @@ class Worker:
         # Of these, the ones that are being handed over; and who sees to it.
         self._leaving: set[int] = set()
         self._handing_over: set[asyncio.Task[None]] = set()
-        self._lease_until = 0.0
+        # Until when we have it, by our own clock; when it ends by the database's, and how far what is appended is
+        # ahead of that, as it was set back since.
+        self._lease_until = self._lease_ends = self._rows_ahead_s = 0.0
+        self._lease_doubted = asyncio.Event()
+        # When what was read last was appended.
+        self._newest = 0.0
         self._skewed = False
         self._store_failing = False
         self._stopping = False
@@ -328,21 +333,36 @@ class Worker:
     async def _register(self) -> None:
         settings = self._settings
         sent = self._clock.monotonic()
+        newest = self._newest
         now = await self._store.register(self._node_id, pool=settings.pool, name=self._name, lease_s=settings.lease_s)
-        self._renewed(now, sent, self._clock.monotonic())
+        self._renewed(now, sent, self._clock.monotonic(), newest)
 
-    def _renewed(self, database_now: float, sent: float, received: float) -> None:
+    def _renewed(self, database_now: float, sent: float, received: float, newest: float) -> None:
+        """``newest``: when the last event was accepted that was known before it was asked."""
         skew_s = self._clock.correct(database_now, sent=sent, received=received)
         skewed = abs(skew_s) > SKEW_WARNING_S
         if skewed and not self._skewed:
             telemetry.log("clock_skew", skew_ms=round(skew_s * 1000))
         self._skewed = skewed
         self._lease_until = sent + self._settings.lease_s
+        self._lease_ends = database_now + self._settings.lease_s
+        self._rows_ahead_s = max(0.0, newest - database_now)
+
+    def _look_at_clock(self, row: JournalRow) -> None:
+        """What was appended behind the end of our lease says that the database's clock was set forward: somebody else may
+        have taken our shards, and would not mark as possibly sent what it has seen appended. So nothing is sent before
+        that is known. Where it was set back, what was appended before says nothing."""
+        self._newest = row.created_at
+        if row.created_at > self._lease_ends + self._rows_ahead_s and self._has_lease():
+            self._lease_until = self._clock.monotonic()
+            self._lease_doubted.set()
 
     async def _lease_loop(self) -> None:
         progress_due = self._clock.monotonic() + PROGRESS_AGAIN_S
         while True:
-            await asyncio.sleep(self._settings.renew_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lease_doubted.wait(), self._settings.renew_s)
+            self._lease_doubted.clear()
             if self._clock.monotonic() >= progress_due:
                 progress_due += PROGRESS_AGAIN_S
                 for shard in self._engine.shards:
@@ -351,7 +371,7 @@ class Worker:
             self._kick()
 
     async def _renew(self) -> None:
-        sent = self._clock.monotonic()
+        sent, newest = self._clock.monotonic(), self._newest
         now = await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
         received = self._clock.monotonic()
         if now is None:
@@ -363,7 +383,7 @@ class Worker:
                 # nobody takes another one, and those that are still ours go on where they stopped.
                 held = dict(self._fences)
                 self._keep(held, await self._survey())
-            self._renewed(now, sent, received)
+            self._renewed(now, sent, received, newest)
         self._note_store(None)
 
     async def _survey(self) -> Survey:
@@ -586,6 +606,7 @@ class Worker:
         self._behind.update(found)
         now = self._clock.now()
         for shard, batch in found.items():
+            self._look_at_clock(batch[-1])
             if self._fences.get(shard) != fences[shard]:
                 continue
             try:
@@ -617,6 +638,7 @@ class Worker:
         if shard not in self._fences:
             self._ring_for_other(shard)
             return
+        self._look_at_clock(rows[-1])
         if shard not in self._gaps and self._may_send():
             fresh = self._unread(shard, rows)
             if not fresh:
