@@ -919,7 +919,9 @@ async def test_what_was_appended_behind_the_end_of_the_lease_is_not_sent_before_
         assert store.sender.under_way == {b"1.1"}
 
 
-async def test_what_was_appended_before_the_clock_was_set_back_costs_one_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_appended_before_the_clock_was_set_back_costs_one_renewal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     store = Telling()
     ahead = [structs.replace(row, created_at=store.clock.time + 3 * LEASE_S) for row in told(1, 1, 2, 3)]
     async with store.told(monkeypatch) as worker:

@@ -349,9 +349,9 @@ class Worker:
         self._rows_ahead_s = max(0.0, newest - database_now)
 
     def _look_at_clock(self, row: JournalRow) -> None:
-        """What was appended behind the end of our lease says that the database's clock was set forward: somebody else may
-        have taken our shards, and would not mark as possibly sent what it has seen appended. So nothing is sent before
-        that is known. Where it was set back, what was appended before says nothing."""
+        """What was appended behind the end of our lease says that the database's clock was set forward: somebody else
+        may have taken our shards, and would not mark as possibly sent what it has seen appended. So nothing is sent
+        before that is known. Where it was set back, what was appended before says nothing."""
         self._newest = row.created_at
         if row.created_at > self._lease_ends + self._rows_ahead_s and self._has_lease():
             self._lease_until = self._clock.monotonic()
