@@ -471,6 +471,27 @@ def test_f29_its_own_word_of_a_recovery_that_comes_back_brings_nothing_forward_t
     assert shelf.go_on() != []
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_f29_a_recovery_in_the_time_to_come_brings_nothing_forward_that_fails_behind_the_word_of_it(
+    waits: bool,
+) -> None:
+    """The last owner said so by the clock as it was before it was set back. What has waited goes out at once; what fails
+    from then on is not tried again and again, past the budget, until the clock shows that time."""
+    bench, shelf = shelved()
+    said = BreakerRecord(TENANT, ORIGIN, BreakerState.CLOSED, NOW + 20, None, 0, 0)
+    bench.post()
+    bench.end(bench.sends()[0], FAILED if waits else OK)
+    shelf.settle()
+    bench.engine.adopt_breakers([said], now=bench.now)
+    if not waits:
+        bench.post()
+        bench.end(bench.sends()[0], FAILED)
+    assert shelf.go_on(FAILED) == ([1] if waits else [])
+    assert shelf.go_on(FAILED) == []
+    bench.wait(1000.0)
+    assert shelf.go_on() == [1 if waits else 2]
+
+
 def test_the_right_to_a_probe_is_given_back_when_nothing_is_left_to_send() -> None:
     """What was to be the probe had reached its deadline, and nobody else might send another one for 40 s."""
     bench, shelf = shelved()

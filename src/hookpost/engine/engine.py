@@ -111,7 +111,7 @@ class Engine:
             lane.next_deadline = summary.next_deadline
             if lane.endpoint.config is not None and lane.endpoint.config.deleted:
                 operations.cancel_lane(self._books, lane)
-            self._catch_up(lane)
+            self._catch_up(lane, now)
             self._backlog.consider(lane, now)
         for row in takeover.rows:
             done = takeover.done.get(row.seq, ())
@@ -209,7 +209,7 @@ class Engine:
             if opened:
                 self._bring_forward(lane, recovered_at)
             elif before is None:
-                self._catch_up(lane)
+                self._catch_up(lane, now)
             if lane.has_work():
                 self._turns.enter(lane)
             self._backlog.consider(lane, now)
@@ -689,12 +689,15 @@ class Engine:
         for work in lane.later:
             work.marks |= HELD
 
-    def _catch_up(self, lane: Lane) -> None:
-        """The last owner may have died before all that waits was brought forward."""
+    def _catch_up(self, lane: Lane, now: float) -> None:
+        """The last owner may have died before all that waits was brought forward. Where the clock was set back since,
+        the recovery lies in the time to come: what is stored by then here fails behind it, and keeps its schedule."""
         endpoint = lane.endpoint
         recovered_at = endpoint.tenant.recovered.get(endpoint.origin, 0.0)
         if recovered_at > lane.recovered_at:
             lane.bring_forward(recovered_at)
+            if recovered_at > now:
+                lane.recovered_at = self._books.recover(now)
 
     def _breaker_changed(self, tenant: TenantState, origin: str, state: BreakerState, now: float) -> None:
         """Lanes behind this receiver look again at what they may do."""
@@ -823,7 +826,7 @@ class Engine:
             tenant.recovered[record.origin] = record.since
             for endpoint in tenant.of_origin(record.origin):
                 for lane in endpoint.lanes:
-                    self._catch_up(lane)
+                    self._catch_up(lane, now)
                     self._backlog.consider(lane, now)
 
     def share_budget(self, workers: int) -> None:
