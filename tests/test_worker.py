@@ -927,10 +927,14 @@ async def test_what_was_appended_before_the_clock_was_set_back_costs_one_renewal
     async with store.told(monkeypatch) as worker:
         store.rows = {1: ahead[:1]}
         await store.sent("1.1")
+        store.rows = {2: told(2, 1)}
+        await store.sent("1.1", "2.1")
+        seen = store.renewals
+        await store.until(lambda: store.renewals > seen + 1)
         store.before_renewal = asyncio.Event()
         worker.take_told(ahead[1:2])
         store.rows = {1: ahead[2:]}
-        await store.sent("1.1", "1.2", "1.3")
+        await store.sent("1.1", "1.2", "1.3", "2.1")
         store.before_renewal.set()
 
 

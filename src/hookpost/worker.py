@@ -184,7 +184,7 @@ class Worker:
         # ahead of that, as it was set back since.
         self._lease_until = self._lease_ends = self._rows_ahead_s = 0.0
         self._lease_doubted = asyncio.Event()
-        # When what was read last was appended.
+        # The latest time at which anything that was read was appended.
         self._newest = 0.0
         self._skewed = False
         self._store_failing = False
@@ -332,13 +332,12 @@ class Worker:
 
     async def _register(self) -> None:
         settings = self._settings
-        sent = self._clock.monotonic()
-        newest = self._newest
+        sent, newest = self._clock.monotonic(), self._newest
         now = await self._store.register(self._node_id, pool=settings.pool, name=self._name, lease_s=settings.lease_s)
         self._renewed(now, sent, self._clock.monotonic(), newest)
 
     def _renewed(self, database_now: float, sent: float, received: float, newest: float) -> None:
-        """``newest``: when the last event was accepted that was known before it was asked."""
+        """``newest``: the latest time at which anything was appended that had been read before it was asked."""
         skew_s = self._clock.correct(database_now, sent=sent, received=received)
         skewed = abs(skew_s) > SKEW_WARNING_S
         if skewed and not self._skewed:
@@ -352,7 +351,7 @@ class Worker:
         """What was appended behind the end of our lease says that the database's clock was set forward: somebody else
         may have taken our shards, and would not mark as possibly sent what it has seen appended. So nothing is sent
         before that is known. Where it was set back, what was appended before says nothing."""
-        self._newest = row.created_at
+        self._newest = max(self._newest, row.created_at)
         if row.created_at > self._lease_ends + self._rows_ahead_s and self._has_lease():
             self._lease_until = self._clock.monotonic()
             self._lease_doubted.set()
