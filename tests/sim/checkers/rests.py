@@ -68,7 +68,10 @@ class _Watch:
         self.sick: dict[_Receiver, dict[str, tuple[float, float]]] = defaultdict(dict)
         self.back_at = 0.0
         self.unrest_until = 0.0
+        # Written down or not: its worker may have lost the shard meanwhile.
         self.failed_retries: deque[tuple[float, UUID]] = deque()
+        self.tried: set[tuple[UUID, UUID]] = set()
+        self.retries: set[str] = set()
         self.floor = 0
         # Until when a tenant may have been short of the retry budget, and when anything was sent: retries that are under
         # way take their part of it, too.
@@ -92,9 +95,20 @@ class _Watch:
         self.unrest_until += by_s if self.unrest_until > at else 0.0
         self.failed_retries = deque((failed_at + by_s, tenant_id) for failed_at, tenant_id in self.failed_retries)
 
+    def sent(self, entry: Sent) -> None:
+        """Again, or for the first time?"""
+        delivery = entry.event_id, entry.endpoint_id
+        if delivery in self.tried:
+            self.retries.add(entry.span)
+        self.tried.add(delivery)
+        self.busy_until[entry.endpoint_id] = max(entry.at, self.busy_until[entry.endpoint_id])
+        self.sent_at = entry.at
+
     def answered(self, entry: Answered) -> None:
         """What the receiver's breaker and its hold may be now."""
         key = self.receiver(entry.endpoint_id)
+        if entry.error is not None and entry.span in self.retries:
+            self.failed_retries.append((entry.at, key[0]))
         until = entry.at + (entry.retry_after_s or 0.0)
         self.busy_until[entry.endpoint_id] = max(until, self.busy_until[entry.endpoint_id])
         if entry.error is None:
@@ -123,9 +137,6 @@ class _Watch:
             self.rows[entry.shard, died.endpoint_id].pop(died.position, None)
         for wait in entry.waits:
             self.rows[entry.shard, wait.endpoint_id][wait.position] = wait.due_at
-        self.failed_retries.extend(
-            (a.started_at - self.ahead_s, a.tenant_id) for a in entry.attempts if a.retry_count and a.error
-        )
 
     def short_of_budget(self, now: float) -> set[UUID]:
         """The tenants whose share of the retry budget the failures of the last minute may have used up, on one worker."""
@@ -194,8 +205,7 @@ def judge(trace: Trace) -> None:
             case Claimed():
                 watch.claimed_until[entry.shard] = entry.at + HAND_OVER_S
             case Sent():
-                watch.busy_until[entry.endpoint_id] = max(entry.at, watch.busy_until[entry.endpoint_id])
-                watch.sent_at = entry.at
+                watch.sent(entry)
             case Answered():
                 watch.answered(entry)
             case Settled():
