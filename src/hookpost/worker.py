@@ -184,6 +184,8 @@ class Worker:
         # ahead of that, as it was set back since.
         self._lease_until = self._lease_ends = self._rows_ahead_s = 0.0
         self._lease_doubted = asyncio.Event()
+        # How often it had expired, or was removed, when it was renewed.
+        self._lapses = 0
         # The latest time at which anything that was read was appended.
         self._newest = 0.0
         self._skewed = False
@@ -290,22 +292,21 @@ class Worker:
 
         It says that what the one before recorded is done, so that one comes first, or neither is written.
         """
-        held = sorted(self._fences)
         try:
             async with asyncio.timeout(timeout_s):
                 if self._settling is not None:
                     await self._commit(self._settling, tried=1)
-                for shard in held:
+                for shard in self._fences:
                     self._engine.drain_shard(shard)
                 settle = self._engine.take_settle(now=self._clock.now())
                 if settle is not None:
                     await self._commit(settle)
                 await self._write_health()
                 await self._store.leave(self._node_id)
-            telemetry.count_by("lease_changes", {("released",): len(held)})
-            telemetry.log("shards_released", shards=held)
+            telemetry.count_by("lease_changes", {("released",): len(self._fences)})
+            telemetry.log("shards_released", shards=sorted(self._fences))
         except (TimeoutError, StoreUnavailable) as error:
-            telemetry.log("lease_lost", reason=f"could not hand back: {error}", shards=held)
+            telemetry.log("lease_lost", reason=f"could not hand back: {error}", shards=sorted(self._fences))
 
     async def _persist(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Ask until the store answers."""
@@ -374,10 +375,12 @@ class Worker:
         now = await self._store.renew(self._node_id, lease_s=self._settings.lease_s)
         received = self._clock.monotonic()
         if now is None:
+            self._lapses += 1
             self._lose(list(self._fences), "it was removed")
             await self._register()
         else:
             if not self._has_lease():
+                self._lapses += 1
                 # Others may have taken shards meanwhile. Nothing is sent before that is known; from the renewal on
                 # nobody takes another one, and those that are still ours go on where they stopped.
                 held = dict(self._fences)
@@ -459,7 +462,7 @@ class Worker:
         return len(self._fences.keys() - self._leaving) >= part
 
     async def _take(self, count: int) -> None:
-        settings = self._settings
+        settings, lapses, taken = self._settings, self._lapses, list[int]()
         claimed = await self._store.claim(self._node_id, pool=settings.pool, limit=count, lease_s=settings.lease_s)
         for start in range(0, len(claimed), TAKEOVERS_AT_ONCE):
             fences = {c.shard: c.fence for c in claimed[start : start + TAKEOVERS_AT_ONCE]}
@@ -467,6 +470,11 @@ class Worker:
             # The last owner may have heeded changes in these shards that we have not heard of.
             await self._persist(self._refresh)
             for takeover in takeovers:
+                if self._lapses != lapses:
+                    # The lease expired behind the claim, others may have these by now, and the renewal has asked about
+                    # those alone that we worked for. What is ours still is set free and claimed anew.
+                    break
+                taken.append(takeover.shard)
                 self._fences[takeover.shard] = takeover.fence
                 self._behind.add(takeover.shard)
                 self._engine.open_shard(takeover, now=self._clock.now())
@@ -474,9 +482,9 @@ class Worker:
                 # A shard may bring thousands of lanes; what is delivered already must not wait for all of them.
                 await asyncio.sleep(0)
             self._kick()
-        if claimed:
-            telemetry.count_by("lease_changes", {("acquired",): len(claimed)})
-            telemetry.log("shards_acquired", shards=[c.shard for c in claimed])
+        if taken:
+            telemetry.count_by("lease_changes", {("acquired",): len(taken)})
+            telemetry.log("shards_acquired", shards=taken)
 
     def _give_back(self, shards: Iterable[int]) -> None:
         """Begin to hand shards over. The looks at who owns what go on: somebody may die meanwhile."""
