@@ -1,7 +1,8 @@
 """F2: a request is repeated only if it was under way when its worker died or lost its shard, and then the repeat says so.
 
 However the database's clock goes. Of each generation of a delivery one success is recorded. An answered request that is
-not recorded belonged to a worker that was killed or whose shard was claimed by another one.
+not recorded belonged to a worker that was killed or whose shard was claimed by another one: behind the request, or before
+it as the clock was set forward, which ends a lease for the others by so much sooner (ADR 32).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from tests.sim.system.trace import (
     Arrived,
     Claimed,
     Ended,
+    Jumped,
     Killed,
     Sent,
     Settled,
@@ -23,6 +25,7 @@ from tests.sim.system.trace import (
 )
 
 _Pair = tuple[UUID, UUID]
+LEASE_S = 6.0  # of the world's workers
 
 
 def judge(trace: Trace) -> None:
@@ -64,9 +67,11 @@ def judge(trace: Trace) -> None:
                     arrived[key[:2]] = [span for span in others if span not in earlier]
     if not any(trace.of(Ended)):
         return
+    jumps = [(entry.at, entry.by_s) for entry in trace.of(Jumped) if entry.whose == "database" and entry.by_s > 0]
     for span, answer in answers.items():
         if span in recorded or answer.node in killed:
             continue
         request = sent[span]
-        lost = any(c.at > request.at for shard in shards[request.event_id] for c in claims[shard])
+        claimed = [c.at for shard in shards[request.event_id] for c in claims[shard] if c.node != answer.node]
+        lost = any(request.at < at + sum(by_s for jump, by_s in jumps if at - LEASE_S < jump <= at) for at in claimed)
         check(lost, "an answered request was not recorded:", answer)

@@ -1,7 +1,8 @@
 """I24: nothing leaves that is still owed or younger than it is kept, and what is older is gone within the promised time.
 
 A row of the journal is still owed while one of its deliveries, or a replay of its event, has no end, or waits in the
-backlog, as a dead one does that blocks its lane. In these worlds no payload is ever removed, so nobody dies of one that
+backlog, as a dead one does that blocks its lane. A replay that takes such a dead one's place waits there from then on, and
+it is that row which may not leave. In these worlds no payload is ever removed, so nobody dies of one that
 is missing. Ages are told by the database's clock.
 """
 
@@ -27,6 +28,7 @@ class _Books:
         self.back_s = 0.0
         self.rows: dict[_Place, Stored] = {}
         self.replays: dict[UUID, set[_Place]] = defaultdict(set)
+        self.places: dict[UUID, _Place] = {}
         self.over: set[_Delivery] = set()
         self.cancels: dict[tuple[int, UUID, UUID], int] = defaultdict(int)
         self.deleted: set[UUID] = set()
@@ -42,6 +44,8 @@ class _Books:
         if self.ahead_s is None:
             self.ahead_s = row.created_at - row.at
         self.rows[row.shard, row.seq] = row
+        if row.kind == 0:
+            self.places[row.event_id] = row.shard, row.seq
         if row.kind == 1:
             self.replays[row.event_id].add((row.shard, row.seq))
         if row.kind == 2 and row.type == CANCEL:
@@ -86,6 +90,7 @@ class _Books:
             (row.event_id, endpoint_id, row.generation) in self.over
             or self.cancels[row.shard, row.event_id, endpoint_id] > row.seq
             or endpoint_id in self.deleted
+            or (row.kind == 1 and endpoint_id in self.waiting[self.places[row.event_id]])
             for endpoint_id in row.owed
         ]
 
