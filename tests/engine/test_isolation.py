@@ -27,7 +27,7 @@ from tests.engine.driver import OK, START, Driver
 # lane: to make them took most of the test's time.
 WAITING = 200_000 if os.environ.get("WHOLE_TESTS") else 20_000
 FLOOD = 100_000
-# `ingest_batch` of bench/README.md: 37,435.
+# `ingest_batch` of bench/runs.md: 37,435.
 FLOOD_RATE = 40_000.0
 RATE = 100.0
 ROUND_TRIP_S = 0.05

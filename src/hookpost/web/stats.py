@@ -38,7 +38,7 @@ COUNT_MAX = 10_000
 DAYS_MAX = 366
 DAYS_DEFAULT = 7
 PRICE_MAX = 1e6
-# Until enough was stored to measure it: what bench/README.md measured of a row with its indexes, and the one by settle.
+# Until enough was stored to measure it: what bench/runs.md has of a row with its indexes, and the one by settle.
 ATTEMPT_ROW_BYTES = 450.0
 
 router = APIRouter()

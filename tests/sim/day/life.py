@@ -21,7 +21,7 @@ from tests.engine.model import NEVER, Store, check, column
 from tests.sim.day.fleet import Fleet, Segment, Share
 from tests.sim.day.watch import Watch
 
-# What a worker's core takes for a delivery, all that is around it included (bench/README.md, `deliver`: 167 µs on a
+# What a worker's core takes for a delivery, all that is around it included (bench/runs.md, `deliver`: 167 µs on a
 # slow machine). A turn's requests keep it busy for so long; what comes meanwhile waits.
 CPU_S = 170e-6
 # An idle worker reads when it is rung up, gathering for a moment.

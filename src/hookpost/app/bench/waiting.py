@@ -21,12 +21,13 @@ import asyncpg
 from hookpost.app.bench import fill
 from hookpost.app.bench.ledger import Ledger
 from hookpost.app.bench.limits import curl_at_rest
-from hookpost.app.bench.load import EVENT_TYPE, WINDOW, Load
+from hookpost.app.bench.load import EVENT_TYPE, WINDOW, Listener, Load
 from hookpost.app.bench.machine import off_the_first_core
 from hookpost.app.bench.run import Figures, Run
 from hookpost.app.bench.server import Server
 from hookpost.app.bench.slices import Contender, alternate, costs
 from hookpost.model import WaitReason, show_id
+from hookpost.policy.signing import show_secret
 from hookpost.storage.postgres.embedded import EmbeddedPostgres
 
 # Healthy receivers that a store is drained to: more than the tenant's cap of 512 needs at 64 each.
@@ -121,22 +122,25 @@ def memory(run: Run) -> Figures:
 def scale(run: Run) -> Figures:
     """100,000 endpoints of 10,000 tenants: start-up, throughput over all of them against one tenant's, memory.
 
+    The one tenant is measured with one endpoint, and with one at each of the receivers that the others have: beside the
+    latter, what is left is the number of endpoints and tenants, not that of connections.
     At the end an event waits for each endpoint: a lane each for the worker that takes the shards over.
     """
     tenants = min(TENANTS_MAX, max(10, round(run.seconds * TENANTS_PER_S)))
     endpoints = tenants * ENDPOINTS_A_TENANT
     with run.server() as server, run.load() as load:
         empty_s = server.started_in_s
-        server.subscribe(load.listen())
+        server.subscribe(load.listen(), events=[EVENT_TYPE])
         made = add_tenants(server, load, tenants, endpoints)
+        hosts = load.listeners[1:]
         server.start()
         start = {"started_in_s": round(server.started_in_s, 2), "owned_s": await_owned(server)}
-        every = _in_turns(run, server, load, made)
+        every = _in_turns(run, server, load, made, hosts)
         memory = server.rss_mb()
         run.accounts(server, load)
         waiting = _start_with_waiting(server, load, endpoints)
         return {
-            **every, "tenants": tenants, "endpoints": endpoints, **start,
+            **every, "tenants": tenants, "endpoints": endpoints, "receivers": len(hosts), **start,
             "started_empty_in_s": round(empty_s, 2), "api_mb": memory["api"], "worker_mb": memory["worker"], **waiting,
             **run.accounts(server, load, all_delivered=False),
         }  # fmt: skip
@@ -336,6 +340,7 @@ def await_owned(server: Server) -> float:
 
 # One for each endpoint of a tenant; as long as EVENT_TYPE, so that requests keep their length.
 EVENT_TYPES = [f"{EVENT_TYPE[:-1]}{number}" for number in range(ENDPOINTS_A_TENANT)]
+RECEIVER_TYPE = EVENT_TYPE[:-3]
 
 
 # What was filled in lies as releases before sealed secrets left it. The server seals it once, outside of the figures.
@@ -403,17 +408,32 @@ def of_all_tenants(server: Server, load: Load, made: Sequence[fill.FilledTenant]
     return every, first
 
 
-def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant]) -> Figures:
+def _one_of_each(server: Server, form: bytes, hosts: Sequence[Listener]) -> list[bytes]:
+    """Give the tenant of the form an endpoint at each of these receivers, of a type of its own; the requests for them,
+    in no order: in turn, a cache smaller than the round would never hit."""
+    types = [f"{RECEIVER_TYPE}{number:03}" for number in range(len(hosts))]
+    for host, type_ in zip(hosts, types, strict=True):
+        server.call(
+            "POST", "/v1/webhook_endpoints", {"url": host.url, "events": [type_], "secret": show_secret(FILLED_KEY)}
+        )
+    random.Random(1).shuffle(types)  # noqa: S311 - an order, no secret
+    return [form.replace(EVENT_TYPE.encode(), type_.encode(), 1) for type_ in types]
+
+
+def _in_turns(
+    run: Run, server: Server, load: Load, made: Sequence[fill.FilledTenant], hosts: Sequence[Listener]
+) -> Figures:
     """One tenant's events, then those of all, again and again; then those of all at half the rate."""
     load.target(server.url, server.key)
     one = load.forms
+    spread = _one_of_each(server, one[0], hosts)
     every, first = of_all_tenants(server, load, made)
     rounds = alternate(run, {
         name: Contender(
             subject=server, load=load, ready=partial(setattr, load, "forms", forms), work=load.sustained,
             rest=partial(load.drain, quiet_s=QUIET_S),
         )
-        for name, forms in (("one", one), ("every", every))
+        for name, forms in (("one", one), ("spread", spread), ("every", every))
     })  # fmt: skip
     figures = rounds.figures("every")
     load.forms = every
@@ -428,6 +448,9 @@ def _in_turns(run: Run, server: Server, load: Load, made: Sequence[fill.FilledTe
         "of_one_tenant": rounds.ratio("every", "one"),
         # The same by CPU, which other programs on the machine disturb less.
         "of_one_tenant_by_cpu": rounds.ratio("one", "every", "all_us"),
+        "of_one_tenant_with_as_many_receivers": rounds.ratio("every", "spread"),
+        "of_one_tenant_with_as_many_receivers_by_cpu": rounds.ratio("spread", "every", "all_us"),
+        "beside": {name: rounds.figures(name) for name in ("one", "spread")},
     }  # fmt: skip
 
 
