@@ -30,6 +30,8 @@ WAIT_S = 300.0
 # What a server gives up after, as patient as settings may be: a machine that stands still for a while, or a disk that does,
 # must not look like a receiver that does not answer, a worker that is gone, or an event that is not durable in time. Who
 # tests them sets them.
+# Which process has what is not to hang on the cores of the machine, either.
+ONE_OF_EACH = {"workers": "1", "api_processes": "1"}
 PATIENT = {
     "connect_timeout_s": "28", "first_byte_timeout_s": "29", "total_timeout_s": "30",
     "lease_s": "30", "renew_s": "4", "ingest_timeout_s": "60",
@@ -288,6 +290,7 @@ class Hookpost:
                 "log_format": "text",
                 "admin_key": ADMIN_KEY,
                 "port": "0",
+                **ONE_OF_EACH,
                 **PATIENT,
                 "data_dir": str(self.folder),
                 **self._settings,

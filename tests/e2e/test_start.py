@@ -254,6 +254,15 @@ async def test_sigterm_ends_with_code_0_and_nothing_is_left() -> None:
         assert "server_stopped" in server.lines[-1]
 
 
+async def test_a_server_that_is_not_told_how_many_starts_as_many_processes_as_config_shows() -> None:
+    async with running(workers="", api_processes="") as server:
+        shown = await command("config", data_dir=str(server.folder))
+        numbers = {kind: int(n) for kind, n in re.findall(r"^HOOKPOST_(WORKERS|API_PROCESSES)=(\d+)", shown.out, re.M)}
+        expected = {f"worker-{n}" for n in range(1, numbers["WORKERS"] + 1)}
+        expected |= {f"api-{n}" for n in range(1, numbers["API_PROCESSES"] + 1)}
+        assert server.children.keys() == expected
+
+
 async def test_sigterm_before_the_server_is_ready_ends_it_in_order() -> None:
     async with running() as server:
         await server.stop()
@@ -400,7 +409,7 @@ async def test_config_shows_every_setting_and_masks_secrets(place: Path) -> None
     )
     assert ended.code == 0, ended.err
     assert "canary" not in ended.out + ended.err
-    assert "HOOKPOST_WORKERS=3  (default 1)" in ended.out
+    assert re.search(r"HOOKPOST_WORKERS=3  \(default [124]\)", ended.out)
     assert re.search(r"^HOOKPOST_DATABASE_URL=postgresql://user:\*+@db.example:5432/hookpost", ended.out, re.MULTILINE)
     settings = re.findall(r"^(HOOKPOST_\w+)=", ended.out, re.MULTILINE)
     assert len(settings) == len(set(settings)) > 30

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from hookpost.app import cores
 from hookpost.policy.alerts import check_mail_address
 from hookpost.policy.egress import parse_proxy, split_url
 from hookpost.policy.headers import parse_patterns
@@ -58,6 +59,10 @@ DAY_S: Final = 24 * HOUR_S
 PORT_MAX: Final = 65_535
 PROCESSES_MAX: Final = 64
 """More than one machine's cores make sense of; a mistyped number must not fork the machine to death."""
+SHARDS: Final = 8
+
+_NOT_WORKED_OUT: Final = "default_factory_not_called"
+"""What pydantic says of a default that hangs on other settings when one of those is wrong: no fault of its own."""
 
 BODY_BYTES_MAX: Final = 16 * MIB
 """A webhook is a notification. Producers with more send a link; memory per queued event stays predictable."""
@@ -350,14 +355,26 @@ class Settings(BaseSettings):
         description="address that people open the dashboard at; without it only localhost and IP addresses are served, "
         "and with https its cookie is Secure",
     )
-    api_processes: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that accept events and serve the API")
-    workers: int = Field(1, ge=1, le=PROCESSES_MAX, description="processes that deliver; more than cores do not help")
     shards: int = Field(
-        8,
+        SHARDS,
         ge=1,
         le=SHARDS_MAX,
         description="shards of the journal made at first start; the most workers that can share it. The tenant default "
         "is at home in at most 64 of them, further ones serve other tenants",
+    )
+    api_processes: int = Field(
+        default_factory=lambda: cores.api_processes(cores.usable()),
+        ge=1,
+        le=PROCESSES_MAX,
+        description="processes of `hookpost serve` that accept events and serve the API; one for each four cores that "
+        "it may use, two at most, unless set",
+    )
+    workers: int = Field(
+        default_factory=lambda known: cores.workers(cores.usable(), known.get("shards", SHARDS)),
+        ge=1,
+        le=PROCESSES_MAX,
+        description="processes of `hookpost serve` that deliver; one for each two cores that it may use, four at most, "
+        "unless set. More than cores do not help",
     )
     pool: Annotated[str, AfterValidator(_pool)] = Field(
         "default",
@@ -733,11 +750,12 @@ def load(**overrides: object) -> Settings:
 
 def describe(settings: Settings) -> list[Described]:
     """Every setting with its value, default and meaning, in the order of the class."""
+    known = {"shards": settings.shards}  # what a default may hang on
     return [
         Described(
             variable=_variable(name),
             shown=_shown(name, getattr(settings, name)),
-            default=_shown(name, field.default),
+            default=_shown(name, field.get_default(call_default_factory=True, validated_data=known)),
             meaning=field.description or "",
         )
         for name, field in Settings.model_fields.items()
@@ -879,7 +897,8 @@ def _masked_url(url: str) -> str:
 
 def _explain(error: ValidationError) -> str:
     """One line per fault, each with the variable, what it was and what it may be."""
-    lines = [line for fault in error.errors(include_url=False) for line in _fault_lines(fault)]
+    faults = [fault for fault in error.errors(include_url=False) if fault["type"] != _NOT_WORKED_OUT]
+    lines = [line for fault in faults for line in _fault_lines(fault)]
     heading = "a setting cannot be used:" if len(lines) == 1 else f"{len(lines)} settings cannot be used:"
     return "\n".join(
         [heading, *(f"  {line}" for line in lines), "`hookpost config` shows all settings and their meaning."]

@@ -87,10 +87,11 @@ from pg_inherits i where i.inhparent = 'attempts'::regclass
 
 
 class Server:
-    """``with Server(settings) as server``; settings as in Settings, e.g. ``workers=2``."""
+    """``with Server(settings) as server``; settings as in Settings, e.g. ``workers=2``. One process of each kind unless
+    they say otherwise, on however many cores: as many as ``bare`` has."""
 
     def __init__(self, **settings: object) -> None:
-        self.settings = {"allow_networks": "127.0.0.0/8", "port": 0, **settings}
+        self.settings = {"allow_networks": "127.0.0.0/8", "port": 0, "api_processes": 1, "workers": 1, **settings}
         self.url = ""
         self.key = ""
         self.admin_key = ""
