@@ -67,6 +67,8 @@ class _Watch:
         # By node: when it saw the last failure of a receiver that it may have a breaker open for, and how long that may be.
         self.sick: dict[_Receiver, dict[str, tuple[float, float]]] = defaultdict(dict)
         self.back_at = 0.0
+        # A worker's clock never goes back: it stands until the database's is there again. What is seen then ends later.
+        self.stands_until = 0.0
         self.unrest_until = 0.0
         # Written down or not: its worker may have lost the shard meanwhile.
         self.failed_retries: deque[tuple[float, UUID]] = deque()
@@ -84,7 +86,13 @@ class _Watch:
         config = self.config[endpoint_id]
         return config.tenant_id, config.url.split("/")[2]
 
-    def go_back(self, at: float, by_s: float) -> None:
+    def go_on(self, at: float, by_s: float) -> None:
+        """The database's clock was set, forward or back."""
+        self.ahead_s += by_s
+        self.stands_until = max(self.stands_until, at) - by_s
+        self._go_back(at, max(0.0, -by_s))
+
+    def _go_back(self, at: float, by_s: float) -> None:
         """The database's clock, by which all of them wait, lives through this time again."""
         for until in (self.busy_until, self.claimed_until):
             for each in until:
@@ -106,10 +114,10 @@ class _Watch:
 
     def answered(self, entry: Answered) -> None:
         """What the receiver's breaker and its hold may be now."""
-        key = self.receiver(entry.endpoint_id)
+        key, seen_at = self.receiver(entry.endpoint_id), max(entry.at, self.stands_until)
         if entry.error is not None and entry.span in self.retries:
-            self.failed_retries.append((entry.at, key[0]))
-        until = entry.at + (entry.retry_after_s or 0.0)
+            self.failed_retries.append((seen_at, key[0]))
+        until = seen_at + entry.retry_after_s if entry.retry_after_s else entry.at
         self.busy_until[entry.endpoint_id] = max(until, self.busy_until[entry.endpoint_id])
         if entry.error is None:
             self.in_a_row[entry.node, key] = 0
@@ -120,7 +128,7 @@ class _Watch:
             return
         self.in_a_row[entry.node, key] += 1
         if self.in_a_row[entry.node, key] >= FAILURES:
-            self.sick[key][entry.node] = entry.at, entry.at + PAUSE_S + PROBE_S
+            self.sick[key][entry.node] = entry.at, seen_at + PAUSE_S + PROBE_S
 
     def sick_until(self, receiver: _Receiver) -> float:
         """Until when any worker may have its breaker open."""
@@ -193,8 +201,7 @@ def judge(trace: Trace) -> None:
                 watch.last[entry.shard] = entry.seq
                 watch.ahead_s = watch.ahead_s or entry.created_at - entry.at
             case Jumped() if entry.whose == "database" and watch.ahead_s:
-                watch.ahead_s += entry.by_s
-                watch.go_back(entry.at, max(0.0, -entry.by_s))
+                watch.go_on(entry.at, entry.by_s)
             case Configured():
                 watch.config[entry.endpoint_id] = entry
                 if entry.ordered or entry.rate_limit is not None:

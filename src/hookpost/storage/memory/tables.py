@@ -215,13 +215,6 @@ class Database:
         """The time."""
         return at(self._clock())
 
-    def newest_generation(self, event_id: UUID) -> int:
-        """The highest number that anything recorded of the event bears, in the journal, of its attempts and deaths."""
-        found = [event.generation for event in self.by_event[event_id]]
-        found += [row[_GENERATION] for rows in self.attempts.values() for row in rows if row[_EVENT] == event_id]
-        found += [dead.letter.generation for (of, _), dead in self.dead.items() if of == event_id]
-        return max(found)
-
     def today(self) -> int:
         """The day."""
         return day_of(self._clock(), self.day_s)
@@ -278,6 +271,13 @@ class Database:
         """The event as it was posted, if it is to be seen."""
         rows = (event for event in self.by_event.get(event_id, ()) if event.day not in self.detached)
         return next((event for event in rows if event.kind == Kind.DELIVER), None)
+
+    def newest_generation(self, event_id: UUID) -> int:
+        """The highest number that anything recorded of the event bears, in the journal, of its attempts and deaths."""
+        found = [event.generation for event in self.by_event[event_id]]
+        found += [row[_GENERATION] for rows in self.attempts.values() for row in rows if row[_EVENT] == event_id]
+        found += [dead.letter.generation for (of, _), dead in self.dead.items() if of == event_id]
+        return max(found)
 
     # ---- what is settled ----------------------------------------------------------------------------------------
 
