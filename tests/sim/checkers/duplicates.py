@@ -68,10 +68,18 @@ def judge(trace: Trace) -> None:
     if not any(trace.of(Ended)):
         return
     jumps = [(entry.at, entry.by_s) for entry in trace.of(Jumped) if entry.whose == "database" and entry.by_s > 0]
+
+    def ahead_s(at: float) -> float:
+        """How much sooner than its owner knew a lease may have ended then."""
+        return sum(by_s for jump, by_s in jumps if at - LEASE_S < jump <= at)
+
     for span, answer in answers.items():
         if span in recorded or answer.node in killed:
             continue
         request = sent[span]
-        claimed = [c.at for shard in shards[request.event_id] for c in claims[shard] if c.node != answer.node]
-        lost = any(request.at < at + sum(by_s for jump, by_s in jumps if at - LEASE_S < jump <= at) for at in claimed)
+        claimed = [c for shard in shards[request.event_id] for c in claims[shard]]
+        lost = any(
+            request.at < claim.at or (claim.node != answer.node and request.at < claim.at + ahead_s(claim.at))
+            for claim in claimed
+        )
         check(lost, "an answered request was not recorded:", answer)
