@@ -44,6 +44,8 @@ TOLD_S = 2.0
 LIFTED_S = 15.0
 # So many workers share the floor of the retry budget.
 WORKERS_MAX = 4
+# A failure counts for a minute, by a clock that may go a little slower.
+BUDGET_S = 65.0
 _Receiver = tuple[UUID, str]
 _Lane = tuple[int, UUID]
 
@@ -77,6 +79,7 @@ class _Watch:
         self.floor = 0
         # Until when a tenant may have been short of the retry budget, and when anything was sent: retries that are under
         # way take their part of it, too.
+        self.short: set[UUID] = set()
         self.short_until: dict[UUID, float] = defaultdict(float)
         self.sent_at = 0.0
         # What the database's clock shows more than the true time.
@@ -148,12 +151,15 @@ class _Watch:
 
     def short_of_budget(self, now: float) -> set[UUID]:
         """The tenants whose share of the retry budget the failures of the last minute may have used up, on one worker."""
-        while self.failed_retries and self.failed_retries[0][0] < now - 65.0:
-            self.failed_retries.popleft()
+        while self.failed_retries and self.failed_retries[0][0] < now - BUDGET_S:
+            over_at = self.failed_retries.popleft()[0] + BUDGET_S
+            # Nothing may have happened since it was looked last.
+            self.short_until.update({each: max(over_at, self.short_until[each]) for each in self.short})
         size, used = -(-self.floor // WORKERS_MAX), Counter(tenant_id for _, tenant_id in self.failed_retries)
         share = size // (len(used) + 2)
         tenants = {config.tenant_id for config in self.config.values()}
-        return {each for each in tenants if used and (used[each] >= share or used.total() >= size - share)}
+        self.short = {each for each in tenants if used and (used[each] >= share or used.total() >= size - share)}
+        return self.short
 
     def free_of_budget_since(self, tenant_id: UUID) -> float:
         """Where the budget is small, retries wait for each other: nothing is said while any is sent."""
