@@ -130,6 +130,12 @@ def test_settings_that_exclude_each_other_are_refused(settings: dict[str, object
     assert said in str(refused.value)
 
 
+def test_what_hangs_on_a_setting_that_is_wrong_is_no_fault_of_its_own() -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(shards=0)
+    assert str(refused.value).count("HOOKPOST_") == 1
+
+
 def test_all_faults_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOKPOST_PORT", "70000")
     monkeypatch.setenv("HOOKPOST_SHARDS", "0")

@@ -21,6 +21,7 @@ import asyncpg
 import pytest
 from standardwebhooks import Webhook
 
+from hookpost.app import cores
 from hookpost.storage.postgres.embedded import find_running
 from tests.conftest import in_database
 from tests.e2e.harness import (
@@ -409,7 +410,7 @@ async def test_config_shows_every_setting_and_masks_secrets(place: Path) -> None
     )
     assert ended.code == 0, ended.err
     assert "canary" not in ended.out + ended.err
-    assert re.search(r"HOOKPOST_WORKERS=3  \(default [124]\)", ended.out)
+    assert f"HOOKPOST_WORKERS=3  (default {cores.workers(cores.usable(), 8)})" in ended.out
     assert re.search(r"^HOOKPOST_DATABASE_URL=postgresql://user:\*+@db.example:5432/hookpost", ended.out, re.MULTILINE)
     settings = re.findall(r"^(HOOKPOST_\w+)=", ended.out, re.MULTILINE)
     assert len(settings) == len(set(settings)) > 30

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from tests.sim.system.trace import Answered, Began, Configured, Jumped, Sent, Settled, Stored, Trace, Waits, check
+from tests.sim.system.trace import Answered, Began, Configured, Sent, Settled, Stored, Trace, Waits, check
 
 WINDOW_S = 60.0
 # Books are kept by the second, at both ends of the window; clocks are corrected by fractions of one.
@@ -37,7 +37,7 @@ class _Retry:
 
 def judge(trace: Trace) -> None:
     began = next(trace.of(Began))
-    jumps = [(entry.at, entry.by_s) for entry in trace.of(Jumped) if entry.whose == "database" and entry.by_s > 0]
+    jumps = list(trace.set_forward())
     answers: dict[str, list[float]] = defaultdict(list)
     for entry in trace.of(Answered):
         answers[entry.node].append(entry.at)

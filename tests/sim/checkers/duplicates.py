@@ -15,7 +15,6 @@ from tests.sim.system.trace import (
     Arrived,
     Claimed,
     Ended,
-    Jumped,
     Killed,
     Sent,
     Settled,
@@ -67,7 +66,7 @@ def judge(trace: Trace) -> None:
                     arrived[key[:2]] = [span for span in others if span not in earlier]
     if not any(trace.of(Ended)):
         return
-    jumps = [(entry.at, entry.by_s) for entry in trace.of(Jumped) if entry.whose == "database" and entry.by_s > 0]
+    jumps = list(trace.set_forward())
 
     def ahead_s(at: float) -> float:
         """How much sooner than its owner knew a lease may have ended then."""

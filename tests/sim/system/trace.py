@@ -340,6 +340,10 @@ class Trace:
         """All entries of these kinds."""
         return (entry for entry in self.entries if isinstance(entry, kinds))
 
+    def set_forward(self) -> Iterator[tuple[float, float]]:
+        """When the database's clock was set forward, and by how many seconds."""
+        return ((jump.at, jump.by_s) for jump in self.of(Jumped) if jump.whose == "database" and jump.by_s > 0)
+
     @property
     def digest(self) -> str:
         """Sixteen hex digits."""

@@ -413,9 +413,7 @@ def _one_of_each(server: Server, form: bytes, hosts: Sequence[Listener]) -> list
     in no order: in turn, a cache smaller than the round would never hit."""
     types = [f"{RECEIVER_TYPE}{number:03}" for number in range(len(hosts))]
     for host, type_ in zip(hosts, types, strict=True):
-        server.call(
-            "POST", "/v1/webhook_endpoints", {"url": host.url, "events": [type_], "secret": show_secret(FILLED_KEY)}
-        )
+        server.subscribe([host], events=[type_], secret=show_secret(FILLED_KEY))
     random.Random(1).shuffle(types)  # noqa: S311 - an order, no secret
     return [form.replace(EVENT_TYPE.encode(), type_.encode(), 1) for type_ in types]
 
